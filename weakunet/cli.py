@@ -1,0 +1,109 @@
+"""What every command shares: one-line errors, files that are whole or absent, progress.
+
+A user's mistake (a missing file, a bad count, no GPU, a full disk) is raised as `InputError` with one
+line that names the file and the mend; `command` prints that line and exits with code 2. Every file is
+written beside its final name and then renamed, so that an interruption leaves the old file or none.
+"""
+
+import contextlib
+import csv
+import errno
+import functools
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class InputError(Exception):
+    """Bad input: one line that names the file and says how to mend it."""
+
+
+def command(main):
+    """Wrap a command's `main(argv=None)`: errors a user can mend become one line and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        try:
+            return main(argv)
+        except InputError as error:
+            message = str(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            message = f"{error.filename or 'output'}: {error.strerror}; free space or choose another folder"
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary path beside `path` with its suffixes; on success it replaces `path` in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix="".join(path.suffixes))
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())
+    try:
+        yield Path(name)
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path, text):
+    """Write `text` (UTF-8) to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON to `path` atomically; NaN is written as null."""
+    write_text(path, json.dumps(_without_nan(value), indent=2) + "\n")
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def write_csv(path, header, rows):
+    """Write a CSV table (`header`: column names, `rows`: sequences) to `path` atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def progress(items, what, total=None):
+    """Iterate over `items` showing progress: a bar on a terminal, about ten plain lines elsewhere."""
+    total = len(items) if total is None else total
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=total, leave=False)
+        return
+    every = max(1, total // 10)
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done % every == 0 or done == total:
+            print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
