@@ -1,0 +1,80 @@
+"""3D convolution, zero padded, stride 1 (a cross-correlation, as everywhere in deep learning).
+
+    y[n, o, z, y, x] = b[o] + sum_{c, i, j, m} w[o, c, i, j, m] x[n, c, z+i-p, y+j-p, x+m-p]
+
+with p = (k-1)/2 and x zero outside the volume. Read it as k*k*k "taps": each is one matrix product
+of w[:, :, i, j, m] (C_out, C_in) with the input shifted by that tap. `conv3d_forward` and
+`conv3d_backward` say just that and are the reference; the class `Conv3D` computes the same numbers
+with conv3d_fast.py.
+"""
+
+import numpy as np
+
+from weakunet.layers import conv3d_fast
+
+
+def _pad(x, k):
+    p = (k - 1) // 2
+    return np.pad(x, ((0, 0), (0, 0), (p, p), (p, p), (p, p)))
+
+
+def _window(x, k, tap):
+    """What tap (i, j, m) of k x k x k sees of the padded x (N, C, D+k-1, H+k-1, W+k-1): a view."""
+    return x[(..., *(slice(t, t + n - k + 1) for t, n in zip(tap, x.shape[2:], strict=True)))]
+
+
+def conv3d_forward(x, w, b):
+    """Convolve x (N, C_in, D, H, W) with w (C_out, C_in, k, k, k), k odd, and add b (C_out,).
+
+    Returns y (N, C_out, D, H, W).
+    """
+    k, padded = w.shape[-1], _pad(x, w.shape[-1])
+    y = np.zeros((w.shape[0], x.shape[0], *x.shape[2:]), x.dtype)  # (C_out, N, D, H, W)
+    for tap in np.ndindex(k, k, k):
+        y += np.tensordot(w[(..., *tap)], _window(padded, k, tap), axes=(1, 1))
+    return np.ascontiguousarray(y.swapaxes(0, 1)) + b[:, None, None, None]
+
+
+def conv3d_backward(dy, x, w):
+    """Gradients of a loss in x, w and b, from its gradient dy (N, C_out, D, H, W) in y.
+
+    Each tap gave y += w_tap window, so dw_tap = dy window^T, and the window of dx gets w_tap^T dy.
+    Returns dx, dw, db with the shapes of x, w, b.
+    """
+    k, p, padded = w.shape[-1], (w.shape[-1] - 1) // 2, _pad(x, w.shape[-1])
+    dpadded, dw = np.zeros_like(padded), np.empty_like(w)
+    for tap in np.ndindex(k, k, k):
+        window = _window(padded, k, tap)
+        dw[(..., *tap)] = np.tensordot(dy, window, axes=((0, 2, 3, 4), (0, 2, 3, 4)))
+        dwindow = _window(dpadded, k, tap)
+        dwindow += np.tensordot(w[(..., *tap)], dy, axes=(0, 1)).swapaxes(0, 1)
+    dx = dpadded[(..., *(slice(p, p + n) for n in x.shape[2:]))]
+    return np.ascontiguousarray(dx), dw, dy.sum(axis=(0, 2, 3, 4))
+
+
+class Conv3D:
+    """A convolution layer; weights Gaussian of variance 2 / (C_in k^3) (He et al. 2015), bias zero.
+
+    k is 1 or 3. The first layer of a network passes `needs_dx=False`: nobody asks for the gradient
+    in the image, and its backward then returns None.
+    """
+
+    def __init__(self, c_in, c_out, k=3, *, rng, dtype=np.float32, needs_dx=True):
+        std = np.sqrt(2 / (c_in * k**3))
+        w = rng.normal(0, std, (c_out, c_in, k, k, k)).astype(dtype)
+        self.params = {"w": w, "b": np.zeros(c_out, dtype)}
+        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
+        self.needs_dx = needs_dx
+        self.x = None
+
+    def forward(self, x):
+        """x (N, C_in, D, H, W) -> y (N, C_out, D, H, W); keeps x for backward."""
+        self.x = x
+        return conv3d_fast.forward(x, self.params["w"], self.params["b"])
+
+    def backward(self, dy):
+        """dy (N, C_out, D, H, W) -> dx (N, C_in, D, H, W) or None; sets grads, lets go of x."""
+        x, self.x = self.x, None
+        dx, dw, db = conv3d_fast.backward(dy, x, self.params["w"], needs_dx=self.needs_dx)
+        self.grads["w"], self.grads["b"] = dw, db
+        return dx
