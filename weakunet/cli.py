@@ -1,8 +1,9 @@
 """What every command shares: one-line errors, files that are whole or absent, progress.
 
-A user's mistake (a missing file, a bad count, no GPU, a full disk) is raised as `InputError` with one
-line that names the file and the mend; `command` prints that line and exits with code 2. Every file is
-written beside its final name and then renamed, so that an interruption leaves the old file or none.
+A user's mistake (a missing file, a bad count, no GPU, a full disk) is raised as `InputError` with
+one line that names the file and the mend; `command` prints that line and exits with code 2. Every
+file is written beside its final name and then renamed, so that an interruption leaves the old file
+or none.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ class InputError(Exception):
 
 
 def command(main):
-    """Wrap a command's `main(argv=None)`: errors a user can mend become one line and exit code 2."""
+    """Wrap a command's `main(argv=None)`: a user's mistake becomes one line and exit code 2."""
 
     @functools.wraps(main)
     def wrapped(argv=None):
@@ -47,10 +48,12 @@ def command(main):
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Yield a temporary path beside `path` with its suffixes; on success it replaces `path` in one step."""
+    """Yield a temporary path beside `path`, same suffixes; on success it replaces `path` at once."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix="".join(path.suffixes))
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=".writing-", suffix="".join(path.suffixes)
+    )
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())
     try:
@@ -97,7 +100,7 @@ def write_csv(path, header, rows):
 
 
 def progress(items, what, total=None):
-    """Iterate over `items` showing progress: a bar on a terminal, about ten plain lines elsewhere."""
+    """Iterate over `items` with a bar on a terminal and about ten plain lines elsewhere."""
     total = len(items) if total is None else total
     if sys.stderr.isatty():
         yield from tqdm(items, desc=what, total=total, leave=False)

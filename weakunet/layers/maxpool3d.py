@@ -1,0 +1,73 @@
+"""Max pooling over 2x2x2 blocks (paper, section 2.2).
+
+y[d,h,w] = max of x[2d:2d+2, 2h:2h+2, 2w:2w+2].
+
+
+Backward hands dy to the block's maximum and 0 to the other seven voxels. When several voxels tie,
+the FIRST in memory order wins (z, then y, then x), on the CPU and on the GPU alike. Sizes must be
+even.
+"""
+
+import numpy as np
+
+
+def _require_even(x):
+    for axis, name in zip((2, 3, 4), "DHW", strict=True):
+        if x.shape[axis] % 2:
+            raise ValueError(
+                f"MaxPool3D: {name} = {x.shape[axis]} is odd (input {x.shape}); pad the volume to an even size"
+            )
+
+
+def maxpool3d_forward(x):
+    """Pool (N, C, D, H, W) by 2 along D, H and W.
+
+    Returns
+    -------
+    y: (N, C, D/2, H/2, W/2).
+    winner: uint8 of y's shape, the place 4*dz + 2*dy + dx of the maximum in its block.
+
+    Raises ValueError when D, H or W is odd.
+    """
+    _require_even(x)
+    # x first, then y, then z: at each step a tie keeps the lower index, so the first in memory
+    # order wins.
+    left, right = x[..., 0::2], x[..., 1::2]
+    y, winner = np.maximum(left, right), (right > left).view(np.uint8)
+    for axis, step in ((3, 2), (2, 4)):
+        low, high = _halves(y, axis)
+        low_winner, high_winner = _halves(winner, axis)
+        y = np.maximum(low, high)
+        winner = np.where(high > low, high_winner + np.uint8(step), low_winner)
+    return y, winner
+
+
+def _halves(x, axis):
+    even = [slice(None)] * x.ndim
+    odd = list(even)
+    even[axis], odd[axis] = slice(0, None, 2), slice(1, None, 2)
+    return x[tuple(even)], x[tuple(odd)]
+
+
+def maxpool3d_backward(dy, winner):
+    """dx (N, C, 2D, 2H, 2W) from dy (N, C, D, H, W) and the winners of the forward pass."""
+    n, c, d, h, w = dy.shape
+    dx = np.empty((n, c, d, 2, h, 2, w, 2), dy.dtype)
+    for place in range(8):
+        dz, dy_, dx_ = place >> 2, place >> 1 & 1, place & 1
+        dx[:, :, :, dz, :, dy_, :, dx_] = dy * (winner == place)
+    return dx.reshape(n, c, 2 * d, 2 * h, 2 * w)
+
+
+class MaxPool3D:
+    """2x2x2 max pooling that remembers which voxel won."""
+
+    def forward(self, x, keep=True):
+        y, winner = maxpool3d_forward(x)
+        self.winner = winner if keep else None
+        return y
+
+    def backward(self, dy):
+        dx = maxpool3d_backward(dy, self.winner)
+        self.winner = None
+        return dx

@@ -1,0 +1,32 @@
+"""Nearest-neighbour upsampling by 2x2x2 (paper, section 2.2; the kind is ours).
+
+y[d,h,w] = x[d//2, h//2, w//2].
+Backward: every input voxel was copied eight times, so its gradient is the sum of the eight.
+"""
+
+import numpy as np
+
+
+def upsample3d_forward(x):
+    """(N, C, D, H, W) -> (N, C, 2D, 2H, 2W), each voxel repeated along D, H and W."""
+    n, c, d, h, w = x.shape
+    y = np.empty((n, c, d, 2, h, 2, w, 2), x.dtype)
+    y[:] = x[:, :, :, None, :, None, :, None]
+    return y.reshape(n, c, 2 * d, 2 * h, 2 * w)
+
+
+def upsample3d_backward(dy):
+    """(N, C, 2D, 2H, 2W) -> (N, C, D, H, W), the sum over each 2x2x2 block."""
+    dx = dy[:, :, 0::2] + dy[:, :, 1::2]
+    dx = dx[:, :, :, 0::2] + dx[:, :, :, 1::2]
+    return dx[..., 0::2] + dx[..., 1::2]
+
+
+class Upsample3D:
+    """Nearest-neighbour upsampling; nothing to remember."""
+
+    def forward(self, x, keep=True):
+        return upsample3d_forward(x)
+
+    def backward(self, dy):
+        return upsample3d_backward(dy)
