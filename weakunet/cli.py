@@ -36,7 +36,8 @@ def command(main):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise
-            message = f"{error.filename or 'output'}: {error.strerror}; free space or choose another folder"
+            where = error.filename or "output"
+            message = f"{where}: {error.strerror}; free space or choose another folder"
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
@@ -48,7 +49,7 @@ def command(main):
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Yield a temporary path beside `path`, same suffixes; on success it replaces `path` at once."""
+    """Yield a temporary path beside `path`; on success it replaces `path` in one step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(

@@ -67,9 +67,9 @@ class Conv3D:
         self.needs_dx = needs_dx
         self.x = None
 
-    def forward(self, x):
-        """x (N, C_in, D, H, W) -> y (N, C_out, D, H, W); keeps x for backward."""
-        self.x = x
+    def forward(self, x, keep=True):
+        """x (N, C_in, D, H, W) -> y (N, C_out, D, H, W); `keep`s x for backward."""
+        self.x = x if keep else None
         return conv3d_fast.forward(x, self.params["w"], self.params["b"])
 
     def backward(self, dy):

@@ -4,9 +4,8 @@ Three mappings g, each with the gradient it sends back:
   max   the largest voxel (the paper's worked example); all of the gradient goes to that one voxel.
   mean  the mean over all voxels; every voxel gets an equal, tiny share.
   lmax  the mean of local maxima (ours, not the paper's): the largest voxel of each k x k x k block,
-  then the mean over
-        the blocks. It adds up over lesions like the mean, and its gradient reaches one voxel a
-        block like the max.
+        then the mean over the blocks. It adds up over lesions like the mean, and its gradient
+        reaches one voxel a block, as the max's does.
 Ties go to the first voxel in memory order. A last block that does not fit is simply smaller.
 """
 

@@ -1,8 +1,6 @@
 """Max pooling over 2x2x2 blocks (paper, section 2.2).
 
 y[d,h,w] = max of x[2d:2d+2, 2h:2h+2, 2w:2w+2].
-
-
 Backward hands dy to the block's maximum and 0 to the other seven voxels. When several voxels tie,
 the FIRST in memory order wins (z, then y, then x), on the CPU and on the GPU alike. Sizes must be
 even.
@@ -15,7 +13,7 @@ def _require_even(x):
     for axis, name in zip((2, 3, 4), "DHW", strict=True):
         if x.shape[axis] % 2:
             raise ValueError(
-                f"MaxPool3D: {name} = {x.shape[axis]} is odd (input {x.shape}); pad the volume to an even size"
+                f"MaxPool3D: {name} = {x.shape[axis]} is odd (input {x.shape}); pad to an even size"
             )
 
 

@@ -1,0 +1,173 @@
+"""WeakUNet: the paper's 3D regression fully convolutional network (section 2.2, Fig. 1).
+
+    scan S -> encoder -> decoder -> feature maps f -> global pooling x = G(f) -> count = w . x + b
+                                        |                                            (eq. 2)
+                                        +--> heatmap M = sum_i w_i f_i               (eq. 3)
+
+The encoder alternates 3x3x3 convolutions (each followed by a ReLU) with 2x2x2 max pooling, the
+decoder goes back up by nearest-neighbour upsampling and concatenates the encoder's maps of the same
+size. [paper] family, ReLU, 2x2x2 pooling and upsampling, skip connections, pooling, eqs. 1-3.
+[ours, the paper leaves them open] the number of levels and maps, max pooling, concatenation.
+
+Ours, too: the pooled features are standardised, (x_i - mean_i) / std_i, with running averages over
+the training scans that are held constant in backward. Without it the last layer's scale depends on
+the volume's size and mean pooling does not learn. It is a rescaling of w and b and nothing else:
+`head()` gives the w and b of eqs. 2 and 3 in terms of the features themselves.
+"""
+
+import numpy as np
+
+from weakunet.layers.concat import Concat
+from weakunet.layers.conv3d import Conv3D, conv3d_forward
+from weakunet.layers.globalpool3d import GlobalPool3D
+from weakunet.layers.linear import Linear
+from weakunet.layers.maxpool3d import MaxPool3D
+from weakunet.layers.relu import ReLU
+from weakunet.layers.upsample3d import Upsample3D
+
+# Intensities in [0, 1] are spread around 0 before the first convolution (ours): learning is faster.
+INPUT_CENTRE, INPUT_GAIN = 0.4, 4.0
+
+
+class WeakUNet:
+    """The network; `forward` and `backward` to train, `predict` for the count and the heatmap.
+
+    Parameters
+    ----------
+    channels: feature maps per level, from the input's size down; the last is the bottom.
+    convs_per_level: 3x3x3 convolutions per level, going down and going up.
+    pooling: 'max' | 'mean' | 'lmax'; block: edge of lmax's blocks, in voxels (see globalpool3d.py).
+    rng: draws the Gaussian weights. dtype: float32, or float64 for gradient checks.
+
+    The paper's scale is channels=(32, 64, 128), convs_per_level=2. Sizes must divide by `multiple`.
+    """
+
+    def __init__(
+        self,
+        channels=(8, 16, 32),
+        convs_per_level=1,
+        pooling="lmax",
+        block=8,
+        *,
+        rng,
+        dtype=np.float32,
+    ):
+        self.settings = {
+            "channels": list(channels),
+            "convs_per_level": convs_per_level,
+            "pooling": pooling,
+            "block": block,
+        }
+        self.multiple = 2 ** (len(channels) - 1)
+
+        def level(c_in, c_out, first=False):
+            """[convolution, ReLU, convolution, ReLU, ...]"""
+            stack = []
+            for i in range(convs_per_level):
+                c = c_in if i == 0 else c_out
+                needs_dx = not (first and i == 0)  # nobody asks for the gradient in the image
+                stack += [Conv3D(c, c_out, rng=rng, dtype=dtype, needs_dx=needs_dx), ReLU()]
+            return stack
+
+        maps_in = (1, *channels)
+        self.encoder = [
+            level(maps_in[i], maps_in[i + 1], first=i == 0) for i in range(len(channels))
+        ]
+        self.pools = [MaxPool3D() for _ in channels[1:]]
+        self.ups = [Upsample3D() for _ in channels[1:]]
+        self.concats = [Concat() for _ in channels[1:]]
+        self.decoder = [
+            level(channels[i] + channels[i + 1], channels[i]) for i in range(len(channels) - 1)
+        ]
+        self.global_pool = GlobalPool3D(pooling, block)
+        self.linear = Linear(channels[0], rng=rng, dtype=dtype)
+        self.pool_mean = np.zeros(channels[0], dtype)
+        self.pool_std = np.ones(channels[0], dtype)
+
+    # -- the passes ---------------------------------------------------------------------------
+
+    def features(self, scans, keep=False):
+        """The last feature maps f (N, C, D, H, W) of scans (N, 1, D, H, W) in [0, 1]."""
+        h = (scans - INPUT_CENTRE) * INPUT_GAIN
+        skips = []
+        for i, stack in enumerate(self.encoder):
+            h = _forward(stack, h, keep)
+            if i < len(self.pools):
+                skips.append(h)
+                h = self.pools[i].forward(h, keep)
+        for i in reversed(range(len(self.decoder))):
+            h = self.concats[i].forward(skips.pop(), self.ups[i].forward(h))
+            h = _forward(self.decoder[i], h, keep)
+        return h
+
+    def forward(self, scans):
+        """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
+        self.pooled = self.global_pool.forward(self.features(scans, keep=True))
+        return self.linear.forward((self.pooled - self.pool_mean) / self.pool_std)
+
+    def backward(self, dcount):
+        """Set all gradients from the loss's gradient dcount (N,) in the predicted counts."""
+        dpooled = self.linear.backward(dcount) / self.pool_std
+        dh = self.global_pool.backward(dpooled)
+        dskips = []
+        for i in range(len(self.decoder)):
+            dh = _backward(self.decoder[i], dh)
+            dskip, dh = self.concats[i].backward(dh)
+            dskips.append(dskip)
+            dh = self.ups[i].backward(dh)
+        for i in reversed(range(len(self.encoder))):
+            if i < len(self.pools):
+                # a skip connection splits the forward path in two, so here two gradients add up
+                dh = self.pools[i].backward(dh) + dskips.pop()
+            dh = _backward(self.encoder[i], dh)
+
+    def predict(self, scans):
+        """Counts (N,) and heatmaps (N, 1, D, H, W) of scans, from one pass (eqs. 2 and 3)."""
+        f = self.features(scans)
+        w, b = self.head()
+        heatmap = conv3d_forward(f, w.reshape(1, -1, 1, 1, 1), w[:1] * 0)
+        return self.global_pool.forward(f, keep=False) @ w + b, heatmap
+
+    def head(self):
+        """w (C,) and b (1,) of eqs. 2 and 3: the standardisation folded into the last layer."""
+        w = self.linear.params["w"] / self.pool_std
+        return w, self.linear.params["b"] - w @ self.pool_mean
+
+    # -- the parameters -----------------------------------------------------------------------
+
+    def _learning_layers(self):
+        for i, stack in enumerate(self.encoder):
+            yield from ((f"encoder{i}.conv{j}", conv) for j, conv in enumerate(stack[::2]))
+        for i, stack in enumerate(self.decoder):
+            yield from ((f"decoder{i}.conv{j}", conv) for j, conv in enumerate(stack[::2]))
+        yield "linear", self.linear
+
+    @property
+    def params(self):
+        """name -> array of every learnt parameter, the arrays themselves."""
+        return {
+            f"{layer_name}.{name}": value
+            for layer_name, layer in self._learning_layers()
+            for name, value in layer.params.items()
+        }
+
+    @property
+    def grads(self):
+        """name -> gradient, as the last backward left them."""
+        return {
+            f"{layer_name}.{name}": value
+            for layer_name, layer in self._learning_layers()
+            for name, value in layer.grads.items()
+        }
+
+
+def _forward(stack, h, keep):
+    for layer in stack:
+        h = layer.forward(h, keep)
+    return h
+
+
+def _backward(stack, dh):
+    for layer in reversed(stack):
+        dh = layer.backward(dh)
+    return dh
