@@ -160,6 +160,25 @@ class WeakUNet:
             for name, value in layer.grads.items()
         }
 
+    def state(self):
+        """name -> array of everything that a checkpoint keeps: parameters and running averages."""
+        return {**self.params, "pool.mean": self.pool_mean, "pool.std": self.pool_std}
+
+    def load_state(self, arrays):
+        """Copy `arrays` (as from `state`) into the network.
+
+        Raises ValueError when names or shapes differ, or a value is not finite.
+        """
+        own = self.state()
+        if own.keys() != arrays.keys():
+            raise ValueError(f"its parameters differ: {sorted(own.keys() ^ arrays.keys())[:4]} ...")
+        for name, value in own.items():
+            if value.shape != arrays[name].shape:
+                raise ValueError(f"{name} is {arrays[name].shape}, expected {value.shape}")
+            if not np.isfinite(arrays[name]).all():
+                raise ValueError(f"{name} holds NaN or infinity")
+            value[...] = arrays[name]
+
 
 def _forward(stack, h, keep):
     for layer in stack:

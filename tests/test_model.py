@@ -1,0 +1,121 @@
+"""The network: identities of eqs. 2 and 3, its whole backward, and PyTorch where installed."""
+
+import numpy as np
+import pytest
+
+from weakunet.gradcheck import check_direction
+from weakunet.loss import mse_backward, mse_forward
+from weakunet.model import WeakUNet
+
+
+def network(pooling, channels=(3, 4, 5), convs_per_level=2, seed=3, standardised=True):
+    rng = np.random.default_rng(seed)
+    model = WeakUNet(channels, convs_per_level, pooling, 3, rng=rng, dtype=np.float64)
+    if standardised:
+        model.pool_mean[:] = rng.normal(size=channels[0])
+        model.pool_std[:] = rng.uniform(0.5, 2, channels[0])
+    return model, rng
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "lmax"])
+def test_backward_of_the_whole_network_along_a_random_direction(pooling):
+    model, rng = network(pooling)
+    scans, counts = rng.random((2, 1, 8, 4, 12)), np.array([1.0, 5.0])
+    model.backward(mse_backward(model.forward(scans), counts))
+    grads = model.grads
+    assert grads.keys() == model.params.keys()
+    error = check_direction(
+        lambda: mse_forward(model.forward(scans), counts), model.params, grads, rng
+    )
+    assert error < 1e-6
+
+
+def test_mean_of_heatmap_plus_b_is_the_count_with_mean_pooling():
+    model, rng = network("mean")
+    count, heatmap = model.predict(rng.random((2, 1, 4, 8, 8)))
+    assert heatmap.shape == (2, 1, 4, 8, 8)
+    np.testing.assert_allclose(heatmap.mean(axis=(1, 2, 3, 4)) + model.head()[1], count, rtol=1e-12)
+
+
+def test_w_max_f_plus_b_is_the_count_with_max_pooling_and_one_map():
+    model, rng = network("max", channels=(1, 2))
+    scans = rng.random((2, 1, 4, 6, 8))
+    count, heatmap = model.predict(scans)
+    w, b = model.head()
+    f_max = model.features(scans).max(axis=(1, 2, 3, 4))
+    np.testing.assert_allclose(w[0] * f_max + b, count, rtol=1e-12)
+    np.testing.assert_allclose(heatmap, w[0] * model.features(scans), rtol=1e-12)
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "lmax"])
+def test_count_is_the_same_in_training_and_testing(pooling):
+    model, rng = network(pooling)
+    scans = rng.random((3, 1, 8, 8, 4))
+    np.testing.assert_allclose(model.forward(scans), model.predict(scans)[0], rtol=1e-10)
+
+
+def test_paper_scale_has_the_layers_that_design_says():
+    model = WeakUNet((32, 64, 128), 2, "max", rng=np.random.default_rng(0))
+    shapes = {
+        name: value.shape[:2] for name, value in model.params.items() if name.endswith("v0.w")
+    }
+    assert shapes == {
+        "encoder0.conv0.w": (32, 1),
+        "encoder1.conv0.w": (64, 32),
+        "encoder2.conv0.w": (128, 64),
+        "decoder1.conv0.w": (64, 192),
+        "decoder0.conv0.w": (32, 96),
+    }
+    assert model.params["decoder0.conv1.w"].shape == (32, 32, 3, 3, 3)
+    assert model.multiple == 4
+
+
+def test_two_networks_are_the_same_bits_when_their_seed_is():
+    first, second = (network("lmax", seed=5)[0].params for _ in range(2))
+    other = network("lmax", seed=6)[0].params
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert not np.array_equal(first["encoder0.conv0.w"], other["encoder0.conv0.w"])
+
+
+def test_float32_stays_float32_through_forward_and_backward():
+    model = WeakUNet(rng=np.random.default_rng(0))
+    scans = np.random.default_rng(1).random((2, 1, 8, 8, 8), dtype=np.float32)
+    count = model.forward(scans)
+    model.backward(mse_backward(count, np.zeros(2, np.float32)))
+    assert count.dtype == np.float32
+    assert {value.dtype for value in model.grads.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "lmax"])
+def test_counts_and_gradients_agree_with_pytorch(pooling):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    functional = torch.nn.functional
+    model, rng = network(pooling, convs_per_level=1, standardised=False)
+    scans, counts = rng.random((2, 1, 12, 12, 12)), np.array([2.0, 7.0])
+    theirs = {name: torch.tensor(value, requires_grad=True) for name, value in model.params.items()}
+
+    def level(name, h):
+        w, b = theirs[f"{name}.conv0.w"], theirs[f"{name}.conv0.b"]
+        return functional.conv3d(h, w, b, padding=1).relu()
+
+    h, skips = (torch.tensor(scans) - 0.4) * 4, []
+    for i in range(3):
+        h = level(f"encoder{i}", h if i == 0 else functional.max_pool3d(skips[-1], 2))
+        skips.append(h)
+    for i in (1, 0):
+        up = functional.interpolate(h, scale_factor=2, mode="nearest")
+        h = level(f"decoder{i}", torch.cat((skips[i], up), dim=1))
+    pooled = {
+        "max": lambda f: f.amax((2, 3, 4)),
+        "mean": lambda f: f.mean((2, 3, 4)),
+        "lmax": lambda f: functional.max_pool3d(f, 3).mean((2, 3, 4)),
+    }[pooling](h)
+    prediction = pooled @ theirs["linear.w"] + theirs["linear.b"]
+    ((prediction - torch.tensor(counts)) ** 2).mean().backward()
+
+    count = model.forward(scans)
+    model.backward(mse_backward(count, counts))
+    np.testing.assert_allclose(count, prediction.detach().numpy(), rtol=1e-9)
+    for name, grad in model.grads.items():
+        reference = theirs[name].grad.numpy()
+        np.testing.assert_allclose(grad, reference, rtol=0, atol=1e-9 * np.abs(reference).max())

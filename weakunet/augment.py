@@ -1,0 +1,71 @@
+"""Randomly transformed samples (paper, section 3; which transforms is ours).
+
+A transform is a 3 x 4 matrix that says, for every voxel of the result, where in the scan it comes
+from:
+
+    source (z, y, x) = matrix[:, :3] @ target (z, y, x) + matrix[:, 3]
+
+Flips and whole-voxel shifts move voxels without interpolating. Small rotations and scalings need
+trilinear interpolation, which on a CPU costs many times the training step itself; they are off by
+default there. Lesions are counted, not located, so the label stays as it is.
+"""
+
+import itertools
+
+import numpy as np
+from scipy import ndimage
+
+
+def draw_transform(rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0.0):
+    """Draw the matrix (3, 4) of a random transform about the middle of a volume of `shape`.
+
+    flips: the axes that may be mirrored. shift_vox: whole voxels, at most, along each axis.
+    rotate_deg: at most, about each axis. scale: at most, as a fraction (0.1: 90 to 110 %).
+    Always draws the same number of random numbers, so that one setting does not change the others.
+    """
+    mirror = rng.integers(0, 2, 3)
+    shift = rng.integers(-shift_vox, shift_vox + 1, 3)
+    angles = np.radians(rng.uniform(-rotate_deg, rotate_deg, 3))
+    zoom = 1 + rng.uniform(-scale, scale)
+    linear = np.diag(
+        [-1.0 if m and a in flips else 1.0 for m, a in zip(mirror, "zyx", strict=True)]
+    )
+    if rotate_deg:
+        for angle, (a, b) in zip(angles, itertools.combinations(range(3), 2), strict=True):
+            rotation = np.eye(3)
+            rotation[[a, a, b, b], [a, b, a, b]] = (
+                np.cos(angle),
+                -np.sin(angle),
+                np.sin(angle),
+                np.cos(angle),
+            )
+            linear = linear @ rotation
+    middle = (np.array(shape) - 1) / 2
+    linear = linear * zoom
+    return np.concatenate((linear, (middle - linear @ middle + shift)[:, None]), axis=1)
+
+
+def warp(volume, matrix):
+    """Transform a volume (D, H, W) by `matrix` (3, 4): trilinear, zero outside, same shape."""
+    linear, offset = matrix[:, :3], matrix[:, 3]
+    if np.array_equal(np.abs(linear), np.eye(3)) and np.array_equal(offset, np.round(offset)):
+        return _flip_and_shift(volume, np.diag(linear), offset.astype(int))
+    return ndimage.affine_transform(volume, linear, offset, order=1, mode="grid-constant")
+
+
+def _flip_and_shift(volume, signs, offset):
+    """result[t] = volume[sign * t + offset] where that exists, else 0."""
+    result = np.zeros_like(volume)
+    source, target = [], []
+    for size, sign, start in zip(volume.shape, signs, offset, strict=True):
+        at = np.arange(size)
+        from_ = int(sign) * at + start
+        inside = at[(from_ >= 0) & (from_ < size)]
+        if inside.size == 0:
+            return result
+        first, last = int(sign) * inside[0] + start, int(sign) * inside[-1] + start
+        stop = last + int(sign)
+        source.append(slice(first, stop if stop >= 0 else None, int(sign)))
+        target.append(slice(inside[0], inside[-1] + 1))
+    result[tuple(target)] = volume[tuple(source)]
+    return result
