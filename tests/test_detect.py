@@ -1,0 +1,213 @@
+"""Detection against an independent oracle (plain union-find, one level at a time) and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from weakunet import detect
+from weakunet.cli import InputError
+from weakunet.detect import (
+    components_above,
+    detect_lesions,
+    fill_outside,
+    threshold_for_count,
+    thresholds_for_counts,
+    whole_count,
+)
+
+
+def line(*values):
+    """A map (1, 1, n): along a line, components are runs."""
+    return np.array(values, np.float32).reshape(1, 1, -1)
+
+
+def sweep_by_union_find(heatmap):
+    """All (level, number of components) above the minimum, by plain union-find, voxel by voxel."""
+    parent, sweep = {}, []
+
+    def find(voxel):
+        while parent[voxel] != voxel:
+            voxel = parent[voxel]
+        return voxel
+
+    for level in sorted(set(heatmap.reshape(-1).tolist()), reverse=True)[:-1]:
+        for voxel in map(tuple, np.argwhere(heatmap == level).tolist()):
+            parent[voxel] = voxel
+            for step in np.ndindex(3, 3, 3):
+                other = tuple(v + s - 1 for v, s in zip(voxel, step, strict=True))
+                if other in parent:
+                    parent[find(other)] = find(voxel)
+        sweep.append((level, sum(parent[voxel] == voxel for voxel in parent)))
+    return sweep
+
+
+def rule(sweep, count):
+    """The stated rule, in words turned into Python: stop when reached, nearest, fewer, highest."""
+    swept = []
+    for level, number in sweep:
+        swept.append((level, number))
+        if number >= count:
+            break
+    nearest = min(abs(number - count) for _, number in swept)
+    fewest = min(number for _, number in swept if abs(number - count) == nearest)
+    return next((level, number) for level, number in swept if number == fewest)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 2**14])
+@pytest.mark.parametrize("seed", range(6))
+def test_threshold_on_random_maps_with_ties_follows_the_stated_rule(seed, chunk, monkeypatch):
+    monkeypatch.setattr(detect, "FIRST_CHUNK", chunk)
+    rng = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(rng.standard_normal((6, 8, 11)), 0.7)
+    for step in (0.05, 0.2, 1e-9):  # many ties, very many, none
+        heatmap = np.round(noise / step).astype(np.float32)
+        sweep = sweep_by_union_find(heatmap)
+        most = max(number for _, number in sweep)
+        counts = range(1, most + 3)
+        assert thresholds_for_counts(heatmap, counts) == [rule(sweep, count) for count in counts]
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 2**14])
+def test_sweep_at_every_level_counts_as_labelling_does(chunk, monkeypatch):
+    monkeypatch.setattr(detect, "FIRST_CHUNK", chunk)
+    heatmap = np.random.default_rng(3).integers(0, 40, (7, 9, 10)).astype(float)
+    levels, numbers = map(np.concatenate, zip(*detect.component_numbers(heatmap), strict=True))
+    np.testing.assert_array_equal(levels, np.arange(39, 0, -1))
+    by_label = [ndimage.label(heatmap >= level, np.ones((3, 3, 3)))[1] for level in levels]
+    np.testing.assert_array_equal(numbers, by_label)
+
+
+def test_number_of_components_not_monotone_takes_the_first_level_that_reaches_the_count():
+    # levels 9: 1 component, 8: 2, 7: 3, 6 joins two: 2, 5: 3 again
+    heatmap = line(9, 6, 8, 0, 7, 0, 5, 0)
+    assert threshold_for_count(heatmap, 2) == (8, 2)
+    assert threshold_for_count(heatmap, 3) == (7, 3)
+
+
+def test_diagonal_voxels_are_one_component():
+    heatmap = np.zeros((3, 3, 3))
+    heatmap[0, 0, 0] = heatmap[1, 1, 1] = 1
+    assert threshold_for_count(heatmap, 1) == (1, 1)
+    heatmap[1, 1, 1], heatmap[2, 2, 2] = 0, 1
+    assert threshold_for_count(heatmap, 2) == (1, 2)
+
+
+def test_opposite_faces_of_the_map_do_not_touch():
+    heatmap = np.zeros((4, 4, 4))
+    heatmap[1, 1, 3] = heatmap[1, 2, 0] = heatmap[3, 3, 1] = 1  # the first two are next in memory
+    assert threshold_for_count(heatmap, 3) == (1, 3)
+
+
+def test_count_jumped_over_by_a_tie_takes_the_nearest():
+    heatmap = line(9, 0, 8, 0, 8, 0, 8, 0, 8, 0)  # 1 component, then 5
+    assert threshold_for_count(heatmap, 2) == (9, 1)
+    assert threshold_for_count(heatmap, 4) == (8, 5)
+
+
+def test_count_between_two_equally_near_takes_fewer_components_and_the_higher_level():
+    assert threshold_for_count(line(9, 0, 8, 0, 8, 0, 8, 0, 8, 0), 3) == (9, 1)  # 1 or 5
+    assert threshold_for_count(line(9, 7, 0, 5, 0, 5, 0), 2) == (9, 1)  # 1, 1, then 3
+
+
+def test_sweep_after_a_jump_does_not_go_on_to_merge_blobs_into_the_count():
+    heatmap = line(9, 3, 9, 3, 9, 3, 9, 3, 9, 0, 9, 0)  # 6 at once; level 3 would give 2
+    assert threshold_for_count(heatmap, 2) == (9, 6)
+
+
+def test_count_out_of_reach_takes_the_most_components_at_the_highest_level():
+    assert threshold_for_count(line(9, 4, 8, 0, 7, 3, 0), 50) == (7, 3)
+
+
+def test_minimum_of_the_map_is_never_a_threshold():
+    saliency = np.zeros((4, 5, 6), np.float32)
+    saliency[2, 2, 2] = 1e-9
+    assert threshold_for_count(saliency, 5) == (np.float32(1e-9), 1)
+    assert threshold_for_count(line(-3, -1, -3), 7) == (-1, 1)
+
+
+@pytest.mark.parametrize("value", [0, 1, -2.5])
+def test_constant_map_gives_no_detection(value):
+    found = detect_lesions(np.full((3, 4, 5), value), 3)
+    assert found.threshold == math.inf and not found.labels.any()
+    assert found.centres_zyx.shape == (0, 3)
+    assert found.scores.shape == found.volumes_vox.shape == (0,)
+
+
+def test_count_zero_gives_no_detection():
+    found = detect_lesions(line(3, 1, 2), 0)
+    assert found.threshold == math.inf and len(found.scores) == 0 and not found.labels.any()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_map_with_nan_or_infinity_is_refused(bad, count):
+    with pytest.raises(InputError, match="NaN or infinity"):
+        threshold_for_count(line(1, bad, 2), count)
+
+
+def test_map_without_three_axes_is_refused():
+    with pytest.raises(InputError, match="shape"):
+        threshold_for_count(np.ones((1, 4, 4, 4)), 1)
+    with pytest.raises(InputError, match="shape"):
+        threshold_for_count(np.ones((0, 4, 4)), 1)
+
+
+def test_map_of_unsigned_integers_is_thresholded_from_the_top():
+    assert threshold_for_count(np.array([[[200, 0, 100, 0]]], np.uint8), 1) == (200, 1)
+
+
+def test_detections_have_centre_of_mass_peak_score_and_volume_strongest_first():
+    heatmap = np.zeros((4, 5, 8))
+    heatmap[1, 1, 1:4] = 0.5, 0.7, 0.6  # centre (1, 1, 2) whatever the weights
+    heatmap[3, 3, 6] = 0.9
+    found = components_above(heatmap, 0.5)
+    np.testing.assert_allclose(found.centres_zyx, [[3, 3, 6], [1, 1, 2]])
+    assert found.threshold == 0.5
+    np.testing.assert_array_equal(found.scores, [0.9, 0.7])
+    np.testing.assert_array_equal(found.volumes_vox, [1, 3])
+    assert found.labels.dtype == np.int32
+    assert found.labels[3, 3, 6] == 1 and (found.labels[1, 1, 1:4] == 2).all()
+
+
+def test_equal_scores_stay_in_memory_order():
+    found = components_above(line(5, 0, 5, 0, 5), 5)
+    np.testing.assert_array_equal(found.centres_zyx[:, 2], [0, 2, 4])
+
+
+def test_input_is_not_changed_and_repeats_bit_for_bit():
+    heatmap = np.random.default_rng(0).standard_normal((9, 10, 11)).astype(np.float32)
+    kept = heatmap.copy()
+    first, second = detect_lesions(heatmap, 9), detect_lesions(heatmap[:, ::-1][:, ::-1], 9)
+    np.testing.assert_array_equal(heatmap, kept)
+    np.testing.assert_array_equal(first.labels, second.labels)
+
+
+def test_voxels_filled_outside_never_pass_a_threshold():
+    heatmap = line(7, 9, 2, 5, 3, 9)  # 2 is the lowest inside
+    inside = np.array([0, 0, 1, 1, 1, 0], bool).reshape(1, 1, -1)
+    filled = fill_outside(heatmap, inside)
+    np.testing.assert_array_equal(filled, line(2, 2, 2, 5, 3, 2))
+    for count in range(1, 5):
+        assert not (detect_lesions(filled, count).labels > 0)[~inside].any()
+    with pytest.raises(InputError, match="mask is empty"):
+        fill_outside(heatmap, inside & False)
+
+
+@pytest.mark.parametrize(
+    "count, whole",
+    [(0.5, 1), (1.5, 2), (2.5, 3), (2.499, 2), (-0.5, 0), (-7, 0), (0.5 - 2**-54, 0), (3, 3)],
+)
+def test_count_is_rounded_half_up_and_never_negative(count, whole):
+    assert whole_count(count) == whole and isinstance(whole_count(count), int)
+
+
+def test_count_of_a_float32_network_is_rounded_half_up():
+    assert whole_count(np.float32(6.5)) == 7 and isinstance(whole_count(np.float32(6.5)), int)
+
+
+@pytest.mark.parametrize("count", [np.nan, np.inf])
+def test_count_that_is_no_number_is_refused(count):
+    with pytest.raises(InputError, match="diverged"):
+        whole_count(count)
