@@ -14,6 +14,7 @@ def network(pooling, channels=(3, 4, 5), convs_per_level=2, seed=3, standardised
     if standardised:
         model.pool_mean[:] = rng.normal(size=channels[0])
         model.pool_std[:] = rng.uniform(0.5, 2, channels[0])
+        model.count_mean[:], model.count_std[:] = 3.5, 2.5
     return model, rng
 
 

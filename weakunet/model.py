@@ -9,14 +9,16 @@ decoder goes back up by nearest-neighbour upsampling and concatenates the encode
 size. [paper] family, ReLU, 2x2x2 pooling and upsampling, skip connections, pooling, eqs. 1-3.
 [ours, the paper leaves them open] the number of levels and maps, max pooling, concatenation.
 
-Ours, too: the pooled features are standardised, (x_i - mean_i) / std_i, with running averages over
-the training scans that are held constant in backward. Without it the last layer's scale depends on
-the volume's size and mean pooling does not learn. It is a rescaling of w and b and nothing else:
-`head()` gives the w and b of eqs. 2 and 3 in terms of the features themselves.
+Ours, too: the pooled features and the count are standardised, so that the last layer learns
+    (count - count_mean) / count_std = w . (x - pool_mean) / pool_std + b
+whatever the size of the volume; without it, learning starts late or never. pool_mean and pool_std
+are running averages that backward holds constant. This rescales w and b and nothing else: `head()`
+gives the w and b of eqs. 2 and 3 in terms of the features and counts themselves.
 """
 
 import numpy as np
 
+from weakunet.backend import array_module
 from weakunet.layers.concat import Concat
 from weakunet.layers.conv3d import Conv3D, conv3d_forward
 from weakunet.layers.globalpool3d import GlobalPool3D
@@ -27,6 +29,7 @@ from weakunet.layers.upsample3d import Upsample3D
 
 # Intensities in [0, 1] are spread around 0 before the first convolution (ours): learning is faster.
 INPUT_CENTRE, INPUT_GAIN = 0.4, 4.0
+MIN_STD = 1e-6  # of a pooled feature: a map that is zero everywhere must not divide by zero
 
 
 class WeakUNet:
@@ -83,6 +86,7 @@ class WeakUNet:
         self.linear = Linear(channels[0], rng=rng, dtype=dtype)
         self.pool_mean = np.zeros(channels[0], dtype)
         self.pool_std = np.ones(channels[0], dtype)
+        self.count_mean, self.count_std = np.zeros(1, dtype), np.ones(1, dtype)
 
     # -- the passes ---------------------------------------------------------------------------
 
@@ -100,14 +104,34 @@ class WeakUNet:
             h = _forward(self.decoder[i], h, keep)
         return h
 
-    def forward(self, scans):
-        """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
-        self.pooled = self.global_pool.forward(self.features(scans, keep=True))
-        return self.linear.forward((self.pooled - self.pool_mean) / self.pool_std)
+    def forward(self, scans, momentum=None):
+        """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2).
+
+        With `momentum` the running averages of the pooled features first move by 1 - momentum
+        towards this batch.
+        """
+        pooled = self.global_pool.forward(self.features(scans, keep=True))
+        if momentum is not None:
+            self._average(pooled, momentum)
+        standardised = self.linear.forward((pooled - self.pool_mean) / self.pool_std)
+        return self.count_mean + self.count_std * standardised
+
+    def _average(self, pooled, momentum):
+        variance = ((pooled - self.pool_mean) ** 2).mean(axis=0)
+        variance = momentum * self.pool_std**2 + (1 - momentum) * variance
+        self.pool_std = variance**0.5 + MIN_STD
+        self.pool_mean = momentum * self.pool_mean + (1 - momentum) * pooled.mean(axis=0)
+
+    def standardise(self, scans, counts):
+        """Start the averages from some training scans (list of batches) and their counts (n,)."""
+        pooled = [self.global_pool.forward(self.features(batch), keep=False) for batch in scans]
+        pooled = array_module(pooled[0]).concatenate(pooled)
+        self.pool_mean, self.pool_std = pooled.mean(axis=0), pooled.std(axis=0) + MIN_STD
+        self.count_mean[:], self.count_std[:] = counts.mean(), max(counts.std(), 1)
 
     def backward(self, dcount):
         """Set all gradients from the loss's gradient dcount (N,) in the predicted counts."""
-        dpooled = self.linear.backward(dcount) / self.pool_std
+        dpooled = self.linear.backward(dcount * self.count_std) / self.pool_std
         dh = self.global_pool.backward(dpooled)
         dskips = []
         for i in range(len(self.decoder)):
@@ -130,8 +154,9 @@ class WeakUNet:
 
     def head(self):
         """w (C,) and b (1,) of eqs. 2 and 3: the standardisation folded into the last layer."""
-        w = self.linear.params["w"] / self.pool_std
-        return w, self.linear.params["b"] - w @ self.pool_mean
+        w = self.count_std * self.linear.params["w"] / self.pool_std
+        b = self.count_mean + self.count_std * self.linear.params["b"] - w @ self.pool_mean
+        return w, b
 
     # -- the parameters -----------------------------------------------------------------------
 
@@ -162,7 +187,13 @@ class WeakUNet:
 
     def state(self):
         """name -> array of everything that a checkpoint keeps: parameters and running averages."""
-        return {**self.params, "pool.mean": self.pool_mean, "pool.std": self.pool_std}
+        return {
+            **self.params,
+            "pool.mean": self.pool_mean,
+            "pool.std": self.pool_std,
+            "count.mean": self.count_mean,
+            "count.std": self.count_std,
+        }
 
     def load_state(self, arrays):
         """Copy `arrays` (as from `state`) into the network.
