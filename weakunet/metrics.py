@@ -5,7 +5,7 @@ voxels). A matched lesion is a true positive TP, a detection left over a false p
 left over a false negative FN. Over S scans (paper, Table 1 and Fig. 3):
     TPR = sum TP / sum (TP + FN)    FDR = sum FP / sum (TP + FP)    FPav = sum FP / S.
 Ours, since the paper does not say: the matching; TPR pooled over all lesions as above and, beside
-it, the mean of the scans' own TPR. Scans without lesions count for FPs (so adding such scans changes
+it, the mean of the scans' own TPR. Scans without lesions count for FPs (so adding some changes
 FPav and FDR) and not for the TPR. What is not defined (a TPR without lesions, an FDR without
 detections, an R2 of a constant truth) is NaN. Intervals are 95 % percentile bootstraps over scans.
 """
