@@ -10,13 +10,30 @@ border keeps 93 % of its intensity), the crop (the dilated ROI's box), m below 1
 as the 99th percentile of s over the dilated ROI. Where fluid or other bright tissue fills more than
 2 % of the dilated ROI, q does not depend on how many lesions there are; with less, the image's gain
 would betray the count.
+
+    python -m weakunet.preprocess --data cohort.csv --out DIR
+
+writes DIR/SUBJECT.nii.gz (in RAS+ order; world coordinates stay true), copies the lists of centres,
+and DIR/cohort.csv names what is ready for training. Run again, it keeps what is done.
 """
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from weakunet.cli import InputError
-from weakunet.volumes import Volume, require_same_grid
+from weakunet.cli import InputError, atomic_path, command, progress, write_json
+from weakunet.cohort import read_centres, read_cohort, write_cohort
+from weakunet.volumes import Volume, read_volume, require_same_grid, write_volume
 
 DILATION_VOX = 3
 SIGMA_VOX = 2.0
@@ -104,3 +121,125 @@ def put_back(array, box, shape, fill):
     full = np.full(shape, fill, array.dtype)
     full[box] = array
     return full
+
+
+def prepare_scan(scan, out, invert=False, figures=False):
+    """Write one prepared scan into the folder `out`, unless it is there and newer than its sources.
+
+    Returns the Scan to be listed in `out`'s table, without its ROI. The image is written last.
+    """
+    image, figure = out / f"{scan.subject}.nii.gz", out / f"{scan.subject}_steps.png"
+    centres = None if scan.centres is None else out / f"{scan.subject}_centres.csv"
+    prepared_scan = dataclasses.replace(scan, image=image, roi=None, centres=centres)
+    sources = [path for path in (scan.image, scan.roi, scan.centres) if path is not None]
+    results = [path for path in (centres, figure if figures else None, image) if path is not None]
+    if all(path.is_file() for path in sources + results):
+        if min(map(os.path.getmtime, results)) >= max(map(os.path.getmtime, sources)):
+            return prepared_scan
+    volume, roi = read_volume(scan.image), read_volume(scan.roi)
+    prepared = prepare(volume, roi, invert, scan.image, scan.roi)
+    if centres is not None:
+        read_centres(scan.centres)
+        with atomic_path(centres) as temporary:
+            shutil.copyfile(scan.centres, temporary)
+    if figures:
+        from weakunet.figures import preprocess_figure
+
+        box = crop_box(roi.array)
+        preprocess_figure(figure, preparation_steps(volume.array[box], roi.array[box], invert))
+    write_volume(image, prepared.array, prepared)
+    return prepared_scan
+
+
+def _prepare_or_fail(arguments):
+    try:
+        return prepare_scan(*arguments)
+    except InputError as error:
+        return error
+    except MemoryError:
+        return InputError(f"{arguments[0].image}: not enough memory; use --jobs 1 or crop the scan")
+
+
+def _prepare_all(work, n_jobs):
+    """Yield a Scan or an InputError per item of `work`, in order, from `n_jobs` processes."""
+    if min(n_jobs, len(work)) == 1:
+        yield from map(_prepare_or_fail, work)
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(n_jobs, len(work)),
+        multiprocessing.get_context("spawn"),
+        initializer=signal.signal,  # Ctrl-C is for the main process; scans in hand are finished
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        yield from pool.map(_prepare_or_fail, work)
+    except concurrent.futures.process.BrokenProcessPool:
+        raise InputError(
+            f"{work[0][1]}: a worker process was killed, most likely for lack of memory; "
+            "run again with --jobs 1: what is done is kept"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _claim_folder(out, settings):
+    """Make the folder `out`, or check that it was begun with the same settings."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder; choose another --out")
+    path = out / "settings.json"
+    if path.is_file():
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            earlier = None
+        if earlier != settings:
+            raise InputError(
+                f"{path}: begun with other settings, {earlier}; choose another --out or remove it"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: the folder holds other files; choose another --out")
+    else:
+        write_json(path, settings)
+
+
+@command
+def main(argv=None):
+    """Prepare a cohort: `python -m weakunet.preprocess --data cohort.csv --out DIR`."""
+    about = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser("python -m weakunet.preprocess", description=about)
+    parser.add_argument("--data", type=Path, required=True, help="cohort table with a roi column")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared scans")
+    parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
+    parser.add_argument("--figures", action="store_true", help="a picture per scan of the steps")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="scans in memory at once")
+    args = parser.parse_args(argv)
+    scans = read_cohort(args.data)
+    for scan in scans:
+        if scan.roi is None:
+            raise InputError(f"{args.data}: subject {scan.subject!r} has no roi; name its ROI mask")
+    settings = {
+        "data": Path(os.path.relpath(args.data, args.out)).as_posix(),
+        "invert": args.invert,
+        "dilation_vox": DILATION_VOX,
+        "sigma_vox": SIGMA_VOX,
+        "trim": TRIM,
+    }
+    _claim_folder(args.out, settings)
+    work = [(scan, args.out, args.invert, args.figures) for scan in scans]
+    results = list(progress(_prepare_all(work, max(1, args.jobs)), "preprocess", len(work)))
+    failed = [result for result in results if isinstance(result, InputError)]
+    prepared = [result for result in results if not isinstance(result, InputError)]
+    for error in failed:
+        print(f"failed: {error}", file=sys.stderr)
+    if prepared:
+        write_cohort(args.out / "cohort.csv", prepared)
+        print(f"{len(prepared)} prepared scans: {args.out / 'cohort.csv'}")
+    if failed:
+        raise InputError(
+            f"{args.data}: {len(failed)} of {len(scans)} scans failed, named above and left out; "
+            "mend them and run the same command again"
+        )
+
+
+if __name__ == "__main__":
+    main()
