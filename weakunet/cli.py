@@ -100,14 +100,14 @@ def write_csv(path, header, rows):
     write_text(path, text.getvalue())
 
 
-def progress(items, what, total=None):
-    """Iterate over `items` with a bar on a terminal and about ten plain lines elsewhere."""
-    total = len(items) if total is None else total
+def progress(items, what, quiet=False):
+    """Iterate over `items` with a bar on a terminal; elsewhere ten plain lines, none if `quiet`."""
+    total = len(items)
     if sys.stderr.isatty():
         yield from tqdm(items, desc=what, total=total, leave=False)
         return
     every = max(1, total // 10)
     for done, item in enumerate(items, start=1):
         yield item
-        if done % every == 0 or done == total:
+        if not quiet and (done % every == 0 or done == total):
             print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)

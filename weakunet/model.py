@@ -18,7 +18,7 @@ gives the w and b of eqs. 2 and 3 in terms of the features and counts themselves
 
 import numpy as np
 
-from weakunet.backend import array_module
+from weakunet.backend import array_module, is_cuda, to_device
 from weakunet.layers.concat import Concat
 from weakunet.layers.conv3d import Conv3D, conv3d_forward
 from weakunet.layers.globalpool3d import GlobalPool3D
@@ -122,12 +122,18 @@ class WeakUNet:
         self.pool_std = variance**0.5 + MIN_STD
         self.pool_mean = momentum * self.pool_mean + (1 - momentum) * pooled.mean(axis=0)
 
-    def standardise(self, scans, counts):
-        """Start the averages from some training scans (list of batches) and their counts (n,)."""
-        pooled = [self.global_pool.forward(self.features(batch), keep=False) for batch in scans]
-        pooled = array_module(pooled[0]).concatenate(pooled)
-        self.pool_mean, self.pool_std = pooled.mean(axis=0), pooled.std(axis=0) + MIN_STD
-        self.count_mean[:], self.count_std[:] = counts.mean(), max(counts.std(), 1)
+    def start(self, scans, counts, standardise):
+        """Set the averages from some training scans (list of batches) and all counts (n,).
+
+        Without `standardise` (the paper's plain recipe) only the mean count is taken, as the
+        last layer's first bias.
+        """
+        self.count_mean[:] = counts.mean()
+        if standardise:
+            self.count_std[:] = max(float(counts.std()), 1.0)
+            pooled = [self.global_pool.forward(self.features(batch), keep=False) for batch in scans]
+            pooled = array_module(pooled[0]).concatenate(pooled)
+            self.pool_mean, self.pool_std = pooled.mean(axis=0), pooled.std(axis=0) + MIN_STD
 
     def backward(self, dcount):
         """Set all gradients from the loss's gradient dcount (N,) in the predicted counts."""
@@ -208,7 +214,21 @@ class WeakUNet:
                 raise ValueError(f"{name} is {arrays[name].shape}, expected {value.shape}")
             if not np.isfinite(arrays[name]).all():
                 raise ValueError(f"{name} holds NaN or infinity")
-            value[...] = arrays[name]
+            value[...] = to_device(arrays[name], self.device)
+
+    @property
+    def device(self):
+        """'cpu' or 'cuda', wherever its arrays are."""
+        return "cuda" if is_cuda(self.pool_mean) else "cpu"
+
+    def to(self, device):
+        """Move all arrays to `device` ('cpu' or 'cuda'); returns the network."""
+        for _, layer in self._learning_layers():
+            for arrays in (layer.params, layer.grads):
+                arrays.update({name: to_device(value, device) for name, value in arrays.items()})
+        for name in ("pool_mean", "pool_std", "count_mean", "count_std"):
+            setattr(self, name, to_device(getattr(self, name), device))
+        return self
 
 
 def _forward(stack, h, keep):

@@ -1,0 +1,208 @@
+"""python -m weakunet.train: learn from one count per scan where the lesions are.
+
+Without --data it simulates a phantom cohort. Writes into its folder settings.json, split.csv,
+log.csv, curves.png, last.npz (all that --resume needs), best.npz (lowest validation error) and, at
+the end, the test split's figures and pictures in test/.
+"""
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from weakunet import backend, figures
+from weakunet.checkpoint import load_model
+from weakunet.cli import InputError, command, progress, write_csv, write_json
+from weakunet.cohort import SPLITS, load_scan, read_cohort, split_cohort
+from weakunet.evaluate import evaluate_maps
+from weakunet.metrics import count_metrics
+from weakunet.model import WeakUNet
+from weakunet.phantom import PRESETS, simulate_cohort
+from weakunet.predict import predict_scan
+from weakunet.training import COLUMNS, WEIGHTS, Run, train
+
+PHANTOM_SCANS = {"train": 400, "val": 100, "test": 30}
+
+
+def option(default, help):
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass
+class Settings:
+    """Everything that decides a run's result; each is a command-line option of the same name."""
+
+    data: str | None = option(None, "cohort table (CSV); without it a phantom cohort is simulated")
+    phantom: str = option("tiny", "which phantom to simulate: tiny, mid or standard")
+    seed: int = option(0, "of the simulated data, the split, the first weights and the order")
+    epochs: int = option(12, "passes over the training scans")
+    batch: int = option(4, "scans per step")
+    channels: tuple = option((8, 16, 32), "feature maps per level (the paper's scale: 32 64 128)")
+    convs_per_level: int = option(1, "3x3x3 convolutions per level (the paper's scale: 2)")
+    pool: str = option("lmax", "global pooling: lmax (mean of local maxima), max (paper) or mean")
+    block: int = option(4, "edge of lmax's blocks, in voxels")
+    standardise: bool = option(
+        True, "standardise pooled features and count (no: the paper's plain)"
+    )
+    lr: float = option(1.0, "Adadelta's factor on its own step; falls at 70 % and 90 % of the end")
+    rho: float = option(0.95, "Adadelta's decay of its running averages")
+    eps: float = option(1e-6, "Adadelta's guard against division by zero; sets its first steps")
+    flips: str = option("zyx", "axes along which scans are mirrored at random")
+    shift_vox: int = option(2, "random shift along each axis, at most, in voxels")
+    rotate_deg: float = option(0.0, "random rotation about each axis, at most, in degrees")
+    scale: float = option(0.0, "random scaling, at most, as a fraction")
+    patience: int = option(0, "stop after so many epochs without a better one; 0: never")
+
+    def __post_init__(self):
+        self.channels = list(self.channels)
+        for name, low in LOWEST.items():
+            values = getattr(self, name)
+            for value in values if isinstance(values, list) else [values]:
+                if not low <= value < float("inf"):
+                    option_name = name.replace("_", "-")
+                    raise InputError(f"--{option_name} {value}: must be at least {low}")
+
+
+LOWEST = {
+    "seed": 0,
+    "epochs": 1,
+    "batch": 1,
+    "channels": 1,
+    "convs_per_level": 1,
+    "block": 1,
+    "lr": 0,
+    "rho": 0,
+    "eps": 0,
+    "shift_vox": 0,
+    "rotate_deg": 0,
+    "scale": 0,
+    "patience": 0,
+}
+CHOICES = {
+    "phantom": {"choices": tuple(PRESETS)},
+    "pool": {"choices": ("lmax", "max", "mean")},
+    "flips": {"choices": ("", "x", "y", "z", "yx", "zx", "zy", "zyx")},
+}
+
+
+def parse_arguments(argv):
+    """(Settings, out, device, resume, names of the settings that were given)."""
+    parser = argparse.ArgumentParser(prog="python -m weakunet.train", description=__doc__)
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    for field in dataclasses.fields(Settings):
+        name = "--" + field.name.replace("_", "-")
+        options = {"dest": field.name, "default": argparse.SUPPRESS, "help": field.metadata["help"]}
+        if field.name == "standardise":
+            options["action"] = argparse.BooleanOptionalAction
+        elif field.name == "channels":
+            options |= {"type": int, "nargs": "+"}
+        else:
+            options["type"] = str if field.default is None else type(field.default)
+        options |= CHOICES.get(field.name, {})
+        parser.add_argument(name, **options)
+    given = vars(parser.parse_args(argv))
+    out, device, resume = (given.pop(name) for name in ("out", "device", "resume"))
+    return Settings(**given), out, device, resume, list(given)
+
+
+def open_run(settings, out, resume, given):
+    """(Settings, out): a new folder, or with `resume` the settings of the run in `out`."""
+    if resume:
+        if given:
+            raise InputError(
+                f"--resume: the settings come from {out}; leave out --{given[0].replace('_', '-')}"
+            )
+        path = (out or Path("runs")) / "settings.json"
+        try:
+            return Settings(**json.loads(path.read_text(encoding="utf-8"))), out
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such run; name its folder with --out") from None
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path}: damaged ({error}); restore it or train anew") from None
+    if out is None:
+        data = Path(settings.data).stem if settings.data else f"phantom-{settings.phantom}"
+        out = Path("runs") / f"{data}-{settings.pool}-seed{settings.seed}"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: already holds something; add --resume, or give another --out")
+    return settings, out
+
+
+def load_scans(settings, splits):
+    """dict split -> list of LoadedScan: the cohort of --data, or a simulated one."""
+    if settings.data is None:
+        wanted = {split: PHANTOM_SCANS[split] for split in splits}
+        return simulate_cohort(settings.phantom, wanted, settings.seed)
+    table = split_cohort(read_cohort(settings.data), settings.seed, settings.data)
+    rows = [scan for scan in table if scan.split in splits]
+    loaded = [load_scan(scan) for scan in progress(rows, "reading scans")]
+    return {
+        split: [scan for row, scan in zip(rows, loaded, strict=True) if row.split == split]
+        for split in splits
+    }
+
+
+class Interrupt:
+    """Ctrl-C (or a polite kill) asks for a stop after the current batch instead of an exception."""
+
+    def __init__(self):
+        self.asked = False
+        signal.signal(signal.SIGINT, self._ask)
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number, frame):
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C is not polite
+
+    def __call__(self):
+        return self.asked
+
+
+def test_best(out, scans):
+    """Predict the held-out scans with best.npz once; write test/ and print its table."""
+    model = load_model(out / "best.npz")
+    counts, heatmaps = [], []
+    for scan in progress(scans, "testing"):
+        count, heatmap = predict_scan(model, scan.volume)
+        counts.append(count)
+        heatmaps.append(heatmap)
+    maps = {"intensities": [scan.volume.array for scan in scans], "regression_fcn": heatmaps}
+    evaluate_maps(scans, counts, maps, out / "test")
+
+
+@command
+def main(argv=None):
+    settings, out, device, resume, given = parse_arguments(argv)
+    settings, out = open_run(settings, out, resume, given)
+    device = backend.pick_device(device)
+    print(f"device: {backend.describe(device)}; run: {out}", flush=True)
+    scans = load_scans(settings, ("train", "val"))
+    model = WeakUNet(
+        settings.channels,
+        settings.convs_per_level,
+        settings.pool,
+        settings.block,
+        rng=np.random.default_rng([settings.seed, WEIGHTS]),
+    )
+    run = Run(model.to(device), settings, out)
+    if resume and run.started():
+        run.load()
+    else:
+        write_json(out / "settings.json", dataclasses.asdict(settings))
+    stop = Interrupt()
+    if train(run, scans, stop):
+        print(f"stopped; go on with: python -m weakunet.train --out {out} --resume")
+        sys.exit(130)
+    history = np.array(run.history)
+    figures.training_curves(out / "curves.png", history)
+    test_best(out, load_scans(settings, ("test",))["test"])
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()

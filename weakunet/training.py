@@ -1,0 +1,192 @@
+"""The training loop, its state and how it resumes (paper, section 3).
+
+Every random number comes from a generator seeded by (seed, purpose, epoch, scan), none from one
+that runs through the whole training, so the state of a run is its weights, the optimizer's
+averages, and how far it is. A run that was killed goes on from its last epoch, one that was
+interrupted from its last batch, with the same bits as if it had not stopped.
+"""
+
+import signal
+import time
+
+import numpy as np
+
+from weakunet import backend
+from weakunet.augment import draw_transform, warp
+from weakunet.checkpoint import load_checkpoint, save_checkpoint
+from weakunet.cli import InputError, progress, write_csv
+from weakunet.loss import mse_backward
+from weakunet.metrics import correlation
+from weakunet.optim import Adadelta
+
+COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
+WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
+MOMENTUM = 0.99  # of the running averages of the pooled features, per step
+
+
+class Run:
+    """All that a training run knows; OUT/last.npz is this, saved after every epoch."""
+
+    def __init__(self, model, settings, out):
+        self.model, self.settings, self.out = model, settings, out
+        self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
+        self.epoch = self.batch = 0
+        self.history = []  # a row of COLUMNS per finished epoch
+        self.predicted = np.zeros(0, np.float32)  # of this epoch's training scans so far
+
+    def best_epoch(self):
+        """Index of the epoch with the lowest validation error; None before the first."""
+        errors = [row[COLUMNS.index("val_mse")] for row in self.history]
+        return int(np.argmin(errors)) if errors else None
+
+    def stale(self):
+        """True if the last `patience` epochs brought no better one."""
+        patience = self.settings.patience
+        return (
+            patience > 0 and bool(self.history) and self.epoch - 1 - self.best_epoch() >= patience
+        )
+
+    def save(self):
+        """Write last.npz."""
+        state = {"epoch": self.epoch, "batch": self.batch, "predicted": self.predicted}
+        state["history"] = np.array(self.history, np.float64).reshape(-1, len(COLUMNS))
+        averages = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
+        save_checkpoint(self.out / "last.npz", self.model, state | averages)
+
+    def load(self):
+        """Take up the state of last.npz.  Raises InputError when it is damaged or incomplete."""
+        path = self.out / "last.npz"
+        model, state = load_checkpoint(path)
+        try:
+            if model.settings != self.model.settings:
+                raise ValueError("it is of another network than settings.json")
+            self.model.load_state(model.state())
+            self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
+            self.history = [tuple(row) for row in state["history"].tolist()]
+            self.predicted = backend.to_device(state["predicted"], self.model.device)
+            for name, value in self.optimizer.state.items():
+                value[...] = backend.to_device(state[f"optimizer.{name}"], self.model.device)
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be resumed ({error}); train into another folder"
+            ) from None
+
+    def finish_epoch(self, counts, val_predicted, seconds):
+        """Log the epoch just trained; keep its weights if they are the best; save."""
+        train_error = backend.to_host(self.predicted) - counts["train"]
+        val_error = val_predicted - counts["val"]
+        row = (
+            self.epoch + 1,
+            self.optimizer.lr,
+            float((train_error**2).mean()),
+            float((val_error**2).mean()),
+            correlation(counts["val"], val_predicted),
+            round(seconds, 2),
+        )
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        if self.best_epoch() == len(self.history) - 1:
+            save_checkpoint(self.out / "best.npz", self.model)
+        self.save()
+        write_csv(self.out / "log.csv", COLUMNS, self.history)
+        print(
+            f"epoch {self.epoch}/{self.settings.epochs}  train error {row[2]:.2f}  validation error "
+            f"{row[3]:.2f} (predicting the mean: {counts['val'].var():.2f})  r {row[4]:.2f}  "
+            f"{seconds:.1f} s",
+            flush=True,
+        )
+
+
+def pad_together(volumes, multiple):
+    """Stack arrays (D, H, W) of any sizes as (n, D, H, W), zeros after each, sizes dividing by
+    `multiple`."""
+    largest = np.max([volume.shape for volume in volumes], axis=0)
+    shape = -(-largest // multiple) * multiple
+    stacked = np.zeros((len(volumes), *shape), np.float32)
+    for place, volume in zip(stacked, volumes, strict=True):
+        place[tuple(slice(0, size) for size in volume.shape)] = volume
+    return stacked
+
+
+def learning_rate(settings, epoch):
+    """lr, times 0.3 from 70 % and 0.1 from 90 % of the epochs on (ours)."""
+    share = epoch / settings.epochs
+    return settings.lr * (1.0 if share < 0.7 else 0.3 if share < 0.9 else 0.1)
+
+
+def train_epoch(run, volumes, counts, stop):
+    """Train on every scan once, from run.batch on; True if `stop()` ended it early.
+
+    volumes (n, D, H, W) and counts (n,) are on the model's device.
+    """
+    settings, n = run.settings, len(counts)
+    if run.batch == 0:
+        run.predicted = counts * 0
+    order = np.random.default_rng([settings.seed, ORDER, run.epoch]).permutation(n)
+    run.optimizer.lr = learning_rate(settings, run.epoch)
+    xp = backend.array_module(volumes)
+    starts = range(run.batch * settings.batch, n, settings.batch)
+    for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
+        chosen = order[start : start + settings.batch]
+        scans = xp.stack([_transformed(run, volumes, i) for i in chosen])[:, None]
+        predicted = run.model.forward(scans, MOMENTUM if settings.standardise else None)
+        run.model.backward(mse_backward(predicted, counts[chosen]) / run.model.count_std**2)
+        run.optimizer.step(run.model.grads)
+        run.predicted[chosen] = predicted
+        run.batch += 1
+        if stop():
+            return True
+    return False
+
+
+def _transformed(run, volumes, i):
+    settings = run.settings
+    rng = np.random.default_rng([settings.seed, TRANSFORM, run.epoch, i])
+    amounts = (settings.flips, settings.shift_vox, settings.rotate_deg, settings.scale)
+    return warp(volumes[i], draw_transform(rng, volumes.shape[1:], *amounts))
+
+
+def predict_counts(model, volumes, batch):
+    """Predicted counts (n,), on the host, of volumes (n, D, H, W)."""
+    starts = range(0, len(volumes), batch)
+    counts = [model.predict(volumes[i : i + batch, None])[0] for i in starts]
+    return np.concatenate([backend.to_host(count) for count in counts])
+
+
+def train(run, scans, stop=lambda: False):
+    """Train until the last epoch; True if `stop()` ended it early, with all saved to resume.
+
+    scans: dict split -> list of LoadedScan, `train` and `val` of them used. Writes last.npz,
+    best.npz, log.csv and curves.png into run.out.
+    """
+    model, settings = run.model, run.settings
+    device = model.device
+    volumes, counts = {}, {}
+    for split in ("train", "val"):
+        padded = pad_together([scan.volume.array for scan in scans[split]], model.multiple)
+        volumes[split] = backend.to_device(padded, device)
+        counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
+    train_counts = backend.to_device(counts["train"], device)
+    if run.epoch == run.batch == 0:
+        first = [volumes["train"][i : i + 4, None] for i in range(0, min(32, len(train_counts)), 4)]
+        model.start(first, train_counts, settings.standardise)
+        run.save()
+    while run.epoch < settings.epochs and not run.stale():
+        started = time.monotonic()
+        if train_epoch(run, volumes["train"], train_counts, stop):
+            run.save()
+            return True
+        predicted = predict_counts(model, volumes["val"], settings.batch)
+        run.finish_epoch(counts, predicted, time.monotonic() - started)
+    warn_if_collapsed(predict_counts(model, volumes["val"], settings.batch), counts["val"])
+    return False
+
+
+def warn_if_collapsed(predicted, counts):
+    """Say so when a network predicts nearly the same count for every scan."""
+    if predicted.std() < 0.1 * counts.std():
+        print(
+            f"warning: the predictions have collapsed to about {predicted.mean():.1f} for every "
+            "scan, so the heatmaps mean nothing; try more epochs, another --seed or --pool lmax",
+            flush=True,
+        )
