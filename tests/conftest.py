@@ -1,0 +1,39 @@
+"""Fixtures for all tests."""
+
+import functools
+
+import numpy as np
+import pytest
+from cuda_on_cpu import harness
+
+from weakunet import backend
+
+
+@pytest.fixture
+def cuda_on_cpu(monkeypatch):
+    """Layers fed with numpy arrays run their CUDA kernels, on the CPU, through this CudaOnCpu.
+
+    Arrays from np.empty are full of NaN (or of -1 or 255), so that what a kernel leaves out shows.
+    Set its `seed` to shuffle the threads in another way.
+    """
+    gpu = harness.CudaOnCpu()
+    reason = harness.reason_not_to_run(gpu.sanitize)
+    if reason:
+        pytest.skip(reason)
+    monkeypatch.setattr(backend, "launch", gpu.launch)
+    monkeypatch.setattr(backend, "is_cuda", lambda array: isinstance(array, np.ndarray))
+    monkeypatch.setattr(backend, "to_host", np.asarray)
+    for make in ("empty", "empty_like"):
+        monkeypatch.setattr(np, make, _filled_with_ones(getattr(np, make)))
+    return gpu
+
+
+def _filled_with_ones(make):
+    @functools.wraps(make)
+    def make_poisoned(*args, **kwargs):
+        array = make(*args, **kwargs)
+        if array.dtype.kind in "fiu":
+            array.view(np.uint8).fill(0xFF) if array.flags.c_contiguous else array.fill(-1)
+        return array
+
+    return make_poisoned

@@ -1,0 +1,181 @@
+// CUDA C as an ordinary C++ compiler sees it: what a kernel's own text needs to be built for the CPU.
+//
+// A kernel file is compiled behind this header, unchanged. The words of CUDA become macros and small
+// functions; whatever makes a thread wait (__syncthreads, a warp operation) calls the runtime in
+// cuda_on_cpu.cpp, which runs the threads of one block in turns, each on a stack of its own.
+// Tensor-core and copy instructions (mma.sync, ldmatrix, cp.async) would be added the way the
+// shuffle is: each lane leaves a pointer to its registers and one function computes for the warp.
+#pragma once
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+struct uint3 { unsigned x, y, z; };
+using dim3 = uint3;
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) double2 { double x, y; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace cuda_on_cpu {
+
+// What the lanes of a warp leave for each other: one pointer a lane, null where no lane takes part.
+using Collective = void (*)(void* const lanes[32]);
+
+void wait_for_block(int line);
+void wait_for_warp(int line, const char* name, unsigned mask, void* mine, Collective compute);
+
+// The runtime orders what the lanes leave; ThreadSanitizer need not look at it.
+#define CUDA_ON_CPU_UNSEEN __attribute__((noinline, no_sanitize("thread")))
+
+template <class T>
+struct Shuffle {
+    T value;     // what this lane gives
+    int source;  // the lane it takes from
+    T result;
+
+    CUDA_ON_CPU_UNSEEN static void compute(void* const lanes[32]) {
+        for (int lane = 0; lane < 32; ++lane) {
+            auto* mine = static_cast<Shuffle*>(lanes[lane]);
+            if (!mine) continue;
+            auto* from = static_cast<Shuffle*>(lanes[mine->source]);
+            if (from) mine->result = from->value;  // else undefined in CUDA: it stays NaN
+        }
+    }
+};
+
+struct Vote {
+    bool predicate;
+    unsigned result;
+
+    CUDA_ON_CPU_UNSEEN static void compute(void* const lanes[32]) {
+        unsigned ballot = 0;
+        for (int lane = 0; lane < 32; ++lane)
+            if (lanes[lane] && static_cast<Vote*>(lanes[lane])->predicate) ballot |= 1u << lane;
+        for (int lane = 0; lane < 32; ++lane)
+            if (lanes[lane]) static_cast<Vote*>(lanes[lane])->result = ballot;
+    }
+};
+
+inline int lane_index() {
+    return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32;
+}
+
+template <class T>
+T shuffle(int line, const char* name, unsigned mask, T value, int source) {
+    Shuffle<T> mine{value, source, value};
+    std::memset(&mine.result, 0xFF, sizeof(T));
+    wait_for_warp(line, name, mask, &mine, Shuffle<T>::compute);
+    return mine.result;
+}
+
+// The four shuffles differ in the lane they take from; width cuts the warp into segments.
+template <class T>
+T shfl(int line, unsigned mask, T value, int source, int width = 32) {
+    int first = lane_index() & ~(width - 1);
+    return shuffle(line, "__shfl_sync", mask, value, first | (source & (width - 1)));
+}
+template <class T>
+T shfl_up(int line, unsigned mask, T value, unsigned delta, int width = 32) {
+    int lane = lane_index(), first = lane & ~(width - 1), source = lane - int(delta);
+    return shuffle(line, "__shfl_up_sync", mask, value, source < first ? lane : source);
+}
+template <class T>
+T shfl_down(int line, unsigned mask, T value, unsigned delta, int width = 32) {
+    int lane = lane_index(), last = lane | (width - 1), source = lane + int(delta);
+    return shuffle(line, "__shfl_down_sync", mask, value, source > last ? lane : source);
+}
+template <class T>
+T shfl_xor(int line, unsigned mask, T value, int bits, int width = 32) {
+    int lane = lane_index(), last = lane | (width - 1), source = (lane ^ bits) & 31;
+    return shuffle(line, "__shfl_xor_sync", mask, value, source > last ? lane : source);
+}
+inline unsigned ballot(int line, const char* name, unsigned mask, bool predicate) {
+    Vote mine{predicate, 0};
+    wait_for_warp(line, name, mask, &mine, Vote::compute);
+    return mine.result;
+}
+inline void syncwarp(int line, unsigned mask = ~0u) {
+    wait_for_warp(line, "__syncwarp", mask, nullptr, nullptr);
+}
+
+// A kernel as the runtime calls it: one pointer an argument, as in cudaLaunchKernel.
+struct Kernel {
+    const char* name;
+    void (*call)(void** arguments);
+};
+template <class... A, size_t... i>
+inline void unpack(void (*kernel)(A...), void** arguments, std::index_sequence<i...>) {
+    kernel(*static_cast<std::decay_t<A>*>(arguments[i])...);
+}
+template <class... A>
+inline void call(void (*kernel)(A...), void** arguments) {
+    unpack(kernel, arguments, std::index_sequence_for<A...>());
+}
+
+}  // namespace cuda_on_cpu
+
+#define __syncthreads() cuda_on_cpu::wait_for_block(__LINE__)
+#define __syncwarp(...) cuda_on_cpu::syncwarp(__LINE__ __VA_OPT__(, ) __VA_ARGS__)
+#define __shfl_sync(...) cuda_on_cpu::shfl(__LINE__, __VA_ARGS__)
+#define __shfl_up_sync(...) cuda_on_cpu::shfl_up(__LINE__, __VA_ARGS__)
+#define __shfl_down_sync(...) cuda_on_cpu::shfl_down(__LINE__, __VA_ARGS__)
+#define __shfl_xor_sync(...) cuda_on_cpu::shfl_xor(__LINE__, __VA_ARGS__)
+#define __ballot_sync(mask, p) cuda_on_cpu::ballot(__LINE__, "__ballot_sync", mask, p)
+#define __any_sync(mask, p) (cuda_on_cpu::ballot(__LINE__, "__any_sync", mask, p) != 0)
+#define __all_sync(mask, p) (cuda_on_cpu::ballot(__LINE__, "__all_sync", mask, !(p)) == 0)
+
+template <class T>
+inline T __ldg(const T* p) { return *p; }
+template <class T, class U>
+inline T atomicAdd(T* p, U value) {
+    static_assert(std::is_integral_v<T>, "no float atomics: results must repeat bit for bit");
+    return __atomic_fetch_add(p, T(value), __ATOMIC_RELAXED);
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float rsqrtf(float a) { return 1 / std::sqrt(a); }
+inline double rsqrt(double a) { return 1 / std::sqrt(a); }
+
+// CUDA's min and max of numbers of any two types; of floats they let NaN lose, as fmin and fmax do.
+template <class A, class B>
+inline std::common_type_t<A, B> min(A a, B b) {
+    using T = std::common_type_t<A, B>;
+    if constexpr (std::is_floating_point_v<T>) return std::fmin(T(a), T(b));
+    else return T(a) < T(b) ? T(a) : T(b);
+}
+template <class A, class B>
+inline std::common_type_t<A, B> max(A a, B b) {
+    using T = std::common_type_t<A, B>;
+    if constexpr (std::is_floating_point_v<T>) return std::fmax(T(a), T(b));
+    else return T(a) > T(b) ? T(a) : T(b);
+}
+using std::isinf;
+using std::isnan;
+
+// __shared__: one static for the block that runs now, in a section that is refilled before each
+// block. Under ThreadSanitizer each array has pages of its own, so that they can be made new.
+#ifdef CUDA_ON_CPU_THREAD
+#define __shared__ static __attribute__((section("cuda_shared"), aligned(4096)))
+#else
+#define __shared__ static __attribute__((section("cuda_shared")))
+#endif
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
