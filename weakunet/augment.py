@@ -15,6 +15,8 @@ import itertools
 import numpy as np
 from scipy import ndimage
 
+from weakunet import backend
+
 
 def draw_transform(rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0.0):
     """Draw the matrix (3, 4) of a random transform about the middle of a volume of `shape`.
@@ -47,10 +49,20 @@ def draw_transform(rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0
 
 def warp(volume, matrix):
     """Transform a volume (D, H, W) by `matrix` (3, 4): trilinear, zero outside, same shape."""
+    if backend.is_cuda(volume):
+        return warp_cuda(volume, matrix)
     linear, offset = matrix[:, :3], matrix[:, 3]
     if np.array_equal(np.abs(linear), np.eye(3)) and np.array_equal(offset, np.round(offset)):
         return _flip_and_shift(volume, np.diag(linear), offset.astype(int))
     return ndimage.affine_transform(volume, linear, offset, order=1, mode="grid-constant")
+
+
+def warp_cuda(volume, matrix):
+    xp = backend.array_module(volume)
+    result = xp.empty_like(volume)
+    args = volume, xp.asarray(matrix, np.float64), result, *volume.shape, volume.size
+    backend.launch("augment", "warp", volume.size, args)
+    return result
 
 
 def _flip_and_shift(volume, signs, offset):

@@ -19,6 +19,7 @@ import numpy as np
 
 REAL_DTYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 _DTYPES = {
+    "double": np.dtype(np.float64),
     "int": np.dtype(np.int32),
     "long long": np.dtype(np.int64),
     "unsigned char": np.dtype(np.uint8),
@@ -31,7 +32,7 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 class Parameter(NamedTuple):
-    """One parameter of a kernel: `type` is real, int, long long or unsigned char."""
+    """One parameter of a kernel: `type` is real, double, int, long long or unsigned char."""
 
     name: str
     type: str

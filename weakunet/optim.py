@@ -12,15 +12,25 @@ The paper does not give rho, eps or a learning rate; ours are Zeiler's rho and e
 
 import numpy as np
 
+from weakunet import backend
+
 
 def adadelta_update(w, g, avg_g2, avg_s2, lr, rho, eps):
     """One step for one array of weights; w, avg_g2 and avg_s2 are changed in place."""
+    if backend.is_cuda(w):
+        adadelta_update_cuda(w, g, avg_g2, avg_s2, lr, rho, eps)
+        return
     avg_g2 *= rho
     avg_g2 += (1 - rho) * g * g
     step = -np.sqrt((avg_s2 + eps) / (avg_g2 + eps)) * g
     avg_s2 *= rho
     avg_s2 += (1 - rho) * step * step
     w += lr * step
+
+
+def adadelta_update_cuda(w, g, avg_g2, avg_s2, lr, rho, eps):
+    args = w, g, avg_g2, avg_s2, lr, rho, eps, w.size
+    backend.launch("optim", "adadelta_update", w.size, args)
 
 
 class Adadelta:

@@ -11,9 +11,15 @@ Ties go to the first voxel in memory order. A last block that does not fit is si
 
 import numpy as np
 
+from weakunet import backend, cuda_source
+
+THREADS = cuda_source.constants("layers/globalpool3d")["THREADS"]
+
 
 def globalmax_forward(x):
     """x (N, C, D, H, W) -> y (N, C), argmax (N, C): the flat voxel index of each maximum."""
+    if backend.is_cuda(x):
+        return globalmax_forward_cuda(x)
     voxels = x.reshape(*x.shape[:2], -1)
     argmax = voxels.argmax(axis=2)
     return np.take_along_axis(voxels, argmax[..., None], axis=2)[..., 0], argmax
@@ -21,6 +27,8 @@ def globalmax_forward(x):
 
 def globalmax_backward(dy, argmax, shape):
     """dx of `shape` (N, C, D, H, W): dy (N, C) at the maxima, 0 elsewhere."""
+    if backend.is_cuda(dy):
+        return globalmax_backward_cuda(dy, argmax, shape)
     dx = np.zeros(shape, dy.dtype)
     np.put_along_axis(dx.reshape(*shape[:2], -1), argmax[..., None], dy[..., None], axis=2)
     return dx
@@ -28,11 +36,15 @@ def globalmax_backward(dy, argmax, shape):
 
 def globalmean_forward(x):
     """x (N, C, D, H, W) -> y (N, C)."""
+    if backend.is_cuda(x):
+        return globalmean_forward_cuda(x)
     return x.mean(axis=(2, 3, 4))
 
 
 def globalmean_backward(dy, shape):
     """dx of `shape` (N, C, D, H, W): every voxel gets dy / (D H W)."""
+    if backend.is_cuda(dy):
+        return globalmean_backward_cuda(dy, shape)
     voxels = shape[2] * shape[3] * shape[4]
     return np.broadcast_to((dy / dy.dtype.type(voxels))[..., None, None, None], shape)
 
@@ -41,6 +53,8 @@ def localmax_forward(x, k):
     """x (N, C, D, H, W) -> y (N, C), the mean over k x k x k blocks of each block's maximum, and
     argmax (N, C, blocks), the flat voxel index of each block's maximum.
     """
+    if backend.is_cuda(x):
+        return localmax_forward_cuda(x, k)
     n, c, d, h, w = x.shape
     blocks = tuple(-(-size // k) for size in (d, h, w))
     padding = [(0, count * k - size) for count, size in zip(blocks, (d, h, w), strict=True)]
@@ -58,11 +72,76 @@ def localmax_forward(x, k):
     return maxima.mean(axis=2), argmax
 
 
-def localmax_backward(dy, argmax, shape):
-    """dx of `shape` (N, C, D, H, W): dy / blocks at each block's maximum, 0 elsewhere."""
+def localmax_backward(dy, argmax, shape, k):
+    """dx of `shape` (N, C, D, H, W): dy / blocks at each k x k x k block's maximum, 0 elsewhere."""
+    if backend.is_cuda(dy):
+        return localmax_backward_cuda(dy, argmax, shape, k)
     dx = np.zeros(shape, dy.dtype)
     share = np.broadcast_to((dy / dy.dtype.type(argmax.shape[2]))[..., None], argmax.shape)
     np.put_along_axis(dx.reshape(*shape[:2], -1), argmax, share, axis=2)
+    return dx
+
+
+# The CUDA pairs. In the .cu file a batch of channels is a row of maps, one after the other.
+
+
+def _parts(voxels):
+    """How many blocks share a map: enough for a GPU, at least 8 voxels a thread; the same on every
+    GPU, because it decides the order of the additions.
+    """
+    return min(64, -(-voxels // 2048))
+
+
+def globalmax_forward_cuda(x):
+    xp, (n, c), voxels = backend.array_module(x), x.shape[:2], x[0, 0].size
+    maps, parts = n * c, _parts(voxels)
+    part_max, part_argmax = xp.empty((maps, parts), x.dtype), xp.empty((maps, parts), np.int64)
+    y, argmax = xp.empty((n, c), x.dtype), xp.empty((n, c), np.int64)
+    args = x, part_max, part_argmax, voxels
+    backend.launch("layers/globalpool3d", "globalmax_parts", ((parts, maps), (THREADS,)), args)
+    args = part_max, part_argmax, y, argmax, parts, maps
+    backend.launch("layers/globalpool3d", "globalmax_forward", maps, args)
+    return y, argmax
+
+
+def globalmax_backward_cuda(dy, argmax, shape):
+    dx = backend.array_module(dy).empty(shape, dy.dtype)
+    args = dy, argmax, dx, dx[0, 0].size, dx.size
+    backend.launch("layers/globalpool3d", "globalmax_backward", dx.size, args)
+    return dx
+
+
+def globalmean_forward_cuda(x):
+    xp, (n, c), voxels = backend.array_module(x), x.shape[:2], x[0, 0].size
+    maps, parts = n * c, _parts(voxels)
+    part_sum, y = xp.empty((maps, parts), x.dtype), xp.empty((n, c), x.dtype)
+    args = x, part_sum, voxels
+    backend.launch("layers/globalpool3d", "globalmean_parts", ((parts, maps), (THREADS,)), args)
+    args = part_sum, y, parts, voxels, maps
+    backend.launch("layers/globalpool3d", "globalmean_forward", maps, args)
+    return y
+
+
+def globalmean_backward_cuda(dy, shape):
+    dx = backend.array_module(dy).empty(shape, dy.dtype)
+    args = dy, dx, dx[0, 0].size, dx.size
+    backend.launch("layers/globalpool3d", "globalmean_backward", dx.size, args)
+    return dx
+
+
+def localmax_forward_cuda(x, k):
+    xp, (n, c, d, h, w) = backend.array_module(x), x.shape
+    blocks = -(-d // k) * -(-h // k) * -(-w // k)
+    block_max, argmax = xp.empty((n, c, blocks), x.dtype), xp.empty((n, c, blocks), np.int64)
+    args = x, block_max, argmax, k, d, h, w, argmax.size
+    backend.launch("layers/globalpool3d", "localmax_blocks", argmax.size, args)
+    return globalmean_forward_cuda(block_max), argmax
+
+
+def localmax_backward_cuda(dy, argmax, shape, k):
+    dx = backend.array_module(dy).empty(shape, dy.dtype)
+    args = dy, argmax, dx, k, *shape[2:], dx.size
+    backend.launch("layers/globalpool3d", "localmax_backward", dx.size, args)
     return dx
 
 
@@ -85,7 +164,7 @@ class GlobalPool3D:
     def backward(self, dy):
         if self.mode == "mean":
             return globalmean_backward(dy, self.shape)
-        scatter = globalmax_backward if self.mode == "max" else localmax_backward
-        dx = scatter(dy, self.argmax, self.shape)
-        self.argmax = None
-        return dx
+        argmax, self.argmax = self.argmax, None
+        if self.mode == "max":
+            return globalmax_backward(dy, argmax, self.shape)
+        return localmax_backward(dy, argmax, self.shape, self.k)

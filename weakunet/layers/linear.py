@@ -6,15 +6,35 @@ No activation follows. Without the global pooling the same w makes the heatmap, 
 
 import numpy as np
 
+from weakunet import backend
+
 
 def linear_forward(x, w, b):
     """x (N, C), w (C,), b (1,) -> y (N,)."""
+    if backend.is_cuda(x):
+        return linear_forward_cuda(x, w, b)
     return x @ w + b
 
 
 def linear_backward(dy, x, w):
     """dx (N, C), dw (C,), db (1,) from dy (N,)."""
+    if backend.is_cuda(dy):
+        return linear_backward_cuda(dy, x, w)
     return dy[:, None] * w, dy @ x, dy.sum(keepdims=True)
+
+
+def linear_forward_cuda(x, w, b):
+    y = backend.array_module(x).empty(len(x), x.dtype)
+    backend.launch("layers/linear", "linear_forward", len(x), (x, w, b, y, *x.shape))
+    return y
+
+
+def linear_backward_cuda(dy, x, w):
+    xp, (scans, channels) = backend.array_module(dy), x.shape
+    dx, dw, db = (xp.empty(shape, x.dtype) for shape in (x.shape, channels, 1))
+    args = dy, x, w, dx, dw, db, scans, channels
+    backend.launch("layers/linear", "linear_backward", channels + 1, args)
+    return dx, dw, db
 
 
 class Linear:

@@ -8,6 +8,8 @@ even.
 
 import numpy as np
 
+from weakunet import backend
+
 
 def _require_even(x):
     for axis, name in zip((2, 3, 4), "DHW", strict=True):
@@ -28,6 +30,8 @@ def maxpool3d_forward(x):
     Raises ValueError when D, H or W is odd.
     """
     _require_even(x)
+    if backend.is_cuda(x):
+        return maxpool3d_forward_cuda(x)
     # x first, then y, then z: at each step a tie keeps the lower index, so the first in memory
     # order wins.
     left, right = x[..., 0::2], x[..., 1::2]
@@ -49,12 +53,30 @@ def _halves(x, axis):
 
 def maxpool3d_backward(dy, winner):
     """dx (N, C, 2D, 2H, 2W) from dy (N, C, D, H, W) and the winners of the forward pass."""
+    if backend.is_cuda(dy):
+        return maxpool3d_backward_cuda(dy, winner)
     n, c, d, h, w = dy.shape
     dx = np.empty((n, c, d, 2, h, 2, w, 2), dy.dtype)
     for place in range(8):
         dz, dy_, dx_ = place >> 2, place >> 1 & 1, place & 1
         dx[:, :, :, dz, :, dy_, :, dx_] = dy * (winner == place)
     return dx.reshape(n, c, 2 * d, 2 * h, 2 * w)
+
+
+def maxpool3d_forward_cuda(x):
+    n, c, d, h, w = (*x.shape[:2], *(size // 2 for size in x.shape[2:]))
+    xp = backend.array_module(x)
+    y, winner = xp.empty((n, c, d, h, w), x.dtype), xp.empty((n, c, d, h, w), np.uint8)
+    backend.launch("layers/maxpool3d", "maxpool3d_forward", y.size, (x, y, winner, h, w, y.size))
+    return y, winner
+
+
+def maxpool3d_backward_cuda(dy, winner):
+    n, c, d, h, w = dy.shape
+    dx = backend.array_module(dy).empty((n, c, 2 * d, 2 * h, 2 * w), dy.dtype)
+    args = dy, winner, dx, h, w, dx.size
+    backend.launch("layers/maxpool3d", "maxpool3d_backward", dx.size, args)
+    return dx
 
 
 class MaxPool3D:

@@ -1,0 +1,191 @@
+// Global pooling on the GPU; the numpy pair is in globalpool3d.py. real is float or double.
+//
+// A whole feature map becomes one number, which is more than one block of threads should do alone.
+// So there are two passes: `parts` blocks share a map and each leaves one partial result, then one
+// thread per map goes through the partial results in order. No atomics, hence the same bits every
+// time. A map is a run of `voxels` elements; "map" counts batch and channel together.
+
+#define THREADS 256
+
+// computes  the maximum over one part of a map, and its voxel; the first in memory order wins
+// threads   block (p, m) owns part p of map m: voxels THREADS p + t + i THREADS parts of thread t
+// memory    reads each voxel once, writes 2 elements a block; the threads of a block join their
+//           results in shared memory, in a tree
+// work      1 comparison a voxel
+// no race   in each round of the tree a thread writes only its own place, and reads places that
+//           nobody writes in that round; __syncthreads() separates the rounds
+extern "C" __global__ void globalmax_parts(const real* __restrict__ x, real* __restrict__ part_max,
+                                           long long* __restrict__ part_argmax, long long voxels)
+{
+    __shared__ real shared_max[THREADS];
+    __shared__ long long shared_at[THREADS];
+    const real* map = x + blockIdx.y * voxels;
+    int t = threadIdx.x;
+    real best = map[0];  // every thread may start from voxel 0: it belongs to the map
+    long long at = 0;
+    for (long long v = (long long)blockIdx.x * THREADS + t; v < voxels;
+         v += (long long)gridDim.x * THREADS)
+        if (map[v] > best) {
+            best = map[v];
+            at = v;
+        }
+    shared_max[t] = best;
+    shared_at[t] = at;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (t < half) {
+            real other = shared_max[t + half];
+            long long other_at = shared_at[t + half];
+            if (other > shared_max[t] || (other == shared_max[t] && other_at < shared_at[t])) {
+                shared_max[t] = other;
+                shared_at[t] = other_at;
+            }
+        }
+        __syncthreads();
+    }
+    if (t == 0) {
+        part_max[(long long)blockIdx.y * gridDim.x + blockIdx.x] = shared_max[0];
+        part_argmax[(long long)blockIdx.y * gridDim.x + blockIdx.x] = shared_at[0];
+    }
+}
+
+// computes  y = the maximum of a map and argmax = its voxel, from the parts
+// threads   thread m owns map m
+// memory    reads 2 x parts elements, writes 2 a map
+// work      `parts` comparisons a map
+// no race   every output has one owner, and nothing that is read is written
+extern "C" __global__ void globalmax_forward(const real* __restrict__ part_max,
+                                             const long long* __restrict__ part_argmax,
+                                             real* __restrict__ y, long long* __restrict__ argmax,
+                                             int parts, int maps)
+{
+    int m = blockIdx.x * blockDim.x + threadIdx.x;
+    if (m >= maps) return;
+    long long best = (long long)m * parts;
+    for (long long p = best + 1; p < (long long)(m + 1) * parts; ++p)
+        if (part_max[p] > part_max[best] ||
+            (part_max[p] == part_max[best] && part_argmax[p] < part_argmax[best]))
+            best = p;
+    y[m] = part_max[best];
+    argmax[m] = part_argmax[best];
+}
+
+// computes  dx = dy of the map at its maximum, else 0
+// threads   thread i owns dx[i], i < n = maps x voxels
+// memory    reads 2 elements a map (from the cache), writes 1 an output
+// work      1 comparison an output
+// no race   a gather: the voxel looks up whether it won, so every dx[i] has one owner
+extern "C" __global__ void globalmax_backward(const real* __restrict__ dy,
+                                              const long long* __restrict__ argmax,
+                                              real* __restrict__ dx, long long voxels, long long n)
+{
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    long long m = i / voxels;
+    dx[i] = argmax[m] == i % voxels ? dy[m] : (real)0;
+}
+
+// computes  the sum over one part of a map
+// threads   block (p, m) owns part p of map m, as in globalmax_parts
+// memory    reads each voxel once, writes 1 element a block
+// work      1 addition a voxel
+// no race   as in globalmax_parts; each sum is formed in one fixed order
+extern "C" __global__ void globalmean_parts(const real* __restrict__ x,
+                                            real* __restrict__ part_sum, long long voxels)
+{
+    __shared__ real shared_sum[THREADS];
+    const real* map = x + blockIdx.y * voxels;
+    int t = threadIdx.x;
+    real sum = 0;
+    for (long long v = (long long)blockIdx.x * THREADS + t; v < voxels;
+         v += (long long)gridDim.x * THREADS)
+        sum += map[v];
+    shared_sum[t] = sum;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (t < half)
+            shared_sum[t] += shared_sum[t + half];
+        __syncthreads();
+    }
+    if (t == 0)
+        part_sum[(long long)blockIdx.y * gridDim.x + blockIdx.x] = shared_sum[0];
+}
+
+// computes  y = the mean of a map = the sum of its parts / voxels
+// threads   thread m owns map m
+// memory    reads `parts` elements, writes 1 a map
+// work      `parts` additions a map, in the order of the parts
+// no race   every output has one owner, and nothing that is read is written
+extern "C" __global__ void globalmean_forward(const real* __restrict__ part_sum,
+                                              real* __restrict__ y, int parts, long long voxels,
+                                              int maps)
+{
+    int m = blockIdx.x * blockDim.x + threadIdx.x;
+    if (m >= maps) return;
+    real sum = 0;
+    for (int p = 0; p < parts; ++p)
+        sum += part_sum[(long long)m * parts + p];
+    y[m] = sum / (real)voxels;
+}
+
+// computes  dx = dy of the map / voxels
+// threads   thread i owns dx[i], i < n = maps x voxels
+// memory    reads 1 element a map (from the cache), writes 1 an output
+// work      1 division an output
+// no race   every dx[i] has one owner
+extern "C" __global__ void globalmean_backward(const real* __restrict__ dy, real* __restrict__ dx,
+                                               long long voxels, long long n)
+{
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n)
+        dx[i] = dy[i / voxels] / (real)voxels;
+}
+
+// computes  the maximum of each k x k x k block of a map, and its voxel's number in the map; the
+//           first in memory order wins, and the last block along an axis may be smaller. Their mean
+//           is then taken by globalmean_parts and globalmean_forward.
+// threads   thread i owns block i; i counts map, block z, y, x, and there are n of them
+// memory    reads each voxel once, writes 2 elements a block
+// work      1 comparison a voxel
+// no race   every output has one owner, and nothing that is read is written
+extern "C" __global__ void localmax_blocks(const real* __restrict__ x, real* __restrict__ block_max,
+                                           long long* __restrict__ argmax, int k, int d, int h,
+                                           int w, long long n)
+{
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    int blocks_z = (d + k - 1) / k, blocks_y = (h + k - 1) / k, blocks_x = (w + k - 1) / k;
+    int x0 = (int)(i % blocks_x) * k, y0 = (int)(i / blocks_x % blocks_y) * k;
+    int z0 = (int)(i / blocks_x / blocks_y % blocks_z) * k;
+    const real* map = x + i / blocks_x / blocks_y / blocks_z * d * h * w;
+    long long best = ((long long)z0 * h + y0) * w + x0;
+    for (int z = z0; z < min(z0 + k, d); ++z)
+        for (int y = y0; y < min(y0 + k, h); ++y)
+            for (int x_ = x0; x_ < min(x0 + k, w); ++x_) {
+                long long v = ((long long)z * h + y) * w + x_;
+                if (map[v] > map[best]) best = v;
+            }
+    block_max[i] = map[best];
+    argmax[i] = best;
+}
+
+// computes  dx = dy of the map / its number of blocks where this voxel is its block's maximum,
+//           else 0
+// threads   thread i owns dx[i], i < n = maps x voxels
+// memory    reads 1 argmax (shared by the block's k^3 voxels) and 1 dy, writes 1 element an output
+// work      1 comparison and 1 division an output
+// no race   a gather: the voxel looks up whether it won, so every dx[i] has one owner
+extern "C" __global__ void localmax_backward(const real* __restrict__ dy,
+                                             const long long* __restrict__ argmax,
+                                             real* __restrict__ dx, int k, int d, int h, int w,
+                                             long long n)
+{
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    long long blocks_z = (d + k - 1) / k, blocks_y = (h + k - 1) / k, blocks_x = (w + k - 1) / k;
+    int x = (int)(i % w), y = (int)(i / w % h), z = (int)(i / w / h % d);
+    long long m = i / w / h / d, blocks = blocks_z * blocks_y * blocks_x;
+    long long block = (z / k * blocks_y + y / k) * blocks_x + x / k;
+    long long voxel = ((long long)z * h + y) * w + x;
+    dx[i] = argmax[m * blocks + block] == voxel ? dy[m] / (real)blocks : (real)0;
+}
