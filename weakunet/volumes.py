@@ -22,8 +22,10 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from weakunet.cli import InputError, atomic_path
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+COMPRESSED = (".nii.gz", ".mgz")
 MAX_VOXELS = 2**29  # 2 GiB in float32; more is taken for a damaged header
 MAX_DEFLATE = 1040  # deflate never shrinks by more than 1032:1
+MAX_TRAILER = 2**20  # bytes that may follow the voxels (an .mgz keeps its history there)
 GRID_TOLERANCE = 0.05  # how far, in voxels, the corners of one and the same grid may lie apart
 
 # nibabel's remarks on odd headers would stand between our own one-line messages
@@ -67,11 +69,9 @@ def read_volume(path):
     """
     path = Path(path)
     image = _open_image(path)
-    shape = image.shape + (1,) * (3 - len(image.shape))
     affine = _checked_affine(path, image)
     try:
-        with np.errstate(all="ignore"):  # an overflow becomes inf, which is refused below
-            stored = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape[:3])
+        stored = _read_voxels(path, image)
     except Exception as error:  # zlib, struct, EOF, OS, memory: nibabel lets them all through
         raise InputError(
             f"{path}: truncated or damaged ({_reason(error)}); copy or download it again"
@@ -98,7 +98,7 @@ def _open_image(path):
         raise InputError(f"{path}: the file is empty; copy or download it again")
     try:
         image = nibabel.load(path)
-        shape, dtype, offset = image.shape, image.get_data_dtype(), image.dataobj.offset
+        shape, dtype = image.shape, image.get_data_dtype()
     except PermissionError:
         raise InputError(f"{path}: may not be read; change its permissions") from None
     except Exception as error:
@@ -112,17 +112,33 @@ def _open_image(path):
         raise InputError(f"{path}: {shape} voxels; the header is damaged, or crop the image")
     if dtype.kind not in "iufb":
         raise InputError(f"{path}: voxels are {dtype}, not grey values; convert it to a grey image")
-    compressed = path.name.lower().endswith((".gz", ".mgz"))
-    needed = offset + voxels * dtype.itemsize
-    if needed > size * (MAX_DEFLATE if compressed else 1):
+    compressed = path.name.lower().endswith(COMPRESSED)
+    if _end_of_voxels(image) > size * (MAX_DEFLATE if compressed else 1):
         raise InputError(
             f"{path}: truncated ({size} bytes for {shape} voxels); copy or download it again"
         )
     return image
 
 
+def _end_of_voxels(image):
+    """The byte after the last voxel, uncompressed, as the header has it."""
+    voxels = int(np.prod(image.shape, dtype=np.int64))
+    return int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
+
+
 def _reason(error):
     return str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+
+
+def _read_voxels(path, image):
+    """The voxels as stored, (i, j, k) float32; a gzip file is read to its end, for its checksum."""
+    if path.name.lower().endswith(COMPRESSED):  # nibabel would stop after the last voxel
+        with gzip.open(path) as file:
+            content = file.read(_end_of_voxels(image) + MAX_TRAILER)
+        image = type(image).from_bytes(content)
+    with np.errstate(all="ignore"):  # an overflow becomes inf, which the caller refuses
+        stored = image.get_fdata(dtype=np.float32, caching="unchanged")
+    return stored.reshape((*image.shape, 1)[:3])
 
 
 def _checked_affine(path, image):
