@@ -76,7 +76,7 @@ def _read_table(path, columns):
     """Yield (line number, {column: text}); blank lines are skipped, spaces stripped."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, skipinitialspace=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
