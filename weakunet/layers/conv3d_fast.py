@@ -1,18 +1,19 @@
-"""The 3x3x3 convolution of conv3d.py at the speed of the processor's matrix products (float32/64).
+"""The 3x3x3 convolution of conv3d.py at the speed of the processor's matrix products.
 
-The 27 taps of one output row of voxels split into 9 (kz, ky), which only move whole rows, and 3 (kx),
-which move inside a row. So, for a block of Z planes by h rows of one scan:
+The 27 taps split into 9 (kz, ky), which only move whole rows of voxels, and 3 (kx), which move
+inside a row. So, for a block of Z planes by h rows of one scan:
 
     gather    cols[kz, ky, c, :] = the block moved by (kz, ky): plain copies of contiguous rows
     multiply  P[kx, o, :] = W[kx, o, (kz, ky, c)] cols: ONE product, 3 C_out x 9 C_in x (h width)
     scatter   y[o, x] = P[0, o, x-1] + P[1, o, x] + P[2, o, x+1]
 
-It is fast because the products are deep (9 C_in) and at least 24 rows high even for 8 maps, because
-3 copies per voxel feed 27 taps (the planes z-1, z, z+1 of one voxel are neighbours in `cols`, so the
-columns of plane z+1 are those of plane z moved by one), and because a block stays in the cache.
-The backward pass is the same sweep over dy: with the weights flipped and transposed it gives dx, and
-cols(dy) times the transposed x, moved by kx, gives dw. Blocks depend on the sizes only and sums run
-in a fixed order, so results are the same bit for bit with any number of threads.
+Why it is fast: the products are deep (9 C_in) and at least 24 rows high even for 8 maps; 3 copies
+of a voxel feed all 27 taps (the planes z-1, z, z+1 are neighbours in `cols`, so the columns of the
+next z are the same memory, one plane on); a block stays in the cache. The backward pass is the same
+sweep over dy: with the weights flipped and transposed it gives dx, and cols(dy) times x^T moved by
+kx gives dw. Behind a global max pooling almost all of dy is zero, and then only the other voxels
+are worked on. Blocks depend on the sizes alone and sums run in a fixed order: the result is the
+same bit for bit with any number of threads.
 """
 
 import os
@@ -24,6 +25,9 @@ from threadpoolctl import ThreadpoolController
 
 # Voxels per matrix product and bytes of a block's columns, about a core's L2 (tuned on a Zen 5).
 PRODUCT_COLUMNS, BLOCK_BYTES = 512, 1 << 20
+TASKS = 16  # a sweep is shared out in at most so many pieces
+# dy counts as sparse when at most this share of its voxels is not zero
+SPARSE = 0.08
 
 _blas = ThreadpoolController()
 _local = threading.local()
@@ -38,7 +42,7 @@ def set_threads(count=None):
     if _pool is not None:
         _pool.shutdown()
     _threads = count or cores or 1
-    _pool = ThreadPoolExecutor(_threads) if _threads > 1 else None
+    _pool = ThreadPoolExecutor(_threads - 1) if _threads > 1 else None
 
 
 def get_threads():
@@ -63,6 +67,9 @@ def backward(dy, x, w, needs_dx=True):
         dw = np.tensordot(dy, x, axes=((0, 2, 3, 4), (0, 2, 3, 4))).reshape(w.shape)
         return (_pointwise(dy, w[:, :, 0, 0, 0].T) if needs_dx else None), dw, db
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+    voxels = _nonzero_voxels(dy)
+    if voxels is not None:
+        return *_sparse_backward(dy, x, w, voxels, needs_dx), db
     if not needs_dx:
         # columns of x and rows of dy: dw[o, c, a, b, m] = r[a, b, c, 2-m, o]
         r = _sweep(x, rows=dy)[1]
@@ -80,20 +87,37 @@ def _pointwise(x, w):
 
 
 def _blocks(shape, itemsize):
-    """Cut (N, C, D, H, W) into blocks (n, z0, z1, y0, y1) by size alone."""
+    """Cut (N, C, D, H, W) into blocks (n, z0, z1, y0, y1); the sizes alone decide where."""
     n, c, depth, height, width = shape
     strips = -(-height // max(1, PRODUCT_COLUMNS // width))
     h = -(-height // strips)
     planes = max(2, BLOCK_BYTES // (3 * c * h * width * itemsize) - 2)
-    chunks = max(-(-depth // planes), min(depth // 2, -(-8 // (n * strips))), 1)
-    cut_z = [depth * i // chunks for i in range(chunks + 1)]
-    cut_y = [height * i // strips for i in range(strips + 1)]
+    chunks = -(-depth // planes)
+    cuts_z = [depth * i // chunks for i in range(chunks + 1)]
+    cuts_y = [height * i // strips for i in range(strips + 1)]
     return [
-        (i, *zs, *ys)
+        (i, cuts_z[j], cuts_z[j + 1], cuts_y[k], cuts_y[k + 1])
         for i in range(n)
-        for zs in zip(cut_z, cut_z[1:], strict=False)
-        for ys in zip(cut_y, cut_y[1:], strict=False)
+        for j in range(chunks)
+        for k in range(strips)
     ]
+
+
+def _run(work, items):
+    """[work(item) for item in items], shared out over the threads; the caller is one of them."""
+    results, todo = [None] * len(items), iter(range(len(items)))  # next() is atomic
+
+    def worker():
+        for i in todo:
+            results[i] = work(items[i])
+
+    # numpy lets go of the interpreter's lock; the products themselves must not start threads
+    with _blas.limit(limits=1, user_api="blas"):
+        helpers = [_pool.submit(worker) for _ in range(min(_threads, len(items)) - 1)]
+        worker()
+        for helper in helpers:
+            helper.result()
+    return results
 
 
 def _sweep(a, w=None, b=None, rows=None):
@@ -104,28 +128,28 @@ def _sweep(a, w=None, b=None, rows=None):
         a[n, c, z+kz-1, y+ky-1, x] rows[n, i, z, y, x+kx-1].
     """
     n, c, depth, height, width = a.shape
-    y = r = None
+    y = None
     if w is not None:
         c_out = len(w)
         # (kx, o) x (kz, ky, c)
         matrix = np.ascontiguousarray(w.transpose(4, 0, 2, 3, 1)).reshape(3 * c_out, 9 * c)
         y = np.empty((n, c_out, depth, height, width), a.dtype)
-    if rows is not None:
-        r = np.zeros((9 * c, 3 * rows.shape[1]), a.dtype)
 
-    def work(block):
-        i, z0, z1, y0, y1 = block
-        cols = _gather(a[i], z0, z1, y0, y1)
-        if y is not None:
-            target = y[i, :, z0:z1, y0:y1].reshape(c_out, z1 - z0, -1).swapaxes(0, 1)
-            _multiply(cols, matrix, b, target, width)
-        return None if rows is None else _correlate(cols, rows[i, :, z0:z1, y0:y1])
+    def work(blocks):
+        total = 0
+        for i, z0, z1, y0, y1 in blocks:
+            cols = _gather(a[i], z0, z1, y0, y1)
+            if w is not None:
+                target = y[i, :, z0:z1, y0:y1].reshape(c_out, z1 - z0, -1).swapaxes(0, 1)
+                _multiply(cols, matrix, b, target, width)
+            if rows is not None:
+                total = total + _correlate(cols, rows[i, :, z0:z1, y0:y1])
+        return total
 
-    with _blas.limit(limits=1, user_api="blas"):
-        for part in (map if _pool is None else _pool.map)(work, _blocks(a.shape, a.itemsize)):
-            if part is not None:
-                r += part
-    return y, None if r is None else r.reshape(3, 3, c, 3, -1)
+    blocks = _blocks(a.shape, a.itemsize)
+    share = -(-len(blocks) // TASKS)
+    totals = _run(work, [blocks[i : i + share] for i in range(0, len(blocks), share)])
+    return y, None if rows is None else sum(totals).reshape(3, 3, c, 3, -1)
 
 
 def _scratch(name, shape, dtype):
@@ -163,11 +187,11 @@ def _gather(a, z0, z1, y0, y1):
 
 
 def _multiply(cols, matrix, b, y, width):
-    """y (Z, C_out, h W) = matrix (3 C_out, 9 C) times cols (Z, 9 C, h W), summed over kx, plus b."""
+    """y (Z, C_out, h W) = matrix (3 C_out, 9 C) times cols (Z, 9 C, h W), over kx, plus b."""
     planes, c_out, voxels = y.shape
     p = np.matmul(matrix, cols, out=_scratch("p", (planes, 3 * c_out, voxels), cols.dtype))
     p = p.reshape(planes, 3, c_out, voxels)
-    # moving by one voxel in the flat block wraps around at the ends of rows: nothing comes from there
+    # one voxel on in the flat block is, at the end of a row, the next row: nothing comes from there
     p[:, 0, :, width - 1 :: width] = 0
     p[:, 2, :, ::width] = 0
     middle = p[:, 1]
@@ -193,3 +217,49 @@ def _correlate(cols, rows):
     for z in range(1, planes):
         total += np.matmul(cols[z], flat[z].T, out=part)
     return total
+
+
+def _nonzero_voxels(dy):
+    """The voxels (N, D, H, W) whose dy is not 0 in all channels; None if they are more than a few."""
+    sample = dy.reshape(-1)[:: max(1, dy.size // 4096)]
+    if np.count_nonzero(sample) > SPARSE * sample.size:
+        return None
+    voxels = (dy != 0).any(axis=1)
+    return voxels if np.count_nonzero(voxels) <= SPARSE * voxels.size else None
+
+
+def _sparse_backward(dy, x, w, voxels, needs_dx):
+    """dx (or None) and dw when dy is zero but for `voxels` (N, D, H, W).
+
+    Channels come last here and the scan has a border of zeros, so that a voxel's 27 neighbours are
+    27 short rows to pick up, and a tap is one offset, the same for all voxels.
+    """
+    n, c, depth, height, width = x.shape
+    dx = np.empty_like(x) if needs_dx else None
+    taps = np.ascontiguousarray(w.reshape(len(w), c, 27).swapaxes(1, 2)).reshape(len(w), 27 * c)
+    shape = depth + 2, height + 2, width + 2
+    offsets = np.ravel_multi_index(np.indices((3, 3, 3)), shape).ravel()
+
+    def work(i):
+        padded = np.zeros((*shape, c), x.dtype)
+        padded[1:-1, 1:-1, 1:-1] = x[i].transpose(1, 2, 3, 0)
+        dpadded = np.zeros_like(padded) if needs_dx else None
+        dw = np.zeros_like(taps)
+        at = np.nonzero(voxels[i])
+        corner = np.ravel_multi_index(at, shape)
+        at = np.ravel_multi_index(at, x.shape[2:])
+        for part in (slice(j, j + 1024) for j in range(0, len(at), 1024)):
+            dy_part = dy[i].reshape(len(w), -1)[:, at[part]].T  # (voxels, C_out)
+            near = corner[part] + offsets[:, None]  # (27, voxels)
+            cols = padded.reshape(-1, c)[near.T].reshape(-1, 27 * c)
+            dw += dy_part.T @ cols
+            if needs_dx:
+                dcols = (dy_part @ taps).reshape(-1, 27, c)
+                for tap in range(27):  # no voxel twice in a tap, so += adds all
+                    dpadded.reshape(-1, c)[near[tap]] += dcols[:, tap]
+        if needs_dx:
+            dx[i] = dpadded[1:-1, 1:-1, 1:-1].transpose(3, 0, 1, 2)
+        return dw
+
+    dw = sum(_run(work, range(n)))
+    return dx, np.ascontiguousarray(dw.reshape(len(w), 27, c).swapaxes(1, 2)).reshape(w.shape)
