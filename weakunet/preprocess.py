@@ -226,7 +226,8 @@ def main(argv=None):
     }
     _claim_folder(args.out, settings)
     work = [(scan, args.out, args.invert, args.figures) for scan in scans]
-    results = list(progress(_prepare_all(work, max(1, args.jobs)), "preprocess", len(work)))
+    done = _prepare_all(work, max(1, args.jobs))
+    results = [result for _, result in zip(progress(work, "preprocess"), done, strict=True)]
     failed = [result for result in results if isinstance(result, InputError)]
     prepared = [result for result in results if not isinstance(result, InputError)]
     for error in failed:

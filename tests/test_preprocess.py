@@ -1,0 +1,251 @@
+"""Section 2.1 step by step, and the command: parallel, resumable, a failed scan is named."""
+
+import gzip
+import json
+import os
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage, stats
+
+from weakunet import preprocess
+from weakunet.cli import InputError
+from weakunet.cohort import Scan, load_scan, read_cohort, write_cohort
+from weakunet.volumes import Volume, index_to_world, write_volume
+
+AFFINE = np.array([[0.5, 0, 0, 40], [0, 0.6, 0, -30], [0, 0, 0.8, 10], [0, 0, 0, 1]])
+
+
+def raw_scan(seed=0, shape=(20, 22, 24)):
+    """Volumes of a scan and of an ROI in its middle: a block of 4 x 6 x 8 voxels (z, y, x)."""
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(100, 1000, shape).astype(np.float32)
+    roi = np.zeros(shape, np.float32)
+    roi[8:12, 8:14, 8:16] = 2
+    return Volume(image, AFFINE), Volume(roi, AFFINE)
+
+
+def test_dilation_is_a_ball():
+    mask = np.zeros((9, 9, 9), bool)
+    mask[4, 4, 4] = mask[4, 4, 7] = True
+    z, y, x = np.indices((7, 7, 7)) - 3
+    expected = ndimage.binary_dilation(mask, z**2 + y**2 + x**2 <= 3**2)
+    assert np.array_equal(preprocess.dilate_mask(mask, 3), expected)
+
+
+def test_smoothed_border_follows_the_normal_distribution():
+    mask = np.zeros((40, 40, 40), bool)
+    mask[:, :, 20:] = True  # a flat border between 19 and 20
+    weight = preprocess.smooth_border(mask)[20, 20, 8:32]
+    expected = stats.norm.cdf((np.arange(8, 32) - 19.5) / 2)
+    np.testing.assert_allclose(weight, np.where(expected < 0.01, 0, expected), atol=3e-3)
+    assert weight[0] == 0 and weight[-1] <= 1
+    # exactly, from the formula of the Gaussian
+    mask = np.zeros((17, 17, 17), bool)
+    mask[5:12, 5:12, 5:12] = True
+    kernel = np.exp(-0.5 * (np.arange(-8, 9) / 2) ** 2)
+    profile = np.convolve(mask[8, 8], kernel / kernel.sum(), "same")
+    expected = np.einsum("i,j,k", profile, profile, profile)
+    expected[expected < 0.01] = 0
+    np.testing.assert_allclose(preprocess.smooth_border(mask), expected, atol=1e-6)
+
+
+def test_trimming_counts_the_voxels_inside_only():
+    image = np.arange(1, 301, dtype=np.float32).reshape(3, 10, 10)
+    inside = image <= 101
+    # the 99 % quantile of 1 ... 101 is its 100th value
+    trimmed = preprocess.trim_highest(image, inside)
+    assert np.array_equal(trimmed, np.minimum(image, 100))
+    assert np.array_equal(image.ravel(), np.arange(1, 301))  # the argument is left alone
+
+
+def test_inverting_turns_dark_into_bright():
+    image = np.arange(0, 101, dtype=np.float32).reshape(1, 1, 101)
+    inverted = preprocess.invert_contrast(image, np.ones(image.shape, bool))
+    np.testing.assert_allclose(inverted[0, 0, [0, 33, 99, 100]], [1, 1 - 33 / 99, 0, 0], atol=1e-6)
+
+
+def test_prepared_scan_is_the_steps_done_one_by_one():
+    volume, roi = raw_scan()
+    prepared = preprocess.prepare(volume, roi)
+    # on the whole scan, by other functions, cropped last
+    z, y, x = np.indices((7, 7, 7)) - 3
+    dilated = ndimage.binary_dilation(roi.array > 0, z**2 + y**2 + x**2 <= 9)
+    weight = dilated.astype(float)
+    for axis in range(3):
+        weight = ndimage.gaussian_filter1d(weight, 2.0, axis, mode="constant")
+    masked = volume.array * np.where(weight < 0.01, 0, weight)
+    highest = np.percentile(masked[dilated], 99)
+    expected = (np.minimum(masked, highest) / highest)[5:15, 5:17, 5:19]
+    assert prepared.array.dtype == np.float32
+    np.testing.assert_allclose(prepared.array, expected, atol=1e-6)
+    assert prepared.array.max() == 1 and prepared.array.min() >= 0
+    # the same voxel is at the same place in the world
+    np.testing.assert_allclose(
+        index_to_world(prepared, [[1, 2, 3]]), index_to_world(volume, [[6, 7, 8]]), atol=1e-12
+    )
+
+
+def test_lesions_do_not_change_the_gain_where_fluid_fills_more_than_the_trimmed_share():
+    volume, roi = raw_scan()
+    fluid = roi.array.copy()
+    volume.array[:] = 400
+    volume.array[8:12, 8:14, 8:10] = 1000  # 48 of 1024 dilated voxels
+    few = preprocess.prepare(volume, roi).array
+    volume.array[9:11, 10:13, 11:15] = 700
+    many = preprocess.prepare(volume, roi).array
+    same = (fluid[5:15, 5:17, 5:19] == 0) & (few > 0)
+    assert same.sum() > 500
+    np.testing.assert_allclose(many[same], few[same], atol=1e-6)
+    assert many[5, 6, 7] > 1.5 * few[5, 6, 7]
+
+
+def test_roi_at_the_edge_and_odd_shapes_are_cropped_to_the_scan():
+    volume, roi = raw_scan()
+    roi.array[:] = 0
+    roi.array[0, 0, 23] = 1
+    box = preprocess.crop_box(roi.array)
+    assert box == (slice(0, 4), slice(0, 4), slice(20, 24))
+    prepared = preprocess.prepare(volume, roi)
+    assert prepared.array.shape == (4, 4, 4)
+    full = preprocess.put_back(prepared.array, box, volume.array.shape, -1)
+    assert np.array_equal(full[box], prepared.array) and (full == -1).sum() == full.size - 64
+
+
+def test_negative_intensities_are_shifted():
+    volume, roi = raw_scan()
+    shifted = Volume(volume.array - 600, volume.affine)
+    lowest = volume.array[preprocess.dilate_mask(roi.array > 0)].min()
+    expected = preprocess.prepare(Volume(volume.array - lowest, volume.affine), roi)
+    np.testing.assert_allclose(
+        preprocess.prepare(shifted, roi).array, expected.array, atol=1e-6
+    )
+
+
+def test_empty_roi_other_grid_and_constant_scan_are_refused():
+    volume, roi = raw_scan()
+    with pytest.raises(InputError, match="^r.nii: empty ROI"):
+        preprocess.prepare(volume, Volume(0 * roi.array, AFFINE), False, "i.nii", "r.nii")
+    moved = AFFINE.copy()
+    moved[2, 3] += 1
+    with pytest.raises(InputError, match="^r.nii: not on the grid of i.nii"):
+        preprocess.prepare(volume, Volume(roi.array, moved), False, "i.nii", "r.nii")
+    with pytest.raises(InputError, match="^i.nii: 99 % of the ROI"):
+        preprocess.prepare(Volume(0 * volume.array, AFFINE), roi, True, "i.nii", "r.nii")
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """A table of three raw scans with ROI and centres; its path."""
+    folder = tmp_path / "raw"
+    scans = []
+    for i in range(3):
+        subject = f"s{i}"
+        scan = Scan(
+            subject, folder / f"{subject}.nii.gz", i, folder / f"{subject}_roi.nii", "train",
+            folder / f"{subject}.csv",
+        )
+        volume, roi = raw_scan(i)
+        write_volume(scan.image, volume.array, volume)
+        write_volume(scan.roi, roi.array > 0, roi)
+        scan.centres.write_text("x_mm,y_mm,z_mm\n45,-24,18\n")  # voxel x 10, y 10, z 10
+        scans.append(scan)
+    write_cohort(folder / "cohort.csv", scans)
+    return folder / "cohort.csv"
+
+
+def run(table, out, *options):
+    """Run the command in this process; returns its exit code."""
+    try:
+        preprocess.main(["--data", str(table), "--out", str(out), "--jobs", "1", *options])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_command_writes_a_cohort_ready_for_training(cohort, tmp_path):
+    out = tmp_path / "out"
+    assert run(cohort, out) == 0
+    scans = read_cohort(out / "cohort.csv")
+    assert [(s.subject, s.count, s.roi, s.split) for s in scans] == [
+        (f"s{i}", i, None, "train") for i in range(3)
+    ]
+    loaded = load_scan(scans[1])
+    np.testing.assert_allclose(
+        loaded.volume.array, preprocess.prepare(*raw_scan(1)).array, atol=1e-7
+    )
+    np.testing.assert_allclose(loaded.centres_zyx, [[5, 5, 5]], atol=1e-5)  # the box starts at 5
+
+
+def test_scan_stored_in_another_orientation_is_prepared_the_same(cohort, tmp_path):
+    assert run(cohort, tmp_path / "one") == 0
+    for path in cohort.parent.glob("*.nii*"):
+        image = nibabel.load(path)
+        xyz_to_file = nibabel.orientations.axcodes2ornt("LIA")
+        stored = image.as_reoriented(xyz_to_file)
+        assert nibabel.aff2axcodes(stored.affine) != nibabel.aff2axcodes(image.affine)
+        content = stored.to_bytes()
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    assert run(cohort, tmp_path / "two") == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_workers_give_the_same_bytes_as_one_process(cohort, tmp_path):
+    assert run(cohort, tmp_path / "one") == 0
+    assert run(cohort, tmp_path / "two", "--jobs", "2") == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_second_run_keeps_what_is_done_and_redoes_what_is_missing_or_old(cohort, tmp_path):
+    out = tmp_path / "out"
+    assert run(cohort, out) == 0
+    before = contents(out)
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
+    (out / "s1.nii.gz").unlink()
+    later = os.stat(out / "s2.nii.gz").st_mtime + 10
+    os.utime(cohort.parent / "s2_roi.nii", (later, later))
+    assert run(cohort, out) == 0
+    assert contents(out) == before
+    same = [path.name for path in times if path.stat().st_mtime_ns == times[path]]
+    assert same == ["s0.nii.gz"]
+
+
+def test_other_settings_and_a_folder_in_use_are_refused(cohort, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(cohort, out) == 0
+    before = contents(out)
+    assert run(cohort, out, "--invert") == 2
+    assert "settings.json: begun with other settings" in capsys.readouterr().err
+    assert contents(out) == before
+    assert run(cohort, cohort.parent) == 2  # it would overwrite the raw scans
+    assert "holds other files" in capsys.readouterr().err
+    assert run(cohort, cohort) == 2
+    assert "not a folder" in capsys.readouterr().err
+    (out / "settings.json").write_text("{")
+    assert run(cohort, out) == 2
+    assert json.loads(before["settings.json"])["invert"] is False
+
+
+def test_failed_scan_is_named_and_the_others_go_on(cohort, tmp_path, capsys):
+    (cohort.parent / "s1.nii.gz").write_bytes(b"damaged")
+    assert run(cohort, tmp_path / "out", "--jobs", "2") == 2
+    errors = capsys.readouterr().err
+    assert f"failed: {cohort.parent / 's1.nii.gz'}: " in errors and "1 of 3 scans" in errors
+    assert [s.subject for s in read_cohort(tmp_path / "out" / "cohort.csv")] == ["s0", "s2"]
+    volume, _ = raw_scan(1)
+    write_volume(cohort.parent / "s1.nii.gz", volume.array, volume)
+    assert run(cohort, tmp_path / "out") == 0
+    assert len(read_cohort(tmp_path / "out" / "cohort.csv")) == 3
+
+
+def test_scan_without_roi_is_refused_before_anything_is_written(cohort, tmp_path, capsys):
+    text = cohort.read_text().replace("s1_roi.nii", "")
+    cohort.write_text(text)
+    assert run(cohort, tmp_path / "out") == 2
+    assert "'s1' has no roi" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
