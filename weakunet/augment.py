@@ -25,10 +25,11 @@ def draw_transform(rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0
     rotate_deg: at most, about each axis. scale: at most, as a fraction (0.1: 90 to 110 %).
     Always draws the same number of random numbers, so that one setting does not change the others.
     """
-    mirror = rng.integers(0, 2, 3)
-    shift = rng.integers(-shift_vox, shift_vox + 1, 3)
-    angles = np.radians(rng.uniform(-rotate_deg, rotate_deg, 3))
-    zoom = 1 + rng.uniform(-scale, scale)
+    uniform = rng.random(10)
+    mirror = uniform[:3] < 0.5
+    shift = np.floor(uniform[3:6] * (2 * shift_vox + 1)) - shift_vox
+    angles = np.radians(rotate_deg) * (2 * uniform[6:9] - 1)
+    zoom = 1 + scale * (2 * uniform[9] - 1)
     linear = np.diag(
         [-1.0 if m and a in flips else 1.0 for m, a in zip(mirror, "zyx", strict=True)]
     )

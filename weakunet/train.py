@@ -17,13 +17,12 @@ import numpy as np
 from weakunet import backend, figures
 from weakunet.checkpoint import load_model
 from weakunet.cli import InputError, command, progress, write_csv, write_json
-from weakunet.cohort import SPLITS, load_scan, read_cohort, split_cohort
+from weakunet.cohort import load_scan, read_cohort, split_cohort
 from weakunet.evaluate import evaluate_maps
-from weakunet.metrics import count_metrics
 from weakunet.model import WeakUNet
 from weakunet.phantom import PRESETS, simulate_cohort
 from weakunet.predict import predict_scan
-from weakunet.training import COLUMNS, WEIGHTS, Run, train
+from weakunet.training import WEIGHTS, Run, train
 
 PHANTOM_SCANS = {"train": 400, "val": 100, "test": 30}
 
@@ -90,7 +89,7 @@ CHOICES = {
 
 
 def parse_arguments(argv):
-    """(Settings, out, device, resume, names of the settings that were given)."""
+    """(Settings, out, device, resume, the settings that were given)."""
     parser = argparse.ArgumentParser(prog="python -m weakunet.train", description=__doc__)
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -180,7 +179,7 @@ def main(argv=None):
     settings, out, device, resume, given = parse_arguments(argv)
     settings, out = open_run(settings, out, resume, given)
     device = backend.pick_device(device)
-    print(f"device: {backend.describe(device)}; run: {out}", flush=True)
+    print(f"device: {backend.device_name(device)}; run: {out}", flush=True)
     scans = load_scans(settings, ("train", "val"))
     model = WeakUNet(
         settings.channels,
@@ -194,6 +193,8 @@ def main(argv=None):
         run.load()
     else:
         write_json(out / "settings.json", dataclasses.asdict(settings))
+        rows = [(scan.subject, split, scan.count) for split in scans for scan in scans[split]]
+        write_csv(out / "split.csv", ("subject", "split", "count"), rows)
     stop = Interrupt()
     if train(run, scans, stop):
         print(f"stopped; go on with: python -m weakunet.train --out {out} --resume")

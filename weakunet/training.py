@@ -6,7 +6,6 @@ averages, and how far it is. A run that was killed goes on from its last epoch, 
 interrupted from its last batch, with the same bits as if it had not stopped.
 """
 
-import signal
 import time
 
 import numpy as np
@@ -53,6 +52,10 @@ class Run:
         averages = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
         save_checkpoint(self.out / "last.npz", self.model, state | averages)
 
+    def started(self):
+        """True if `out` holds more than settings.json: then last.npz must be there."""
+        return any((self.out / name).exists() for name in ("last.npz", "best.npz", "log.csv"))
+
     def load(self):
         """Take up the state of last.npz.  Raises InputError when it is damaged or incomplete."""
         path = self.out / "last.npz"
@@ -90,9 +93,9 @@ class Run:
         self.save()
         write_csv(self.out / "log.csv", COLUMNS, self.history)
         print(
-            f"epoch {self.epoch}/{self.settings.epochs}  train error {row[2]:.2f}  validation error "
-            f"{row[3]:.2f} (predicting the mean: {counts['val'].var():.2f})  r {row[4]:.2f}  "
-            f"{seconds:.1f} s",
+            f"epoch {self.epoch}/{self.settings.epochs}  squared error of the count: training "
+            f"{row[2]:.2f}, validation {row[3]:.2f} (the mean count's: {counts['val'].var():.2f})  "
+            f"r {row[4]:.2f}  {seconds:.1f} s",
             flush=True,
         )
 
