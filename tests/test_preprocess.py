@@ -201,6 +201,17 @@ def test_workers_give_the_same_bytes_as_one_process(cohort, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def test_pictures_are_added_to_a_finished_folder_on_request(cohort, tmp_path):
+    assert run(cohort, tmp_path / "out") == 0
+    before = contents(tmp_path / "out")
+    assert run(cohort, tmp_path / "out", "--figures") == 0
+    after = contents(tmp_path / "out")
+    pictures = {f"s{i}_steps.png" for i in range(3)}
+    assert after.keys() - before.keys() == pictures
+    assert all(after[name] == before[name] for name in before)
+    assert all(after[name][1:4] == b"PNG" for name in pictures)
+
+
 def test_second_run_keeps_what_is_done_and_redoes_what_is_missing_or_old(cohort, tmp_path):
     out = tmp_path / "out"
     assert run(cohort, out) == 0

@@ -143,10 +143,11 @@ def prepare_scan(scan, out, invert=False, figures=False):
         with atomic_path(centres) as temporary:
             shutil.copyfile(scan.centres, temporary)
     if figures:
-        from weakunet.figures import preprocess_figure
+        from weakunet.figures import preprocess_figure  # matplotlib, only where it is wanted
 
         box = crop_box(roi.array)
-        preprocess_figure(figure, preparation_steps(volume.array[box], roi.array[box], invert))
+        steps = preparation_steps(volume.array[box], roi.array[box], invert)
+        preprocess_figure(figure, steps, volume.spacing_mm)
     write_volume(image, prepared.array, prepared)
     return prepared_scan
 

@@ -1,0 +1,262 @@
+"""Prediction on files: a stand-in for the network with a known heatmap shows where results go."""
+
+import csv
+import gzip
+import itertools
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+from nibabel.orientations import axcodes2ornt
+
+from weakunet import predict
+from weakunet.checkpoint import save_checkpoint
+from weakunet.cohort import Scan, write_cohort
+from weakunet.model import WeakUNet
+from weakunet.volumes import Volume, write_volume
+
+AFFINE = np.array([[0.5, 0, 0, 40], [0, 0.6, 0, -30], [0, 0, 0.8, 10], [0, 0, 0, 1]])
+LESIONS = [(3, (15, 10, 9)), (2, (9, 14, 11)), (1, (15, 15, 10))]  # length along x, first voxel
+
+
+class Stub:
+    """A stand-in for WeakUNet: counts three lesions; the closer to .7, the higher the heatmap."""
+
+    multiple, device = 8, "cpu"
+    count = 3.2
+
+    def to(self, device):
+        return self
+
+    def predict(self, scans):
+        assert all(n % self.multiple == 0 for n in scans.shape[2:])
+        return np.full(len(scans), self.count, np.float32), 1 - abs(scans - 0.7)
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setattr(predict, "load_model", lambda path: Stub())
+    return Stub
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Leave out what takes longest."""
+    monkeypatch.setattr(predict.figures, "overlay", lambda *arguments: None)
+
+
+def raw_head():
+    """A dim noisy scan (x, y, z) with three lesions and a block of bright fluid, and its ROI."""
+    xyz = np.random.default_rng(0).uniform(200, 300, (25, 23, 21)).astype(np.float32)
+    roi = np.zeros(xyz.shape, np.uint8)
+    roi[8:18, 7:17, 7:14] = 1
+    xyz[10:14, 8:12, 8:12] = 1000
+    for (length, (x, y, z)), value in zip(LESIONS, (700, 650, 600), strict=True):
+        xyz[x : x + length, y, z] = value
+    return xyz, roi
+
+
+def save(path, array, affine=AFFINE):
+    path.parent.mkdir(exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+    return path
+
+
+def run(*arguments):
+    """Run the command in this process; returns its exit code."""
+    try:
+        predict.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_raw_scan_is_predicted_on_its_own_whole_grid(stub, tmp_path):
+    xyz, roi = raw_head()
+    scan = save(tmp_path / "Head 1.nii.gz", xyz)
+    mask = save(tmp_path / "roi.nii", roi)
+    out = tmp_path / "out"
+    assert run(scan, "--roi", mask, "--model", "m.npz", "--out", out) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "Head 1_heatmap.nii.gz", "Head 1_lesions.nii.gz", "Head 1_overlay.png",
+        "predictions.csv", "detections.csv",
+    }
+    heatmap = nibabel.load(out / "Head 1_heatmap.nii.gz")
+    labels = nibabel.load(out / "Head 1_lesions.nii.gz")
+    for image in (heatmap, labels):
+        assert image.shape == xyz.shape
+        np.testing.assert_allclose(image.affine, AFFINE, atol=1e-6)
+    assert heatmap.get_data_dtype() == np.float32 and labels.get_data_dtype().kind == "i"
+    heatmap, labels = heatmap.get_fdata(), np.asarray(labels.dataobj)
+    (prediction,) = rows(out / "predictions.csv")
+    assert prediction["subject"] == "Head 1" and float(prediction["count_predicted"]) == 3.2
+    assert prediction["n_detected"] == "3"
+    assert np.array_equal(labels > 0, heatmap >= float(prediction["threshold"]) - 1e-6)
+    # outside the dilated ROI (and beyond the crop) nothing is above the lowest value inside
+    assert np.all(heatmap[0] == heatmap.min()) and np.all(heatmap[:, :, -1] == heatmap.min())
+    detections = rows(out / "detections.csv")
+    assert [d["detection"] for d in detections] == ["1", "2", "3"]
+    scores = [float(d["score"]) for d in detections]
+    assert scores == sorted(scores, reverse=True)
+    expected = {(x + (length - 1) / 2, y, z): length for length, (x, y, z) in LESIONS}
+    for d in detections:
+        ijk = tuple(float(d[name]) for name in "ijk")
+        mm = [float(d[name]) for name in ("x_mm", "y_mm", "z_mm")]
+        np.testing.assert_allclose(mm, apply_affine(AFFINE, ijk), atol=1e-3)
+        assert float(d["volume_mm3"]) == pytest.approx(expected.pop(ijk) * 0.24, abs=1e-3)
+        peak = heatmap[labels == int(d["detection"])].max()
+        assert float(d["score"]) == pytest.approx(peak, rel=1e-5)
+    assert not expected
+    assert (out / "Head 1_overlay.png").read_bytes()[1:4] == b"PNG"
+
+
+def stored_as(folder, codes, kind):
+    """The raw head and its ROI stored in another way; paths of both."""
+    paths = []
+    for name, xyz in zip(("s", "roi"), raw_head(), strict=True):
+        image = nibabel.Nifti1Image(xyz, AFFINE).as_reoriented(axcodes2ornt(codes))
+        path = folder / f"{name}{kind}"
+        if kind == ".mgz":
+            nibabel.save(nibabel.MGHImage(np.asarray(image.dataobj), image.affine), path)
+        elif kind == ".nii":
+            header = nibabel.Nifti1Header(endianness=">")
+            header.set_data_dtype(xyz.dtype)
+            stored = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, header)
+            path.write_bytes(stored.to_bytes())
+            assert path.read_bytes()[:4] == (348).to_bytes(4, "big")
+        else:
+            path.write_bytes(gzip.compress(image.to_bytes()))
+        paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize(
+    "codes, kind", [("LAS", ".nii"), ("LIA", ".mgz"), ("PSR", ".nii.gz"), ("SAL", ".nii")]
+)
+def test_other_orientation_and_format_give_the_same_lesions(
+    stub, no_pictures, tmp_path, codes, kind
+):
+    scan, mask = stored_as(tmp_path, "RAS", ".nii.gz")
+    assert run(scan, "--roi", mask, "--model", "m.npz", "--out", tmp_path / "one") == 0
+    (tmp_path / "other").mkdir()
+    other, mask = stored_as(tmp_path / "other", codes, kind)
+    assert run(other, "--roi", mask, "--model", "m.npz", "--out", tmp_path / "two") == 0
+    one, two = (rows(tmp_path / name / "detections.csv") for name in ("one", "two"))
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        for name in ("x_mm", "y_mm", "z_mm", "score", "volume_mm3"):
+            assert float(a[name]) == pytest.approx(float(b[name]), abs=2e-3), name
+    stored = nibabel.load(other)
+    for kind in ("heatmap", "lesions"):
+        written = nibabel.load(tmp_path / "two" / f"s_{kind}.nii.gz")
+        assert written.shape == stored.shape
+        np.testing.assert_allclose(written.affine, stored.affine, atol=1e-4)
+    labels = np.asarray(written.dataobj)
+    for d in two:
+        i, j, k = (int(float(d[name]) + 0.25) for name in "ijk")
+        assert labels[i, j, k] == int(d["detection"])
+
+
+def prepared_volume(seed=0, shape=(9, 10, 13)):
+    array = np.random.default_rng(seed).uniform(0.1, 1, shape).astype(np.float32)
+    array[0], array[-1, -1, -1] = 0, 1
+    return Volume(array, AFFINE)
+
+
+def test_odd_size_is_padded_and_cropped_back():
+    volume = prepared_volume()
+    model = WeakUNet(channels=(2, 3, 4), rng=np.random.default_rng(0))
+    count, heatmap = predict.predict_scan(model, volume)
+    padded = np.zeros((1, 1, 12, 12, 16), np.float32)
+    padded[0, 0, :9, :10, :13] = volume.array
+    expected_count, expected = model.predict(padded)
+    assert isinstance(count, float) and count == pytest.approx(float(expected_count[0]))
+    expected = expected[0, 0, :9, :10, :13]
+    np.testing.assert_allclose(heatmap[1:], expected[1:], rtol=0, atol=1e-6)
+    assert np.all(heatmap[0] == expected[1:].min())
+
+
+def test_cohort_of_prepared_scans_goes_straight_in_and_keeps_its_order(no_pictures, tmp_path):
+    model = WeakUNet(channels=(2, 3, 4), rng=np.random.default_rng(0))
+    save_checkpoint(tmp_path / "m.npz", model)
+    scans = []
+    for i, subject in enumerate(("z", "a", "m")):
+        volume = prepared_volume(i, (9 + i, 8, 7))
+        write_volume(tmp_path / f"{subject}.nii.gz", volume.array, volume)
+        scans.append(Scan(subject, tmp_path / f"{subject}.nii.gz"))
+    write_cohort(tmp_path / "cohort.csv", scans)
+    arguments = ("--model", tmp_path / "m.npz", "--data", tmp_path / "cohort.csv")
+    for name in ("one", "two"):
+        assert run(*arguments, "--device", "cpu", "--out", tmp_path / name) == 0
+    predictions = rows(tmp_path / "one" / "predictions.csv")
+    assert [row["subject"] for row in predictions] == ["z", "a", "m"]
+    heatmap = nibabel.load(tmp_path / "one" / "m_heatmap.nii.gz")
+    assert heatmap.shape == (7, 8, 11)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_count_of_zero_writes_empty_labels(stub, monkeypatch, tmp_path):
+    monkeypatch.setattr(stub, "count", -0.4)
+    volume = prepared_volume()
+    write_volume(tmp_path / "s.nii", volume.array, volume)
+    assert run(tmp_path / "s.nii", "--model", "m.npz", "--out", tmp_path / "out") == 0
+    assert rows(tmp_path / "out" / "detections.csv") == []
+    (prediction,) = rows(tmp_path / "out" / "predictions.csv")
+    assert prediction["n_detected"] == "0" and prediction["threshold"] == "inf"
+    assert not np.asarray(nibabel.load(tmp_path / "out" / "s_lesions.nii.gz").dataobj).any()
+
+
+def test_bad_input_is_refused_in_one_line(stub, tmp_path, capsys):
+    xyz, roi = raw_head()
+    scan = save(tmp_path / "s.nii.gz", xyz)
+    mask = save(tmp_path / "roi.nii.gz", roi)
+    moved = save(tmp_path / "moved.nii", roi, AFFINE + np.eye(4)[0][:, None] * np.eye(4)[3])
+    same = save(tmp_path / "again" / "S.nii", xyz)
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "predictions.csv").write_text("")
+    cases = {
+        "prepare it with python -m weakunet.preprocess": [scan],
+        "moved.nii: not on the grid of": [scan, "--roi", moved],
+        "missing.nii: no such file": [scan, "--roi", tmp_path / "missing.nii"],
+        "a second scan called S": [scan, same, "--roi", mask],
+        "holds predictions already": [scan, "--roi", mask, "--out", used],
+        "not a folder": [scan, "--roi", mask, "--out", scan],
+        "name the masks in the table's roi column": ["--data", "cohort.csv", "--roi", mask],
+        "cohort.csv: no such file": ["--data", tmp_path / "cohort.csv"],
+        "give either --data cohort.csv or": [],
+    }
+    for number, (problem, arguments) in enumerate(cases.items()):
+        arguments = ["--model", "m.npz", "--out", tmp_path / f"out{number}", *arguments]
+        assert run(*arguments) == 2, problem
+        captured = capsys.readouterr()
+        assert problem in captured.err and captured.out == ""
+        assert "Traceback" not in captured.err
+        assert not (tmp_path / f"out{number}" / "predictions.csv").exists()
+
+
+def test_missing_checkpoint_is_refused_before_any_scan_is_read(tmp_path, capsys):
+    scan = save(tmp_path / "s.nii.gz", raw_head()[0])
+    assert run(scan, "--model", tmp_path / "none.npz", "--out", tmp_path / "out") == 2
+    assert "none.npz" in capsys.readouterr().err
+
+
+def test_failed_scan_is_named_and_the_others_are_predicted(stub, no_pictures, tmp_path, capsys):
+    xyz, roi = raw_head()
+    mask = save(tmp_path / "roi.nii.gz", roi)
+    scans = [save(tmp_path / f"{name}.nii", xyz) for name in "abc"]
+    xyz[3, 3, 3] = np.nan
+    save(scans[1], xyz)
+    assert run(*scans, "--roi", mask, "--model", "m.npz", "--out", tmp_path / "out") == 2
+    errors = capsys.readouterr().err
+    assert "failed: " in errors and "b.nii: NaN" in errors and "1 of 3 scans failed" in errors
+    assert [row["subject"] for row in rows(tmp_path / "out" / "predictions.csv")] == ["a", "c"]
+    found = [row["subject"] for row in rows(tmp_path / "out" / "detections.csv")]
+    assert [name for name, _ in itertools.groupby(found)] == ["a", "c"]

@@ -1,0 +1,173 @@
+"""Predict counts and lesions on scans: heatmaps, label images, pictures and tables.
+
+    python -m weakunet.predict --model runs/NAME/best.npz --data cohort.csv --out DIR
+    python -m weakunet.predict --model runs/NAME/best.npz scan.nii.gz --roi mask.nii.gz --out DIR
+
+One pass of the network gives the count (eq. 2) and the heatmap (eq. 3 of section 2.2); the heatmap
+is thresholded so that its number of connected components is the count. A scan with an ROI mask is
+raw: it is prepared in memory as `weakunet.preprocess` does, and the results are put back on its
+whole grid. A scan without one must be prepared already. Images go out on the scan file's own grid.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from weakunet import backend, figures
+from weakunet.checkpoint import load_model
+from weakunet.cli import InputError, command, progress, write_csv
+from weakunet.cohort import Scan, load_scan, read_centres, read_cohort
+from weakunet.detect import detect_lesions, fill_outside, whole_count
+from weakunet.preprocess import crop_box, prepare, put_back
+from weakunet.volumes import (
+    SUFFIXES,
+    index_to_file,
+    index_to_world,
+    read_volume,
+    world_to_index,
+    write_volume,
+)
+
+PREDICTIONS = ("subject", "count_predicted", "n_detected", "threshold")
+DETECTIONS = "subject,detection,i,j,k,x_mm,y_mm,z_mm,score,volume_mm3".split(",")
+
+
+def predict_scan(model, volume):
+    """Count and heatmap of a prepared scan, from one pass.
+
+    Parameters
+    ----------
+    model : WeakUNet, or anything with its `predict`, `multiple` and `device`
+    volume : Volume in [0, 1], 0 outside the ROI; padded with zeros to the model's multiple
+
+    Returns
+    -------
+    count : float, not rounded
+    heatmap : (D, H, W) like the scan; outside the ROI the lowest value inside, never a detection
+    """
+    padding = [(0, -n % model.multiple) for n in volume.array.shape]
+    padded = np.pad(volume.array, padding)[None, None]
+    count, heatmap = model.predict(backend.to_device(padded, model.device))
+    kept = tuple(slice(0, n) for n in volume.array.shape)
+    heatmap = backend.to_host(heatmap)[0, 0][kept]
+    return float(backend.to_host(count)[0]), fill_outside(heatmap, volume.array > 0)
+
+
+def read_scan(scan, invert=False):
+    """The scan as read, the same prepared (two Volumes), and the second's box in the first."""
+    if scan.roi is None:
+        volume = load_scan(scan).volume
+        return volume, volume, tuple(slice(0, n) for n in volume.array.shape)
+    volume, roi = read_volume(scan.image), read_volume(scan.roi)
+    return volume, prepare(volume, roi, invert, scan.image, scan.roi), crop_box(roi.array)
+
+
+def write_prediction(model, scan, out, invert=False):
+    """Predict on one scan and write its images to the folder `out`.
+
+    Returns its row of predictions.csv and its rows of detections.csv, the highest score first;
+    detection n is the label n of SUBJECT_lesions.nii.gz.
+    """
+    volume, prepared, box = read_scan(scan, invert)
+    count, heatmap = predict_scan(model, prepared)
+    found = detect_lesions(heatmap, whole_count(count))
+    shape = volume.array.shape
+    full_heatmap = put_back(heatmap, box, shape, heatmap.min())
+    write_volume(out / f"{scan.subject}_heatmap.nii.gz", full_heatmap, volume)
+    full_labels = put_back(found.labels, box, shape, 0)
+    write_volume(out / f"{scan.subject}_lesions.nii.gz", full_labels, volume)
+    picture = out / f"{scan.subject}_overlay.png"
+    truth = None
+    if scan.centres is not None:  # where the lesions are known, the picture judges the detections
+        truth = world_to_index(prepared, read_centres(scan.centres))
+    spacing_mm = prepared.spacing_mm
+    figures.overlay(picture, prepared.array, heatmap, found.labels, truth, spacing_mm)
+    centres = found.centres_zyx + [side.start for side in box]
+    places = np.hstack([index_to_file(volume, centres), index_to_world(volume, centres)])
+    places = (places.round(3) + 0.0).tolist()  # + 0.0: no -0.0
+    rows = [
+        [scan.subject, i + 1, *places[i], f"{found.scores[i]:.6g}", round(float(mm3), 3)]
+        for i, mm3 in enumerate(found.volumes_vox * volume.voxel_mm3)
+    ]
+    return [scan.subject, f"{count:.4f}", len(rows), f"{found.threshold:.6g}"], rows
+
+
+def scans_from_files(paths, roi):
+    """A Scan per image path, named after the file. Raises InputError when two share a name."""
+    scans = {}
+    for path in paths:
+        name = path.name
+        for suffix in sorted(SUFFIXES, key=len, reverse=True):
+            if name.lower().endswith(suffix):
+                name = name[: -len(suffix)]
+                break
+        if name.casefold() in scans:
+            raise InputError(
+                f"{path}: a second scan called {name}; use --data, where each has its own name"
+            )
+        scans[name.casefold()] = Scan(name, path, roi=roi)
+    return list(scans.values())
+
+
+def parse_arguments(argv):
+    """The command line as a namespace with the cohort in `scans`."""
+    about = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser("python -m weakunet.predict", description=about)
+    parser.add_argument("images", nargs="*", type=Path, help="scans, instead of --data")
+    parser.add_argument("--model", type=Path, required=True, help="best.npz of a training run")
+    parser.add_argument("--data", type=Path, help="cohort table; a row with an roi is a raw scan")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the results")
+    parser.add_argument("--roi", type=Path, help="ROI mask of the scans named on the command line")
+    parser.add_argument("--invert", action="store_true", help="as for preprocess, for raw T1 scans")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    args = parser.parse_args(argv)
+    if (args.data is None) == (not args.images):
+        parser.error("give either --data cohort.csv or one or more scans")
+    if args.data is not None and args.roi is not None:
+        raise InputError(
+            f"{args.data}: --roi is for scans named on the command line; "
+            "name the masks in the table's roi column"
+        )
+    args.scans = read_cohort(args.data) if args.data else scans_from_files(args.images, args.roi)
+    return args
+
+
+@command
+def main(argv=None):
+    """Predict: see the module's first lines."""
+    args = parse_arguments(argv)
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"{args.out}: not a folder; choose another --out")
+    table = args.out / "predictions.csv"
+    if table.exists():
+        raise InputError(f"{table}: the folder holds predictions already; choose another --out")
+    model = load_model(args.model).to(backend.pick_device(args.device))
+    predictions, detections, failed = [], [], []
+    for scan in progress(args.scans, "predict"):
+        try:
+            prediction, rows = write_prediction(model, scan, args.out, args.invert)
+        except InputError as error:
+            failed.append(error)
+            continue
+        predictions.append(prediction)
+        detections += rows
+    if len(failed) == len(args.scans) == 1:
+        raise failed[0]
+    for error in failed:
+        print(f"failed: {error}", file=sys.stderr)
+    if predictions:
+        where = args.out / "detections.csv"
+        write_csv(where, DETECTIONS, detections)
+        write_csv(table, PREDICTIONS, predictions)
+        print(f"{len(detections)} lesions in {len(predictions)} scans: {where}")
+    if failed:
+        raise InputError(
+            f"{args.out}: {len(failed)} of {len(args.scans)} scans failed, named above and left "
+            "out of the tables; mend them and predict into another folder"
+        )
+
+
+if __name__ == "__main__":
+    main()
