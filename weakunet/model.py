@@ -22,7 +22,7 @@ from weakunet.backend import array_module, is_cuda, to_device
 from weakunet.layers.concat import Concat
 from weakunet.layers.conv3d import Conv3D, conv3d_forward
 from weakunet.layers.globalpool3d import GlobalPool3D
-from weakunet.layers.linear import Linear
+from weakunet.layers.linear import Linear, linear_forward
 from weakunet.layers.maxpool3d import MaxPool3D
 from weakunet.layers.relu import ReLU
 from weakunet.layers.upsample3d import Upsample3D
@@ -123,12 +123,12 @@ class WeakUNet:
         self.pool_mean = momentum * self.pool_mean + (1 - momentum) * pooled.mean(axis=0)
 
     def start(self, scans, counts, standardise):
-        """Set the averages from some training scans (list of batches) and all counts (n,).
+        """Set the averages from some training scans (list of batches) and all counts (numpy, n).
 
         Without `standardise` (the paper's plain recipe) only the mean count is taken, as the
         last layer's first bias.
         """
-        self.count_mean[:] = counts.mean()
+        self.count_mean[:] = float(counts.mean())
         if standardise:
             self.count_std[:] = max(float(counts.std()), 1.0)
             pooled = [self.global_pool.forward(self.features(batch), keep=False) for batch in scans]
@@ -156,13 +156,13 @@ class WeakUNet:
         f = self.features(scans)
         w, b = self.head()
         heatmap = conv3d_forward(f, w.reshape(1, -1, 1, 1, 1), w[:1] * 0)
-        return self.global_pool.forward(f, keep=False) @ w + b, heatmap
+        return linear_forward(self.global_pool.forward(f, keep=False), w, b), heatmap
 
     def head(self):
         """w (C,) and b (1,) of eqs. 2 and 3: the standardisation folded into the last layer."""
         w = self.count_std * self.linear.params["w"] / self.pool_std
-        b = self.count_mean + self.count_std * self.linear.params["b"] - w @ self.pool_mean
-        return w, b
+        b = self.count_mean + self.count_std * self.linear.params["b"]
+        return w, b - (w * self.pool_mean).sum()
 
     # -- the parameters -----------------------------------------------------------------------
 

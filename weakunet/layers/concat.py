@@ -3,6 +3,8 @@
 y = [a; b] along the channels; backward cuts dy at the same place.
 """
 
+import math
+
 import numpy as np
 
 from weakunet import backend
@@ -24,7 +26,7 @@ def concat_backward(dy, c_a):
 
 def concat_forward_cuda(a, b):
     y = backend.array_module(a).empty((len(a), a.shape[1] + b.shape[1], *a.shape[2:]), a.dtype)
-    args = a, b, y, a[0].size, b[0].size, y.size
+    args = a, b, y, math.prod(a.shape[1:]), math.prod(b.shape[1:]), y.size
     backend.launch("layers/concat", "concat_forward", y.size, args)
     return y
 
@@ -34,7 +36,7 @@ def concat_backward_cuda(dy, c_a):
     (n, c), volume, xp = dy.shape[:2], dy.shape[2:], backend.array_module(dy)
     da = xp.empty((n, c_a, *volume), dy.dtype)
     db = xp.empty((n, c - c_a, *volume), dy.dtype)
-    args = dy, da, db, da[0].size, db[0].size, dy.size
+    args = dy, da, db, math.prod(da.shape[1:]), math.prod(db.shape[1:]), dy.size
     backend.launch("layers/concat", "concat_backward", dy.size, args)
     return da, db
 

@@ -5,12 +5,14 @@
 with p = (k-1)/2 and x zero outside the volume. Read it as k*k*k "taps": each is one matrix product
 of w[:, :, i, j, m] (C_out, C_in) with the input shifted by that tap. `conv3d_forward` and
 `conv3d_backward` say just that and are the reference; the class `Conv3D` computes the same numbers
-with conv3d_fast.py.
+with conv3d_fast.py. On a GPU all of them run the kernels of conv3d_cuda.py.
 """
 
 import numpy as np
 
+from weakunet import backend
 from weakunet.layers import conv3d_fast
+from weakunet.layers.conv3d_cuda import conv3d_backward_cuda, conv3d_forward_cuda
 
 
 def _pad(x, k):
@@ -28,6 +30,8 @@ def conv3d_forward(x, w, b):
 
     Returns y (N, C_out, D, H, W).
     """
+    if backend.is_cuda(x):
+        return conv3d_forward_cuda(x, w, b)
     k, padded = w.shape[-1], _pad(x, w.shape[-1])
     y = np.zeros((w.shape[0], x.shape[0], *x.shape[2:]), x.dtype)  # (C_out, N, D, H, W)
     for tap in np.ndindex(k, k, k):
@@ -41,6 +45,8 @@ def conv3d_backward(dy, x, w):
     Each tap gave y += w_tap window, so dw_tap = dy window^T, and the window of dx gets w_tap^T dy.
     Returns dx, dw, db with the shapes of x, w, b.
     """
+    if backend.is_cuda(dy):
+        return conv3d_backward_cuda(dy, x, w)
     k, p, padded = w.shape[-1], (w.shape[-1] - 1) // 2, _pad(x, w.shape[-1])
     dpadded, dw = np.zeros_like(padded), np.empty_like(w)
     for tap in np.ndindex(k, k, k):
@@ -70,11 +76,13 @@ class Conv3D:
     def forward(self, x, keep=True):
         """x (N, C_in, D, H, W) -> y (N, C_out, D, H, W); `keep`s x for backward."""
         self.x = x if keep else None
-        return conv3d_fast.forward(x, self.params["w"], self.params["b"])
+        convolve = conv3d_forward_cuda if backend.is_cuda(x) else conv3d_fast.forward
+        return convolve(x, self.params["w"], self.params["b"])
 
     def backward(self, dy):
         """dy (N, C_out, D, H, W) -> dx (N, C_in, D, H, W) or None; sets grads, lets go of x."""
         x, self.x = self.x, None
-        dx, dw, db = conv3d_fast.backward(dy, x, self.params["w"], needs_dx=self.needs_dx)
+        gradients = conv3d_backward_cuda if backend.is_cuda(dy) else conv3d_fast.backward
+        dx, dw, db = gradients(dy, x, self.params["w"], needs_dx=self.needs_dx)
         self.grads["w"], self.grads["b"] = dw, db
         return dx

@@ -9,6 +9,8 @@ Three mappings g, each with the gradient it sends back:
 Ties go to the first voxel in memory order. A last block that does not fit is simply smaller.
 """
 
+import math
+
 import numpy as np
 
 from weakunet import backend, cuda_source
@@ -93,7 +95,7 @@ def _parts(voxels):
 
 
 def globalmax_forward_cuda(x):
-    xp, (n, c), voxels = backend.array_module(x), x.shape[:2], x[0, 0].size
+    xp, (n, c), voxels = backend.array_module(x), x.shape[:2], math.prod(x.shape[2:])
     maps, parts = n * c, _parts(voxels)
     part_max, part_argmax = xp.empty((maps, parts), x.dtype), xp.empty((maps, parts), np.int64)
     y, argmax = xp.empty((n, c), x.dtype), xp.empty((n, c), np.int64)
@@ -106,13 +108,13 @@ def globalmax_forward_cuda(x):
 
 def globalmax_backward_cuda(dy, argmax, shape):
     dx = backend.array_module(dy).empty(shape, dy.dtype)
-    args = dy, argmax, dx, dx[0, 0].size, dx.size
+    args = dy, argmax, dx, math.prod(shape[2:]), dx.size
     backend.launch("layers/globalpool3d", "globalmax_backward", dx.size, args)
     return dx
 
 
 def globalmean_forward_cuda(x):
-    xp, (n, c), voxels = backend.array_module(x), x.shape[:2], x[0, 0].size
+    xp, (n, c), voxels = backend.array_module(x), x.shape[:2], math.prod(x.shape[2:])
     maps, parts = n * c, _parts(voxels)
     part_sum, y = xp.empty((maps, parts), x.dtype), xp.empty((n, c), x.dtype)
     args = x, part_sum, voxels
@@ -124,7 +126,7 @@ def globalmean_forward_cuda(x):
 
 def globalmean_backward_cuda(dy, shape):
     dx = backend.array_module(dy).empty(shape, dy.dtype)
-    args = dy, dx, dx[0, 0].size, dx.size
+    args = dy, dx, math.prod(shape[2:]), dx.size
     backend.launch("layers/globalpool3d", "globalmean_backward", dx.size, args)
     return dx
 
