@@ -117,9 +117,9 @@ def _judge(labels, lesions_zyx, spacing_mm, radius=RADIUS_VOX, radius_mm=None):
     n = int(labels.max())
     found = ndimage.center_of_mass(labels > 0, labels, range(1, n + 1)) if n else []
     found = np.reshape(found, (-1, 3))
-    colour_of = np.array([(0, 0, 0), *[to_rgb(BLUE)] * n], float)
     if lesions_zyx is None:
-        return {"detections": found}, colour_of
+        return {"detections": found}, np.array([(0, 0, 0), *[(1, 1, 1)] * n], float)
+    colour_of = 0.6 * np.array([(0, 0, 0), *[to_rgb(BLUE)] * n])  # darker than green in grey
     lesions = np.reshape(lesions_zyx, (-1, 3))
     if radius_mm is None:
         pairs = match_detections(found, lesions, radius)

@@ -1,0 +1,183 @@
+"""Pictures: what is drawn where, labelled how, and the same bytes for the same data."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from weakunet import figures
+
+SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures drawn by the test, instead of files."""
+    kept = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def blocks():
+    """Labels 1 and 2 around (2, 3, 4) and (7, 5, 10), a heatmap and an image, all (9, 8, 16)."""
+    labels = np.zeros((9, 8, 16), np.int32)
+    labels[2, 3, 3:6] = 1
+    labels[7, 4:7, 10] = 2
+    heatmap = labels + np.random.default_rng(0).uniform(0, 0.1, labels.shape)
+    return np.clip(heatmap / 2, 0, 1), heatmap, labels
+
+
+def panels(figure, column):
+    """The axes of one column, top to bottom."""
+    return [axes for axes in figure.axes if axes.get_subplotspec().colspan.start == column]
+
+
+def marks_in(axes):
+    """Marker shape and colour -> list of (x, y), from everything plotted without a line."""
+    found = {}
+    for line in axes.lines:
+        if line.get_linestyle() == "None" and len(line.get_xdata()):
+            key = line.get_marker(), line.get_markeredgecolor()
+            found.setdefault(key, []).extend(line.get_xydata().tolist())
+    return found
+
+
+def check_labels(figure):
+    """Assert that every outer axis says what it shows and in which unit."""
+    for axes in figure.axes:
+        if axes.axison and axes.get_subplotspec().is_last_row():
+            assert axes.get_xlabel()
+        if axes.axison and axes.get_subplotspec().is_first_col():
+            assert axes.get_ylabel()
+
+
+def test_overlay_marks_hits_misses_and_false_alarms_where_they_are(drawn):
+    lesions = [(2, 3, 5), (2, 6, 14)]  # the first is label 1's, 1 voxel off; the second is missed
+    figures.overlay("x.png", *blocks(), lesions, SPACING, radius=2)
+    (figure,) = drawn
+    upper, lower = panels(figure, 1)
+    assert marks_in(upper) == {
+        ("o", figures.GREEN): [[4 * 0.5, 3 * 1.0]],
+        ("^", figures.RED): [[14 * 0.5, 6 * 1.0]],
+    }
+    assert marks_in(lower) == {("s", figures.BLUE): [[10 * 0.5, 5 * 1.0]]}
+    rings = [line.get_xydata() for line in panels(figure, 0)[0].lines]
+    np.testing.assert_allclose([ring.mean(0) for ring in rings], [[2.5, 3], [7, 6]], atol=0.05)
+    np.testing.assert_allclose(np.ptp(rings[0], axis=0), [2 * 2 * 0.5, 2 * 2 * 1.0], rtol=0.01)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [f"{kind} (1 in the scan)" for kind in list(figures.MARKS)[:3]]
+    assert [axes.get_ylabel()[:11] for axes in panels(figure, 0)] == ["slice z = 2", "slice z = 7"]
+    check_labels(figure)
+
+
+def test_overlay_with_a_radius_in_millimetres_judges_in_millimetres(drawn):
+    lesions = [(2, 3, 6)]  # 2 voxels and 1 mm away from label 1
+    for radius_mm, mark in ((0.9, "s"), (1.0, "o")):
+        figures.overlay("x.png", *blocks(), lesions, SPACING, radius_mm=radius_mm)
+        assert mark in {shape for shape, _ in marks_in(panels(drawn[-1], 1)[0])}
+        ring = panels(drawn[-1], 0)[0].lines[0].get_xydata()
+        np.testing.assert_allclose(np.ptp(ring, axis=0), 2 * radius_mm, rtol=0.01)
+
+
+def test_overlay_without_the_truth_does_not_judge(drawn):
+    figures.overlay("x.png", *blocks())
+    (figure,) = drawn
+    assert marks_in(panels(figure, 1)[0]) == {("s", figures.BLUE): [[4, 3]]}  # in voxels
+    assert "voxels" in panels(figure, 0)[0].get_ylabel()
+    assert not panels(figure, 0)[0].lines
+    assert len(figure.legends[0].get_texts()) == 1
+
+
+def test_overlay_without_lesions_or_detections_shows_the_middle_slice(drawn):
+    image, heatmap, labels = blocks()
+    figures.overlay("x.png", image, heatmap, labels * 0, np.zeros((0, 3)), SPACING)
+    assert [axes.get_ylabel()[:11] for axes in panels(drawn[0], 0)] == ["slice z = 4"]
+
+
+def test_overlay_keeps_the_voxels_proportions_and_the_front_up(drawn):
+    image, heatmap, labels = blocks()
+    figures.overlay("x.png", image, heatmap, labels, None, SPACING)
+    for axes in drawn[0].axes:
+        left, right, bottom, top = axes.images[0].get_extent()
+        assert (right - left, top - bottom) == (16 * 0.5, 8 * 1.0)
+        assert axes.get_aspect() == 1 and axes.images[0].origin == "lower"
+    shown = panels(drawn[0], 0)[0].images[0].get_array()
+    np.testing.assert_array_equal(shown, image[2])
+
+
+def test_busiest_slices_are_those_with_most_points_and_none_twice():
+    points = [(4, 0, 0), (4.2, 0, 0), (5, 0, 0), (9, 0, 0), (1, 0, 0), (1, 1, 1), (12, 0, 0)]
+    assert figures._busiest_slices(points, 14) == [1, 4, 9]
+    assert figures._busiest_slices([(20, 0, 0)], 14) == [7]  # outside the scan
+
+
+def test_training_curves_show_both_errors_the_mean_and_r(drawn):
+    history = [(1, 1.0, 9, 8, 0.1, 3), (2, 1.0, 5, 4, 0.6, 3), (3, 0.3, 3, 4.5, np.nan, 3)]
+    figures.training_curves("x.png", history, mean_error=8.5)
+    error, correlation = drawn[0].axes
+    lines = {line.get_label(): line for line in error.lines}
+    np.testing.assert_array_equal(lines["training (augmented)"].get_ydata(), [9, 5, 3])
+    np.testing.assert_array_equal(lines["validation"].get_ydata(), [8, 4, 4.5])
+    assert list(lines["predicting the mean"].get_ydata()) == [8.5, 8.5]
+    assert "lowest: 4.00 at epoch 2" in lines
+    np.testing.assert_array_equal(correlation.lines[0].get_ydata(), [0.1, 0.6, np.nan])
+    check_labels(drawn[0])
+
+
+def test_training_curves_of_no_epoch_and_of_nan_are_drawn(drawn):
+    figures.training_curves("x.png", np.zeros((0, 6)))
+    figures.training_curves("x.png", [(1, 1, np.nan, np.nan, np.nan, 0)])
+    assert len(drawn) == 2
+
+
+def test_count_scatter_names_the_agreement(drawn):
+    figures.count_scatter("x.png", [0, 2, 6, 8], [1, 1, 6, 10])
+    (axes,) = drawn[0].axes
+    assert axes.get_title() == "MSE 1.50   MAE 1.00   R² 0.85   ICC(A,1) 0.95"
+    np.testing.assert_array_equal(axes.collections[0].get_offsets()[3], [8, 10])
+    identity = axes.lines[0].get_xydata()
+    np.testing.assert_array_equal(identity[:, 0], identity[:, 1])
+    check_labels(drawn[0])
+
+
+def test_froc_draws_a_curve_and_a_mark_per_method_told_apart_without_colour(drawn):
+    methods = ["a", "b", "c", "d", "e", "f"]
+    curves = {m: [{"fp_per_scan": 0, "tpr": 0}, {"fp_per_scan": 2, "tpr": 0.5}] for m in methods}
+    figures.froc("x.png", curves, {m: {"fp_per_scan": 1, "tpr": 0.25} for m in methods})
+    (axes,) = drawn[0].axes
+    named = [line for line in axes.lines if line.get_label() in methods]
+    assert len({(line.get_linestyle(), line.get_marker()) for line in named}) == 6
+    assert len({line.get_marker() for line in named}) == 6
+    drawn_curves = [line for line in axes.lines if len(line.get_xdata()) == 2]
+    np.testing.assert_array_equal(drawn_curves[0].get_xydata(), [[0, 0], [2, 0.5]])
+    assert [line.get_xydata().tolist() for line in axes.lines].count([[1, 0.25]]) == 6
+    check_labels(drawn[0])
+
+
+def test_preprocess_figure_shows_the_middle_slice_of_every_step(drawn):
+    steps = {f"step {k}": np.full((3, 4, 5), k, np.float32) for k in range(5)}
+    steps["step 4"][1] = 7
+    figures.preprocess_figure("x.png", steps | {"mask": np.ones((3, 4, 5), bool)}, SPACING)
+    shown = [axes for axes in drawn[0].axes if axes.axison]
+    assert len(shown) == 6 and shown[4].get_title() == "step 4: 4 to 7"
+    assert (shown[4].images[0].get_array() == 7).all()
+
+
+PICTURES = {
+    "overlay": lambda path: figures.overlay(path, *blocks(), [(2, 3, 5)], SPACING),
+    "curves": lambda path: figures.training_curves(path, [(1, 1, 2, 3, 0.5, 6)], 4),
+    "scatter": lambda path: figures.count_scatter(path, [1, 2], [1, 3]),
+    "froc": lambda path: figures.froc(
+        path, {"a": [{"fp_per_scan": 1, "tpr": 1}]}, {"a": {"fp_per_scan": 1, "tpr": np.nan}}
+    ),
+    "steps": lambda path: figures.preprocess_figure(path, {"scan": np.ones((3, 4, 5))}),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_picture_is_a_png_and_the_same_bytes_twice(name, tmp_path):
+    first, second = tmp_path / "new folder" / "first.png", tmp_path / "second.png"
+    PICTURES[name](first)
+    PICTURES[name](second)
+    assert first.read_bytes() == second.read_bytes()
+    assert imread(first).std() > 0.01 and b"Software" not in first.read_bytes()
+    assert [path.name for path in first.parent.iterdir()] == ["first.png"]  # nothing half-written
