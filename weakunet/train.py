@@ -19,12 +19,13 @@ from weakunet.checkpoint import load_model
 from weakunet.cli import InputError, command, progress, write_csv, write_json
 from weakunet.cohort import load_scan, read_cohort, split_cohort
 from weakunet.evaluate import evaluate_maps
+from weakunet.metrics import count_metrics
 from weakunet.model import WeakUNet
 from weakunet.phantom import PRESETS, simulate_cohort
 from weakunet.predict import predict_scan
 from weakunet.training import WEIGHTS, Run, train
 
-PHANTOM_SCANS = {"train": 400, "val": 100, "test": 30}
+PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}
 
 
 def option(default, help):
@@ -149,10 +150,14 @@ def load_scans(settings, splits):
 class Interrupt:
     """Ctrl-C (or a polite kill) asks for a stop after the current batch instead of an exception."""
 
-    def __init__(self):
+    def __enter__(self):
         self.asked = False
-        signal.signal(signal.SIGINT, self._ask)
-        signal.signal(signal.SIGTERM, self._ask)
+        self.before = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number, frame):
         self.asked = True
@@ -163,14 +168,20 @@ class Interrupt:
 
 
 def test_best(out, scans):
-    """Predict the held-out scans with best.npz once; write test/ and print its table."""
+    """Read the test scans once: predict them with best.npz, write test/ and print its table."""
     model = load_model(out / "best.npz")
-    counts, heatmaps = [], []
-    for scan in progress(scans, "testing"):
-        count, heatmap = predict_scan(model, scan.volume)
-        counts.append(count)
-        heatmaps.append(heatmap)
-    maps = {"intensities": [scan.volume.array for scan in scans], "regression_fcn": heatmaps}
+    predicted = [predict_scan(model, scan.volume) for scan in progress(scans, "testing")]
+    counts = [count for count, _ in predicted]
+    if any(scan.centres_zyx is None for scan in scans):
+        print("some test scans have no lesion centres: only the counts can be judged")
+        figures_of_count = count_metrics([scan.count for scan in scans], counts)
+        write_json(out / "test" / "metrics.json", {"regression_fcn": figures_of_count})
+        print("  ".join(f"{name} {value:.2f}" for name, value in figures_of_count.items()))
+        return
+    maps = {
+        "intensities": [scan.volume.array for scan in scans],
+        "regression_fcn": [heatmap for _, heatmap in predicted],
+    }
     evaluate_maps(scans, counts, maps, out / "test")
 
 
@@ -195,12 +206,15 @@ def main(argv=None):
         write_json(out / "settings.json", dataclasses.asdict(settings))
         rows = [(scan.subject, split, scan.count) for split in scans for scan in scans[split]]
         write_csv(out / "split.csv", ("subject", "split", "count"), rows)
-    stop = Interrupt()
-    if train(run, scans, stop):
+    with backend.explain_out_of_memory(), Interrupt() as stop:
+        stopped = train(run, scans, stop)
+    if stopped:
         print(f"stopped; go on with: python -m weakunet.train --out {out} --resume")
         sys.exit(130)
-    history = np.array(run.history)
-    figures.training_curves(out / "curves.png", history)
+    val_counts = np.array([scan.count for scan in scans["val"]])
+    figures.training_curves(out / "curves.png", run.history, float(val_counts.var()))
+    if device == "cuda":
+        print(f"GPU memory: {backend.device_memory()['held_bytes'] / 2**20:.0f} MiB at most")
     test_best(out, load_scans(settings, ("test",))["test"])
     print(f"written: {out}")
 

@@ -21,6 +21,7 @@ from weakunet.optim import Adadelta
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
 MOMENTUM = 0.99  # of the running averages of the pooled features, per step
+STANDARDISE_ON = 32  # training scans that these averages start from
 
 
 class Run:
@@ -31,7 +32,7 @@ class Run:
         self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
         self.epoch = self.batch = 0
         self.history = []  # a row of COLUMNS per finished epoch
-        self.predicted = np.zeros(0, np.float32)  # of this epoch's training scans so far
+        self.predicted = []  # counts of this epoch's training scans so far, an array per batch
 
     def best_epoch(self):
         """Index of the epoch with the lowest validation error; None before the first."""
@@ -45,9 +46,18 @@ class Run:
             patience > 0 and bool(self.history) and self.epoch - 1 - self.best_epoch() >= patience
         )
 
+    def predicted_so_far(self):
+        """`predicted` as one array on the host, in the order of training."""
+        arrays = [backend.to_host(array) for array in self.predicted]
+        return np.concatenate([np.zeros(0, np.float32), *arrays])
+
+    def order(self, n):
+        """The order in which this epoch takes the n training scans."""
+        return np.random.default_rng([self.settings.seed, ORDER, self.epoch]).permutation(n)
+
     def save(self):
         """Write last.npz."""
-        state = {"epoch": self.epoch, "batch": self.batch, "predicted": self.predicted}
+        state = {"epoch": self.epoch, "batch": self.batch, "predicted": self.predicted_so_far()}
         state["history"] = np.array(self.history, np.float64).reshape(-1, len(COLUMNS))
         averages = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
         save_checkpoint(self.out / "last.npz", self.model, state | averages)
@@ -66,7 +76,7 @@ class Run:
             self.model.load_state(model.state())
             self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
             self.history = [tuple(row) for row in state["history"].tolist()]
-            self.predicted = backend.to_device(state["predicted"], self.model.device)
+            self.predicted = [backend.to_device(state["predicted"], self.model.device)]
             for name, value in self.optimizer.state.items():
                 value[...] = backend.to_device(state[f"optimizer.{name}"], self.model.device)
         except (KeyError, ValueError) as error:
@@ -76,7 +86,8 @@ class Run:
 
     def finish_epoch(self, counts, val_predicted, seconds):
         """Log the epoch just trained; keep its weights if they are the best; save."""
-        train_error = backend.to_host(self.predicted) - counts["train"]
+        order = self.order(len(counts["train"]))
+        train_error = self.predicted_so_far() - counts["train"][order]
         val_error = val_predicted - counts["val"]
         row = (
             self.epoch + 1,
@@ -120,22 +131,23 @@ def learning_rate(settings, epoch):
 def train_epoch(run, volumes, counts, stop):
     """Train on every scan once, from run.batch on; True if `stop()` ended it early.
 
-    volumes (n, D, H, W) and counts (n,) are on the model's device.
+    volumes (n, D, H, W) on the model's device or the host; counts (n,) on the host.
     """
-    settings, n = run.settings, len(counts)
+    settings, model = run.settings, run.model
+    order = run.order(len(counts))
     if run.batch == 0:
-        run.predicted = counts * 0
-    order = np.random.default_rng([settings.seed, ORDER, run.epoch]).permutation(n)
+        run.predicted = []
     run.optimizer.lr = learning_rate(settings, run.epoch)
-    xp = backend.array_module(volumes)
-    starts = range(run.batch * settings.batch, n, settings.batch)
+    starts = range(run.batch * settings.batch, len(counts), settings.batch)
     for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
         chosen = order[start : start + settings.batch]
-        scans = xp.stack([_transformed(run, volumes, i) for i in chosen])[:, None]
-        predicted = run.model.forward(scans, MOMENTUM if settings.standardise else None)
-        run.model.backward(mse_backward(predicted, counts[chosen]) / run.model.count_std**2)
-        run.optimizer.step(run.model.grads)
-        run.predicted[chosen] = predicted
+        scans = [_transformed(run, volumes, i) for i in chosen]
+        scans = backend.array_module(scans[0]).stack(scans)[:, None]
+        target = backend.to_device(counts[chosen], model.device)
+        predicted = model.forward(scans, MOMENTUM if settings.standardise else None)
+        model.backward(mse_backward(predicted, target) / model.count_std**2)
+        run.optimizer.step(model.grads)
+        run.predicted.append(predicted)
         run.batch += 1
         if stop():
             return True
@@ -146,14 +158,20 @@ def _transformed(run, volumes, i):
     settings = run.settings
     rng = np.random.default_rng([settings.seed, TRANSFORM, run.epoch, i])
     amounts = (settings.flips, settings.shift_vox, settings.rotate_deg, settings.scale)
-    return warp(volumes[i], draw_transform(rng, volumes.shape[1:], *amounts))
+    volume = _batch(run.model, volumes[i : i + 1])[0, 0]
+    return warp(volume, draw_transform(rng, volume.shape, *amounts))
 
 
 def predict_counts(model, volumes, batch):
     """Predicted counts (n,), on the host, of volumes (n, D, H, W)."""
     starts = range(0, len(volumes), batch)
-    counts = [model.predict(volumes[i : i + batch, None])[0] for i in starts]
+    counts = [model.predict(_batch(model, volumes[i : i + batch]))[0] for i in starts]
     return np.concatenate([backend.to_host(count) for count in counts])
+
+
+def _batch(model, volumes):
+    """Volumes (n, D, H, W), cached anywhere in any precision, as (n, 1, D, H, W) for the model."""
+    return backend.to_device(volumes, model.device).astype(np.float32, copy=False)[:, None]
 
 
 def train(run, scans, stop=lambda: False):
@@ -163,20 +181,19 @@ def train(run, scans, stop=lambda: False):
     best.npz, log.csv and curves.png into run.out.
     """
     model, settings = run.model, run.settings
-    device = model.device
     volumes, counts = {}, {}
     for split in ("train", "val"):
         padded = pad_together([scan.volume.array for scan in scans[split]], model.multiple)
-        volumes[split] = backend.to_device(padded, device)
+        volumes[split] = backend.cache(padded, model.device)
         counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
-    train_counts = backend.to_device(counts["train"], device)
     if run.epoch == run.batch == 0:
-        first = [volumes["train"][i : i + 4, None] for i in range(0, min(32, len(train_counts)), 4)]
-        model.start(first, train_counts, settings.standardise)
+        n = min(STANDARDISE_ON, len(counts["train"]))
+        first = [_batch(model, volumes["train"][i : i + 1]) for i in range(n)]
+        model.start(first, counts["train"], settings.standardise)
         run.save()
     while run.epoch < settings.epochs and not run.stale():
         started = time.monotonic()
-        if train_epoch(run, volumes["train"], train_counts, stop):
+        if train_epoch(run, volumes["train"], counts["train"], stop):
             run.save()
             return True
         predicted = predict_counts(model, volumes["val"], settings.batch)

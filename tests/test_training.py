@@ -1,0 +1,243 @@
+"""Training repeats, resumes and refuses: the same bits after a kill at any moment."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel
+import numpy as np
+import pytest
+
+from weakunet import cli, train
+from weakunet.training import learning_rate, pad_together, warn_if_collapsed
+
+OPTIONS = "--channels 2 3 --epochs 3 --batch 2 --block 2 --device cpu".split()
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """A table of 10 prepared scans: bright dots in a dim box, counts with centres."""
+    folder = tmp_path_factory.mktemp("cohort")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, split in enumerate(["train"] * 6 + ["val"] * 2 + ["test"] * 2):
+        count = i % 3 + 1
+        volume = rng.uniform(0.2, 0.4, (8, 9, 10)).astype(np.float32)  # x, y, z
+        centres = rng.permutation([(2, 2, 2), (6, 6, 2), (2, 6, 7), (6, 2, 7)])[:count]
+        volume[tuple(centres.T)] = 1
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / f"s{i}.nii.gz")
+        np.savetxt(folder / f"s{i}.csv", centres, "%d", ",", header="x_mm,y_mm,z_mm", comments="")
+        rows.append((f"s{i}", f"s{i}.nii.gz", count, split, f"s{i}.csv"))
+    with open(folder / "cohort.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("subject", "image", "count", "split", "centres"), *rows])
+    return folder / "cohort.csv"
+
+
+def run(cohort, out, *more):
+    train.main(["--data", str(cohort), "--out", str(out), *OPTIONS, *more])
+    return state(out)
+
+
+def state(out):
+    with np.load(out / "last.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["training.history"] = arrays["training.history"][:, :-1]  # all but the seconds
+    return arrays
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def finished(cohort, tmp_path_factory):
+    """A run that nothing interrupted: its folder and its last.npz."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return out, run(cohort, out)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(finished, monkeypatch):
+    """Testing draws a dozen pictures; the tests of training leave that to the `finished` run."""
+    monkeypatch.setattr(train, "test_best", lambda out, scans: None)
+    monkeypatch.setattr(train.figures, "training_curves", lambda *args: None)
+
+
+def test_run_leaves_the_files_that_the_contract_names(finished):
+    out, _ = finished
+    for name in ("settings.json", "split.csv", "log.csv", "curves.png", "last.npz", "best.npz"):
+        assert (out / name).stat().st_size > 0, name
+    metrics = json.loads((out / "test" / "metrics.json").read_text())
+    assert {"intensities", "regression_fcn"} <= metrics.keys()
+    assert {"tpr", "fdr", "fp_per_scan", "tpr_ci95"} <= metrics["regression_fcn"].keys()
+    assert {"count_mse", "count_mae", "count_r2", "count_icc"} <= metrics["regression_fcn"].keys()
+    assert list((out / "test").glob("*overlay*.png"))
+    with open(out / "log.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    assert not list(out.rglob(".writing-*"))
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_others(cohort, finished, tmp_path):
+    again = run(cohort, tmp_path / "again")
+    assert_same(finished[1], again)
+    other = run(cohort, tmp_path / "other", "--seed", "1")
+    assert not np.array_equal(other["encoder0.conv0.w"], again["encoder0.conv0.w"])
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("replaced", range(1, 10))
+def test_resume_after_a_kill_before_any_file_is_replaced(
+    cohort, finished, tmp_path, monkeypatch, replaced
+):
+    """Files are written aside and renamed; die at the n-th renaming, then resume."""
+    calls = []
+
+    def dying_replace(source, target):
+        calls.append(target)
+        if len(calls) == replaced:
+            raise Killed
+        os.rename(source, target)
+
+    monkeypatch.setattr(cli.os, "replace", dying_replace)
+    with pytest.raises(Killed):
+        run(cohort, tmp_path / "run")
+    monkeypatch.undo()
+    if not (tmp_path / "run" / "settings.json").exists():
+        assert replaced == 1  # nothing was written, so there is nothing to resume
+        return
+    train.main(["--out", str(tmp_path / "run"), "--resume", "--device", "cpu"])
+    assert_same(finished[1], state(tmp_path / "run"))
+
+
+def test_resume_after_a_real_sigkill(cohort, finished, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "weakunet.train", "--data", str(cohort), "--out", str(out)]
+    with subprocess.Popen([*command, *OPTIONS], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "log.csv").exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    train.main(["--out", str(out), "--resume", "--device", "cpu"])
+    assert_same(finished[1], state(out))
+
+
+@pytest.mark.parametrize("batches", [1, 3, 5])
+def test_ctrl_c_stops_after_the_batch_and_resumes_within_the_epoch(
+    cohort, finished, tmp_path, monkeypatch, batches, capsys
+):
+    asked = []
+
+    def stop(self):
+        asked.append(True)
+        return len(asked) == batches
+
+    monkeypatch.setattr(train.Interrupt, "__call__", stop)
+    with pytest.raises(SystemExit) as exit_:
+        run(cohort, tmp_path / "run")
+    assert exit_.value.code == 130 and "--resume" in capsys.readouterr().out
+    assert int(state(tmp_path / "run")["training.batch"]) == (batches - 1) % 3 + 1
+    monkeypatch.undo()
+    train.main(["--out", str(tmp_path / "run"), "--resume", "--device", "cpu"])
+    assert_same(finished[1], state(tmp_path / "run"))
+
+
+def fails(capsys, *arguments):
+    """Run train with bad input: exit code 2 and one line, which is returned."""
+    with pytest.raises(SystemExit) as exit_:
+        train.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr().err.strip().splitlines()
+    assert exit_.value.code == 2
+    assert captured[-1].startswith("error: ") and "Traceback" not in "".join(captured)
+    return captured[-1]
+
+
+def test_folder_that_holds_a_run_is_refused(cohort, finished, capsys):
+    line = fails(capsys, "--data", cohort, "--out", finished[0], *OPTIONS)
+    assert str(finished[0]) in line and "--resume" in line
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "missing"])
+def test_damaged_last_checkpoint_is_refused_by_name(finished, tmp_path, capsys, damage):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "last.npz"
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    if damage == "empty":
+        path.write_bytes(b"")
+    if damage == "missing":
+        path.unlink()
+    line = fails(capsys, "--out", tmp_path / "run", "--resume", "--device", "cpu")
+    assert "last.npz" in line
+
+
+def test_checkpoint_of_another_network_is_refused(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    settings["channels"] = [2, 4]
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
+    line = fails(capsys, "--out", tmp_path / "run", "--resume", "--device", "cpu")
+    assert "last.npz" in line and "another network" in line
+
+
+def test_resume_refuses_other_settings_and_a_folder_without_a_run(finished, tmp_path, capsys):
+    assert "--epochs" in fails(capsys, "--out", finished[0], "--resume", "--epochs", "9")
+    assert "settings.json" in fails(capsys, "--out", tmp_path / "none", "--resume")
+
+
+@pytest.mark.parametrize(
+    "option, value", [("--epochs", "0"), ("--batch", "-1"), ("--block", "0"), ("--lr", "nan")]
+)
+def test_setting_out_of_range_is_refused(cohort, tmp_path, capsys, option, value):
+    line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", *OPTIONS, option, value)
+    assert option in line
+
+
+def test_device_cuda_without_a_gpu_is_refused(cohort, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("weakunet.backend._no_gpu_because", lambda: "no GPU was found")
+    line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", "--device", "cuda")
+    assert "--device cpu" in line
+
+
+def test_disk_full_ends_in_one_line(cohort, tmp_path, capsys, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(cli.os, "replace", full)
+    line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", *OPTIONS)
+    assert "No space left" in line
+    assert not list(tmp_path.rglob(".writing-*"))
+
+
+def test_collapse_to_the_mean_is_called_out(capsys):
+    counts = np.array([0.0, 3.0, 9.0])
+    warn_if_collapsed(counts + 0.5, counts)
+    assert capsys.readouterr().out == ""
+    warn_if_collapsed(np.full(3, 4.0), counts)
+    assert "collapsed to about 4.0" in capsys.readouterr().out
+
+
+def test_volumes_are_padded_at_the_end_to_sizes_that_divide():
+    stacked = pad_together([np.ones((3, 4, 5)), np.full((2, 6, 1), 2.0)], 4)
+    assert stacked.shape == (2, 4, 8, 8)
+    assert stacked[0].sum() == 60 and stacked[0, :3, :4, :5].all()
+    assert stacked[1].sum() == 24 and (stacked[1, :2, :6, :1] == 2).all()
+
+
+def test_learning_rate_falls_at_70_and_90_percent():
+    settings = train.Settings(epochs=10, lr=2.0)
+    rates = [learning_rate(settings, epoch) for epoch in range(10)]
+    np.testing.assert_allclose(rates, [2.0] * 7 + [0.6] * 2 + [0.2])
