@@ -1,0 +1,146 @@
+"""Plant lesions into a real scan: a cohort with real anatomy and known lesion centres.
+
+    python data_tools/plant_lesions.py --scan ch2better.nii.gz --roi aal.nii.gz \\
+        --labels 71 72 73 74 75 76 --invert --spacing-mm 0.9 --out planted
+    python -m weakunet.preprocess --data planted/cohort.csv --out prepared
+
+Every planted scan is the one given, cut around the region of interest, with a smooth random warp,
+bright tubes in the region (weakunet.phantom.draw_lesions; counts as in the phantom), partial
+volume, a bias field, Rician noise and a gain. In T1-weighted scans lesions are dark; `--invert`
+turns the scan first (1 - image / its 99th percentile, clipped), which looks like T2 in the basal
+ganglia. One person's anatomy is no cohort: use it to try the whole path, not to measure how well a
+network carries over to other people. The example's files come with Debian's package mricron-data.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from make_phantom import require_new, write_scan
+from scipy import ndimage
+
+from weakunet.cli import InputError, command, progress
+from weakunet.cohort import SPLITS, write_cohort
+from weakunet.phantom import draw_count, draw_lesions, scan_rng, smooth_noise
+from weakunet.preprocess import DILATION_VOX, dilate_mask, invert_contrast
+from weakunet.volumes import Volume, index_to_world, read_volume
+
+MARGIN_VOX = 2  # shown around the box that preprocessing crops
+WARP_MM, WARP_SMOOTH_MM = 0.7, 12.0  # sd of the displacement and how smooth it is
+BIAS, BIAS_SMOOTH_MM = 0.05, 25.0
+NOISE = 0.02  # sd of the noise, of the scan's full scale
+CONTRAST = (0.35, 0.60)  # of the lesions, of the full scale
+
+
+def resample(volume, like, order):
+    """Interpolate a Volume onto the grid of the Volume `like`, by world coordinates; 0 outside."""
+    step = np.linalg.inv(volume.affine) @ like.affine  # (x, y, z) of `like` to those of `volume`
+    swap = [2, 1, 0]
+    matrix, offset = step[:3, :3][np.ix_(swap, swap)], step[:3, 3][swap]
+    return ndimage.affine_transform(
+        volume.array, matrix, offset, like.array.shape, order=order, mode="constant"
+    )
+
+
+def region_volume(volume, labels, path):
+    """Return the region of interest as a bool Volume: voxels above 0, or of one of `labels`."""
+    region = np.isin(volume.array, labels) if labels else volume.array > 0
+    if not region.any():
+        raise InputError(f"{path}: no voxel of the region; check the mask or --labels")
+    return Volume(region, volume.affine)
+
+
+def cut_around(scan, region, spacing_mm):
+    """Resample scan and region to one grid: a box around the region with `spacing_mm` (z, y, x)."""
+    inside_mm = index_to_world(region, np.argwhere(region.array))
+    step_mm = np.array(spacing_mm)[::-1]
+    low_mm = inside_mm.min(axis=0) - (DILATION_VOX + MARGIN_VOX) * step_mm
+    high_mm = inside_mm.max(axis=0) + (DILATION_VOX + MARGIN_VOX) * step_mm
+    shape = np.ceil((high_mm - low_mm) / step_mm).astype(int)[::-1] + 1
+    affine = np.diag([*step_mm, 1.0])
+    affine[:3, 3] = low_mm
+    grid = Volume(np.zeros(shape, np.float32), affine)
+    # averaging over the larger voxel first: a Gaussian as wide as the voxels differ
+    ratio = np.array(spacing_mm) / scan.spacing_mm
+    blur = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
+    smoothed = Volume(ndimage.gaussian_filter(scan.array, blur), scan.affine)
+    image = Volume(resample(smoothed, grid, order=1), affine)
+    return image, Volume(resample(region, grid, order=0), affine)
+
+
+def full_scale(image, inside, invert, path):
+    """Scale a scan so that the 99th percentile around the region is 1; `invert` turns it first."""
+    if invert:
+        image = invert_contrast(image, inside)
+    high = np.percentile(image[inside], 99)
+    if high <= image[inside].min():
+        raise InputError(f"{path}: constant inside the region; check that the two fit together")
+    return np.maximum(image / high, 0)
+
+
+def plant(rng, image, roi, spacing_mm, mean_count, max_count):
+    """Make one planted scan from a scan of full scale 1.
+
+    Parameters: image (D, H, W), roi (D, H, W) bool, spacing_mm (z, y, x).
+    Returns: raw image and region (D, H, W), the lesions' middles (n, 3) in voxels.
+    """
+    shape = image.shape
+    moved = [
+        i + WARP_MM / step * smooth_noise(rng, shape, spacing_mm, WARP_SMOOTH_MM)
+        for i, step in zip(np.indices(shape, np.float32), spacing_mm, strict=True)
+    ]
+    image = ndimage.map_coordinates(image, moved, order=1, mode="nearest")
+    roi = ndimage.map_coordinates(roi.astype(np.uint8), moved, order=0) > 0
+    count = draw_count(rng, mean_count, max_count)
+    lesions, centres = draw_lesions(rng, count, roi, spacing_mm, contrast=CONTRAST)
+    image = image + ndimage.gaussian_filter(lesions, 0.5)
+    image *= 1 + BIAS * smooth_noise(rng, shape, spacing_mm, BIAS_SMOOTH_MM)
+    noise_re, noise_im = NOISE * rng.standard_normal((2, *shape), dtype=np.float32)
+    gain = 1000 * rng.uniform(0.8, 1.2)
+    return gain * np.hypot(image + noise_re, noise_im), roi, centres
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(description="Plant lesions into a real scan.")
+    parser.add_argument("--scan", type=Path, required=True, help="the scan (NIfTI, MGH)")
+    parser.add_argument("--roi", type=Path, required=True, help="mask or label image, on any grid")
+    parser.add_argument("--labels", type=int, nargs="+", help="labels of --roi that count")
+    parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
+    parser.add_argument("--spacing-mm", type=float, help="voxel size; default: the scan's own")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    for split, number in zip(SPLITS, (120, 30, 30), strict=True):
+        parser.add_argument(f"--{split}", type=int, default=number, help=f"number of {split} scans")
+    parser.add_argument("--mean-count", type=float, default=5.0)
+    parser.add_argument("--max-count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    """Write the planted cohort the arguments ask for."""
+    arguments = parse_arguments(argv)
+    require_new(arguments.out)
+    scan = read_volume(arguments.scan)
+    region = region_volume(read_volume(arguments.roi), arguments.labels, arguments.roi)
+    spacing_mm = (arguments.spacing_mm,) * 3 if arguments.spacing_mm else scan.spacing_mm
+    image, roi = cut_around(scan, region, spacing_mm)
+    if not roi.array.any() or not image.array.any():
+        raise InputError(f"{arguments.roi}: does not lie in {arguments.scan}; check their affines")
+    around = dilate_mask(roi.array)
+    whole = full_scale(image.array, around, arguments.invert, arguments.scan)
+    wanted = [(split, i) for split in SPLITS for i in range(getattr(arguments, split))]
+    table = []
+    for split, i in progress(wanted, "planting"):
+        rng = scan_rng(arguments.seed, split, i)
+        counts = arguments.mean_count, arguments.max_count
+        raw, mask, centres_zyx = plant(rng, whole, roi.array, spacing_mm, *counts)
+        centres_mm = index_to_world(image, centres_zyx)
+        volumes = Volume(raw, image.affine), Volume(mask, image.affine)
+        table.append(write_scan(arguments.out, f"{split}{i:04d}", *volumes, centres_mm, split))
+    write_cohort(arguments.out / "cohort.csv", table)
+    print(f"wrote {len(table)} scans: {arguments.out / 'cohort.csv'}")
+
+
+if __name__ == "__main__":
+    main()
