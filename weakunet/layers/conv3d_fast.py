@@ -220,7 +220,7 @@ def _correlate(cols, rows):
 
 
 def _nonzero_voxels(dy):
-    """The voxels (N, D, H, W) whose dy is not 0 in all channels; None if they are more than a few."""
+    """Where (N, D, H, W) dy is not 0 in every channel; None when that is more than a few voxels."""
     sample = dy.reshape(-1)[:: max(1, dy.size // 4096)]
     if np.count_nonzero(sample) > SPARSE * sample.size:
         return None
