@@ -22,7 +22,7 @@ def raw_scan(seed=0, shape=(20, 22, 24)):
     rng = np.random.default_rng(seed)
     image = rng.uniform(100, 1000, shape).astype(np.float32)
     roi = np.zeros(shape, np.float32)
-    roi[8:12, 8:14, 8:16] = 2
+    roi[7:11, 8:14, 9:17] = 2  # its box, dilated: [4:14, 5:17, 6:20]
     return Volume(image, AFFINE), Volume(roi, AFFINE)
 
 
@@ -77,25 +77,24 @@ def test_prepared_scan_is_the_steps_done_one_by_one():
         weight = ndimage.gaussian_filter1d(weight, 2.0, axis, mode="constant")
     masked = volume.array * np.where(weight < 0.01, 0, weight)
     highest = np.percentile(masked[dilated], 99)
-    expected = (np.minimum(masked, highest) / highest)[5:15, 5:17, 5:19]
+    expected = (np.minimum(masked, highest) / highest)[4:14, 5:17, 6:20]
     assert prepared.array.dtype == np.float32
     np.testing.assert_allclose(prepared.array, expected, atol=1e-6)
     assert prepared.array.max() == 1 and prepared.array.min() >= 0
     # the same voxel is at the same place in the world
     np.testing.assert_allclose(
-        index_to_world(prepared, [[1, 2, 3]]), index_to_world(volume, [[6, 7, 8]]), atol=1e-12
+        index_to_world(prepared, [[1, 2, 3]]), index_to_world(volume, [[5, 7, 9]]), atol=1e-12
     )
 
 
 def test_lesions_do_not_change_the_gain_where_fluid_fills_more_than_the_trimmed_share():
     volume, roi = raw_scan()
-    fluid = roi.array.copy()
     volume.array[:] = 400
-    volume.array[8:12, 8:14, 8:10] = 1000  # 48 of 1024 dilated voxels
+    volume.array[7:11, 8:14, 9:11] = 1000  # 48 of 1024 dilated voxels
     few = preprocess.prepare(volume, roi).array
-    volume.array[9:11, 10:13, 11:15] = 700
+    volume.array[8:10, 10:13, 12:16] = 700
     many = preprocess.prepare(volume, roi).array
-    same = (fluid[5:15, 5:17, 5:19] == 0) & (few > 0)
+    same = (roi.array[4:14, 5:17, 6:20] == 0) & (few > 0)
     assert same.sum() > 500
     np.testing.assert_allclose(many[same], few[same], atol=1e-6)
     assert many[5, 6, 7] > 1.5 * few[5, 6, 7]
@@ -179,7 +178,7 @@ def test_command_writes_a_cohort_ready_for_training(cohort, tmp_path):
     np.testing.assert_allclose(
         loaded.volume.array, preprocess.prepare(*raw_scan(1)).array, atol=1e-7
     )
-    np.testing.assert_allclose(loaded.centres_zyx, [[5, 5, 5]], atol=1e-5)  # the box starts at 5
+    np.testing.assert_allclose(loaded.centres_zyx, [[6, 5, 4]], atol=1e-5)
 
 
 def test_scan_stored_in_another_orientation_is_prepared_the_same(cohort, tmp_path):

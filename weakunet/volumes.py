@@ -148,11 +148,10 @@ def _checked_affine(path, image):
     if hasattr(header, "get_sform") and not (header["sform_code"] > 0 or header["qform_code"] > 0):
         raise InputError(f"{path}: no qform and no sform, so it is nowhere in space; {mend}")
     affine = np.asarray(image.affine, np.float64)
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not (1e-6 < sizes.min() and sizes.max() < 1e6):
-        usable = False
-    else:
-        usable = abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3
+    usable = np.isfinite(affine).all() and abs(affine).max() < 1e6
+    if usable:
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        usable = sizes.min() > 1e-6 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3
     if not usable:
         raise InputError(f"{path}: unusable affine {affine[:3].tolist()}; {mend}")
     return affine
