@@ -1,8 +1,13 @@
 """Section 2.1 step by step, and the command: parallel, resumable, a failed scan is named."""
 
+import dataclasses
 import gzip
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import nibabel
 import numpy as np
@@ -198,6 +203,36 @@ def test_workers_give_the_same_bytes_as_one_process(cohort, tmp_path):
     assert run(cohort, tmp_path / "one") == 0
     assert run(cohort, tmp_path / "two", "--jobs", "2") == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a group of processes")
+def test_killed_run_leaves_whole_files_and_no_worker_and_continues(cohort, tmp_path):
+    scans = read_cohort(cohort)
+    many = [dataclasses.replace(scans[i % 3], subject=f"s{i:02d}") for i in range(30)]
+    write_cohort(cohort, many)
+    out, options = tmp_path / "out", ["--data", cohort, "--jobs", "2", "--out"]
+    command = [sys.executable, "-m", "weakunet.preprocess", *options, out]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(out.glob("s*.nii.gz"))) < 3:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    for _ in range(1000):
+        try:
+            os.killpg(process.pid, 0)  # is anybody of its group left?
+        except ProcessLookupError:
+            break
+        time.sleep(0.01)
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError("a worker outlived the killed run")
+    done = {path.name: path.stat().st_mtime_ns for path in out.glob("s*.nii.gz")}
+    assert 3 <= len(done) < 30 and not (out / "cohort.csv").exists()
+    assert run(cohort, out) == 0
+    assert run(cohort, tmp_path / "whole") == 0
+    whole = contents(tmp_path / "whole")
+    assert {name: contents(out)[name] for name in whole} == whole
+    assert all((out / name).stat().st_mtime_ns == written for name, written in done.items())
 
 
 def test_pictures_are_added_to_a_finished_folder_on_request(cohort, tmp_path):

@@ -18,13 +18,10 @@ and DIR/cohort.csv names what is ready for training. Run again, it keeps what is
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from scipy import ndimage
 
 from weakunet.cli import InputError, atomic_path, command, progress, write_json
 from weakunet.cohort import read_centres, read_cohort, write_cohort
+from weakunet.parallel import map_processes
 from weakunet.volumes import Volume, read_volume, require_same_grid, write_volume
 
 DILATION_VOX = 3
@@ -161,28 +159,6 @@ def _prepare_or_fail(arguments):
         return InputError(f"{arguments[0].image}: not enough memory; use --jobs 1 or crop the scan")
 
 
-def _prepare_all(work, n_jobs):
-    """Yield a Scan or an InputError per item of `work`, in order, from `n_jobs` processes."""
-    if min(n_jobs, len(work)) == 1:
-        yield from map(_prepare_or_fail, work)
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(n_jobs, len(work)),
-        multiprocessing.get_context("spawn"),
-        initializer=signal.signal,  # Ctrl-C is for the main process; scans in hand are finished
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
-    try:
-        yield from pool.map(_prepare_or_fail, work)
-    except concurrent.futures.process.BrokenProcessPool:
-        raise InputError(
-            f"{work[0][1]}: a worker process was killed, most likely for lack of memory; "
-            "run again with --jobs 1: what is done is kept"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _claim_folder(out, settings):
     """Make the folder `out`, or check that it was begun with the same settings."""
     if out.exists() and not out.is_dir():
@@ -227,7 +203,7 @@ def main(argv=None):
     }
     _claim_folder(args.out, settings)
     work = [(scan, args.out, args.invert, args.figures) for scan in scans]
-    done = _prepare_all(work, max(1, args.jobs))
+    done = map_processes(_prepare_or_fail, work, args.jobs)
     results = [result for _, result in zip(progress(work, "preprocess"), done, strict=True)]
     failed = [result for result in results if isinstance(result, InputError)]
     prepared = [result for result in results if not isinstance(result, InputError)]

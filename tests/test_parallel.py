@@ -1,0 +1,19 @@
+"""Many scans, several processes."""
+
+import os
+
+import pytest
+
+from weakunet.cli import InputError
+from weakunet.parallel import map_processes
+
+
+@pytest.mark.parametrize("n_jobs", [0, 1, 2, 9])
+def test_results_come_in_order_whatever_the_number_of_processes(n_jobs):
+    assert list(map_processes(abs, [-3, 1, -2], n_jobs)) == [3, 1, 2]
+    assert list(map_processes(abs, [], n_jobs)) == []
+
+
+def test_killed_process_is_reported_with_the_mend():
+    with pytest.raises(InputError, match="killed.*--jobs 1"):
+        list(map_processes(os._exit, [1, 1, 1], 2))
