@@ -33,7 +33,7 @@ def _filled_with_ones(make):
     def make_poisoned(*args, **kwargs):
         array = make(*args, **kwargs)
         if array.dtype.kind in "fiu":
-            array.view(np.uint8).fill(0xFF) if array.flags.c_contiguous else array.fill(-1)
+            array.fill(np.nan if array.dtype.kind == "f" else ~array.dtype.type(0))
         return array
 
     return make_poisoned

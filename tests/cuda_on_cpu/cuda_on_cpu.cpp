@@ -65,11 +65,16 @@ extern "C" void __sanitizer_finish_switch_fiber(void* saved, const void** bottom
 #ifdef CUDA_ON_CPU_THREAD
 extern "C" void* __tsan_get_current_fiber();
 extern "C" void* __tsan_create_fiber(unsigned flags);
-extern "C" void __tsan_destroy_fiber(void* fiber);
 extern "C" void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 extern "C" void __tsan_acquire(void* address);
 extern "C" void __tsan_release(void* address);
 constexpr unsigned UNORDERED = 1;  // switching must not count as synchronisation
+#endif
+
+#ifdef CUDA_ON_CPU_THREAD
+constexpr size_t STACK = 32 << 10;
+#else
+constexpr size_t STACK = 256 << 10;
 #endif
 
 struct Thread;
@@ -87,6 +92,12 @@ struct Fiber {
 
 static Fiber host;  // the scheduler, on the caller's stack
 static Fiber* running = &host;
+static std::vector<Fiber*> fibers, idle;  // all of them; those without a CUDA thread
+#ifdef CUDA_ON_CPU_THREAD
+static std::vector<Fiber*> ended, resting;  // see run_block
+#else
+static std::vector<Fiber*>& ended = idle;
+#endif
 
 static void switch_to(Fiber& to) {
     Fiber& from = *running;
@@ -120,7 +131,7 @@ static void fiber_main() {
 
 static Fiber* new_fiber() {
     auto* fiber = new Fiber;
-    fiber->size = 256 << 10;  // pages are taken when they are touched; the lowest is a guard
+    fiber->size = STACK;  // pages are taken when they are touched; the lowest is a guard
     void* memory = mmap(nullptr, fiber->size, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) { perror("cuda_on_cpu: no memory for a thread's stack"); abort(); }
@@ -139,15 +150,17 @@ static Fiber* new_fiber() {
     top[RETURN] = reinterpret_cast<void*>(&fiber_main);
     fiber->top = top;
 #endif
+    fibers.push_back(fiber);
     return fiber;
 }
 
-static void delete_fiber(Fiber* fiber) {
-#ifdef CUDA_ON_CPU_THREAD
-    __tsan_destroy_fiber(fiber->sanitizer);
-#endif
-    munmap(fiber->stack, fiber->size);
-    delete fiber;
+static void delete_fibers() {
+    for (Fiber* fiber : fibers) {
+        munmap(fiber->stack, fiber->size);
+        delete fiber;
+    }
+    fibers.clear();
+    idle.clear();
 }
 
 // ---- the threads of one block ----------------------------------------------------------------
@@ -170,7 +183,6 @@ static void** arguments;
 static std::vector<Thread> threads;   // by their number in the block
 static Threads order;                 // in which they start
 static size_t started;
-static std::vector<Fiber*> fibers, idle;
 
 template <class T>
 static void shuffle_order(std::vector<T>& items) {
@@ -180,19 +192,22 @@ static void shuffle_order(std::vector<T>& items) {
     }
 }
 
-// All that the group did so far comes before all that it will do (only ThreadSanitizer asks).
-static void synchronise(const Threads& group) {
+// For ThreadSanitizer: all that `before` did comes before all that `after` will do.
+static void synchronise(const std::vector<Fiber*>& before, const std::vector<Fiber*>& after) {
 #ifdef CUDA_ON_CPU_THREAD
     void* meeting = malloc(8);
-    for (int leaving = 0; leaving < 2; ++leaving)
-        for (Thread* thread : group) {
-            __tsan_switch_to_fiber(thread->fiber->sanitizer, UNORDERED);
-            leaving ? __tsan_acquire(meeting) : __tsan_release(meeting);
-        }
+    for (Fiber* fiber : before) {
+        __tsan_switch_to_fiber(fiber->sanitizer, UNORDERED);
+        __tsan_release(meeting);
+    }
+    for (Fiber* fiber : after) {
+        __tsan_switch_to_fiber(fiber->sanitizer, UNORDERED);
+        __tsan_acquire(meeting);
+    }
     __tsan_switch_to_fiber(host.sanitizer, UNORDERED);
     free(meeting);
 #else
-    (void)group;
+    (void)before, (void)after;
 #endif
 }
 
@@ -228,7 +243,8 @@ void wait_for_warp(int line, const char* name, unsigned mask, void* mine, Collec
     thread.mask = mask;
     thread.mine = mine;
     thread.compute = compute;
-    wait(Thread::AT_WARP, line, name);
+    bool named = mask >> lane_index() & 1;
+    wait(Thread::AT_WARP, line, named ? name : "a warp operation whose mask leaves them out");
 }
 
 // The lanes that take part in lane's operation, if all of them have come (else none).
@@ -246,11 +262,13 @@ static Threads met_in_warp(size_t warp, size_t lane) {
 }
 
 static void go_on(const Threads& group, Threads& ready) {
-    synchronise(group);
+    std::vector<Fiber*> their_fibers;
     for (Thread* thread : group) {
         thread->state = Thread::READY;
         ready.push_back(thread);
+        their_fibers.push_back(thread->fiber);
     }
+    synchronise(their_fibers, their_fibers);
 }
 
 // The threads that have met whom they waited for. None: all have ended, or the kernel is wrong.
@@ -308,15 +326,12 @@ static void resume(Fiber* fiber) {
     switch_to(*fiber);
     if (fiber->thread->state == Thread::ENDED) {
         fiber->thread = nullptr;
-        idle.push_back(fiber);
+        ended.push_back(fiber);
     }
 }
 
 static void start_one() {
-    if (idle.empty()) {
-        idle.push_back(new_fiber());
-        fibers.push_back(idle.back());
-    }
+    if (idle.empty()) idle.push_back(new_fiber());
     Fiber* fiber = idle.back();
     idle.pop_back();
     resume(fiber);
@@ -337,7 +352,16 @@ static void poison_shared() {
 }
 
 static std::string run_block() {
+#ifdef CUDA_ON_CPU_THREAD
+    // A fiber that serves two threads orders them. So each thread of a block has one of its own, and
+    // two sets take turns: races between a block and the next in the shuffled order are seen, too.
+    idle.insert(idle.end(), ended.begin(), ended.end());
+    ended.clear();
+    idle.swap(resting);
+    while (idle.size() < threads.size()) idle.push_back(new_fiber());
+#endif
     poison_shared();
+    synchronise({&host}, idle);
     for (Thread& thread : threads) thread.state = Thread::READY;
     shuffle_order(order);
     for (started = 0; started < order.size();) start_one();
@@ -346,18 +370,8 @@ static std::string run_block() {
         for (Thread* thread : ready) resume(thread->fiber);
     }
     std::string stuck = who_is_stuck();
-#ifdef CUDA_ON_CPU_THREAD  // every block has new fibers, ordered with no other block's
-    for (Thread& thread : threads) {
-        __tsan_switch_to_fiber(thread.fiber->sanitizer, UNORDERED);
-        __tsan_release(&random_state);
-    }
-    __tsan_switch_to_fiber(host.sanitizer, UNORDERED);
-#else
     if (stuck.empty()) return stuck;  // the stacks serve the next block
-#endif
-    for (Fiber* fiber : fibers) delete_fiber(fiber);
-    fibers.clear();
-    idle.clear();
+    delete_fibers();  // some are in the midst of a thread
     return stuck;
 }
 
@@ -394,9 +408,7 @@ extern "C" __attribute__((visibility("default"))) int cuda_on_cpu_launch(
         std::string stuck = run_block();
         if (!stuck.empty()) return snprintf(message, 4096, "%s", stuck.c_str()), 1;
     }
-#ifdef CUDA_ON_CPU_THREAD
-    __tsan_acquire(&random_state);
-#endif
+    synchronise(fibers, {&host});
     return 0;
 }
 
@@ -423,7 +435,7 @@ int main() {
         args[i] = numbers[n + i] ? &memory[i] : memory[i];
     }
     if (cuda_on_cpu_launch(name, args.data(), sizes, seed, message))
-        return fprintf(stderr, "%s", message), 1;
+        fprintf(stderr, "%s", message), _exit(1);
     for (size_t i = 0; i < n; ++i)
         if (numbers[n + i]) fwrite(memory[i], 1, numbers[i], stdout);
     fflush(stdout);

@@ -1,0 +1,79 @@
+// Kernels without a fault: what barriers, shared memory and warp operations must give.
+
+// y is x with every block of 64 reversed; n is a multiple of 64
+extern "C" __global__ void reverse_blocks(const real* __restrict__ x, real* __restrict__ y)
+{
+    __shared__ real tile[64];
+    int t = threadIdx.x;
+    long long first = (long long)blockIdx.x * 64;
+    tile[t] = x[first + t];
+    __syncthreads();
+    y[first + t] = tile[63 - t];
+}
+
+__device__ __forceinline__ real warp_sum(real value)
+{
+#pragma unroll
+    for (int delta = 16; delta > 0; delta /= 2)
+        value += __shfl_down_sync(0xffffffffu, value, delta);
+    return value;
+}
+
+// y[block] = the sum of the block's n/gridDim values, by warps, then over the warps' sums
+extern "C" __global__ void __launch_bounds__(256)
+block_sums(const real* __restrict__ x, real* __restrict__ y, int per_block)
+{
+    __shared__ real partial[8];
+    int t = threadIdx.x;
+    real sum = 0;
+    for (int i = t; i < per_block; i += blockDim.x)
+        sum += x[(long long)blockIdx.x * per_block + i];
+    sum = warp_sum(sum);
+    if (t % warpSize == 0)
+        partial[t / warpSize] = sum;
+    __syncthreads();
+    if (t < warpSize) {
+        sum = warp_sum(t < blockDim.x / warpSize ? partial[t] : (real)0);
+        if (t == 0)
+            y[blockIdx.x] = sum;
+    }
+}
+
+// each row of y is what one warp operation gives its 32 lanes; x holds lane numbers
+extern "C" __global__ void warp_operations(const real* __restrict__ x, real* __restrict__ y,
+                                           int* __restrict__ votes)
+{
+    int lane = threadIdx.x;
+    real v = x[lane];
+    y[lane] = __shfl_sync(0xffffffffu, v, 5);
+    y[32 + lane] = __shfl_up_sync(0xffffffffu, v, 3);
+    y[64 + lane] = __shfl_down_sync(0xffffffffu, v, 3, 8);
+    y[96 + lane] = __shfl_xor_sync(0xffffffffu, v, 6);
+    y[128 + lane] = __shfl_sync(0xffffffffu, v, lane + 1, 4);
+    votes[lane] = (int)__ballot_sync(0xffffffffu, lane % 3 == 0);
+    votes[32 + lane] = __any_sync(0xffffffffu, lane == 7) + 2 * __all_sync(0xffffffffu, lane < 31);
+    if (lane < 16) {  // half a warp
+        v += __shfl_xor_sync(0x0000ffffu, v, 8);
+        __syncwarp(0x0000ffffu);
+    }
+    y[160 + lane] = v;
+}
+
+// where each thread is: x, y, z of the thread and of the block, as one number
+extern "C" __global__ void where_am_i(int* __restrict__ y)
+{
+    int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+    int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+    y[block * (int)(blockDim.x * blockDim.y * blockDim.z) + thread] =
+        ((blockIdx.z * 10 + blockIdx.y) * 10 + blockIdx.x) * 1000
+        + (threadIdx.z * 10 + threadIdx.y) * 10 + threadIdx.x;
+}
+
+// counts the values above 0: integers may be added atomically, the sum has no order
+extern "C" __global__ void count_positive(const real* __restrict__ x, int* __restrict__ count,
+                                          int n)
+{
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n && x[i] > 0)
+        atomicAdd(count, 1);
+}
