@@ -88,10 +88,10 @@ def write_prediction(model, scan, out, invert=False):
     places = np.hstack([index_to_file(volume, centres), index_to_world(volume, centres)])
     places = (places.round(3) + 0.0).tolist()  # + 0.0: no -0.0
     rows = [
-        [scan.subject, i + 1, *places[i], f"{found.scores[i]:.6g}", round(float(mm3), 3)]
+        [scan.subject, i + 1, *places[i], float(found.scores[i]), round(float(mm3), 3)]
         for i, mm3 in enumerate(found.volumes_vox * volume.voxel_mm3)
     ]
-    return [scan.subject, f"{count:.4f}", len(rows), f"{found.threshold:.6g}"], rows
+    return [scan.subject, count, len(rows), found.threshold], rows
 
 
 def scans_from_files(paths, roi):
@@ -147,16 +147,17 @@ def main(argv=None):
     predictions, detections, failed = [], [], []
     for scan in progress(args.scans, "predict"):
         try:
-            prediction, rows = write_prediction(model, scan, args.out, args.invert)
+            with backend.explain_out_of_memory():
+                prediction, rows = write_prediction(model, scan, args.out, args.invert)
         except InputError as error:
-            failed.append(error)
+            failed.append((scan.subject, error))
             continue
         predictions.append(prediction)
         detections += rows
     if len(failed) == len(args.scans) == 1:
-        raise failed[0]
-    for error in failed:
-        print(f"failed: {error}", file=sys.stderr)
+        raise failed[0][1]
+    for subject, error in failed:
+        print(f"failed: {subject}: {error}", file=sys.stderr)
     if predictions:
         where = args.out / "detections.csv"
         write_csv(where, DETECTIONS, detections)
