@@ -95,8 +95,8 @@ def test_raw_scan_is_predicted_on_its_own_whole_grid(stub, tmp_path):
     assert heatmap.get_data_dtype() == np.float32 and labels.get_data_dtype().kind == "i"
     heatmap, labels = heatmap.get_fdata(), np.asarray(labels.dataobj)
     (prediction,) = rows(out / "predictions.csv")
-    assert prediction["subject"] == "Head 1" and np.float32(prediction["count_predicted"]) == np.float32(3.2)
-    assert prediction["n_detected"] == "3"
+    assert (prediction["subject"], prediction["n_detected"]) == ("Head 1", "3")
+    assert float(prediction["count_predicted"]) == np.float32(3.2)
     assert np.array_equal(labels > 0, heatmap >= float(prediction["threshold"]))
     # outside the dilated ROI (and beyond the crop) nothing is above the lowest value inside
     assert heatmap.min() > 0.29  # the stub's lowest, where the scan is 0
