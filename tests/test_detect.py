@@ -154,7 +154,8 @@ def test_map_without_three_axes_is_refused():
         threshold_for_count(np.ones((0, 4, 4)), 1)
 
 
-def test_map_of_unsigned_integers_is_thresholded_from_the_top():
+def test_map_of_integers_or_booleans_is_thresholded_from_the_top():
+    assert threshold_for_count(np.array([[[True, False, True]]]), 2) == (1, 2)
     assert threshold_for_count(np.array([[[200, 0, 100, 0]]], np.uint8), 1) == (200, 1)
 
 

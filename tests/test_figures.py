@@ -51,7 +51,7 @@ def check_labels(figure):
 
 
 def test_overlay_marks_hits_misses_and_false_alarms_where_they_are(drawn):
-    lesions = [(2, 3, 5), (2, 6, 14)]  # the first is label 1's, 1 voxel off; the second is missed
+    lesions = [(2, 6, 14), (2, 3, 5)]  # the first is missed; the second is label 1's, 1 voxel off
     figures.overlay("x.png", *blocks(), lesions, SPACING, radius=2)
     (figure,) = drawn
     upper, lower = panels(figure, 1)
@@ -61,7 +61,7 @@ def test_overlay_marks_hits_misses_and_false_alarms_where_they_are(drawn):
     }
     assert marks_in(lower) == {("s", figures.BLUE): [[10 * 0.5, 5 * 1.0]]}
     rings = [line.get_xydata() for line in panels(figure, 0)[0].lines]
-    np.testing.assert_allclose([ring.mean(0) for ring in rings], [[2.5, 3], [7, 6]], atol=0.05)
+    np.testing.assert_allclose([ring.mean(0) for ring in rings], [[7, 6], [2.5, 3]], atol=0.05)
     np.testing.assert_allclose(np.ptp(rings[0], axis=0), [2 * 2 * 0.5, 2 * 2 * 1.0], rtol=0.01)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == [f"{kind} (1 in the scan)" for kind in list(figures.MARKS)[:3]]

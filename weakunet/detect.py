@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from weakunet.cli import InputError
 
 CONNECTIVITY = np.ones((3, 3, 3), bool)  # 26 neighbours
-FIRST_CHUNK, LARGEST_CHUNK = 2**14, 2**18  # voxels taken at once: most counts are met in the first
+FIRST_CHUNK, LARGEST_CHUNK = 2**11, 2**16  # voxels at once: most counts are met early
 
 
 @dataclass
@@ -102,7 +102,7 @@ def component_numbers(heatmap):
         raise InputError(f"heatmap: has shape {heatmap.shape}; it must be (D, H, W) and not empty")
     if not np.isfinite(heatmap).all():
         raise InputError("heatmap: holds NaN or infinity; a diverged model or a damaged file")
-    heatmap = heatmap.astype(np.result_type(heatmap, np.float16), copy=False)  # -uint8 would wrap
+    heatmap = heatmap.astype(np.result_type(heatmap, np.float16), copy=False)  # -bool is refused
     lowest = heatmap.min()
     padded = np.pad(heatmap, 1, constant_values=lowest)
     voxels = np.flatnonzero(padded > lowest)

@@ -32,7 +32,7 @@ from weakunet.volumes import read_volume, require_same_grid, world_to_index
 
 PER_SCAN = "subject,method,count,count_predicted,threshold,n_detected,tp,fp,fn,tpr".split(",")
 FROC = ("method", "sweep", "setting", "tpr", "fp_per_scan")
-PICTURES = 6
+PICTURES = 4
 MAIN, NO_NETWORK = "regression_fcn", "intensities"
 
 
