@@ -97,7 +97,8 @@ def parse_arguments(argv):
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     for field in dataclasses.fields(Settings):
         name = "--" + field.name.replace("_", "-")
-        options = {"dest": field.name, "default": argparse.SUPPRESS, "help": field.metadata["help"]}
+        text = field.metadata["help"].replace("%", "%%")  # argparse formats it
+        options = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
         if field.name == "standardise":
             options["action"] = argparse.BooleanOptionalAction
         elif field.name == "channels":
