@@ -10,7 +10,7 @@ import pytest
 from nibabel.affines import apply_affine
 from nibabel.orientations import axcodes2ornt
 
-from weakunet import predict
+from weakunet import predict, preprocess
 from weakunet.checkpoint import save_checkpoint
 from weakunet.cohort import Scan, write_cohort
 from weakunet.model import WeakUNet
@@ -162,6 +162,20 @@ def test_other_orientation_and_format_give_the_same_lesions(
     for d in two:
         i, j, k = (int(float(d[name]) + 0.25) for name in "ijk")
         assert labels[i, j, k] == int(d["detection"])
+
+
+def test_raw_scan_gives_the_same_lesions_as_the_prepared_one(stub, no_pictures, tmp_path):
+    xyz, roi = raw_head()
+    scan = Scan("s", save(tmp_path / "s.nii", xyz), 3, save(tmp_path / "roi.nii", roi))
+    write_cohort(tmp_path / "raw.csv", [scan])
+    preprocess.main(["--data", str(tmp_path / "raw.csv"), "--out", str(tmp_path / "prepared")])
+    for name, table in (("one", "raw.csv"), ("two", "prepared/cohort.csv")):
+        assert run("--data", tmp_path / table, "--model", "m.npz", "--out", tmp_path / name) == 0
+    one, two = (rows(tmp_path / name / "detections.csv") for name in ("one", "two"))
+    assert [int(float(row["i"])) for row in one] != [int(float(row["i"])) for row in two]
+    for row in one + two:
+        del row["i"], row["j"], row["k"]
+    assert len(one) == 3 and one == two
 
 
 def prepared_volume(seed=0, shape=(9, 10, 13)):
