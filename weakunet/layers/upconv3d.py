@@ -1,0 +1,99 @@
+"""Upsample, concatenate, convolve in one: what the decoder does, without storing the first two.
+
+    y = conv3d([skip; up(coarse)], w, b),  up: nearest-neighbour, 2x2x2
+
+A convolution is a sum over its input channels, so the part that reads `skip` is an ordinary one. In
+the part that reads up(coarse), neighbouring taps often read the SAME coarse voxel, and their
+weights can be added up beforehand. Along one axis, for the output 2i + p (the parity p is 0 or 1):
+
+    p = 0 reads 2i-1, 2i, 2i+1   = coarse i-1, i, i     with w[0], w[1] + w[2]
+    p = 1 reads 2i, 2i+1, 2i+2   = coarse i, i, i+1     with w[0] + w[1], w[2]
+
+So each of the 8 parities is a convolution of the small tensor with 2x2x2 taps: 8 products for a
+voxel and a pair of channels instead of 27. (As conv3d_fast.py's sweep goes, kx keeps 3 taps, one of
+them zero, and both parities in x are computed together: 12 instead of 27.) The paper has neither
+the trick nor a need for it: the result is the same up to rounding.
+"""
+
+import numpy as np
+
+from weakunet.layers import conv3d_fast
+from weakunet.layers.concat import concat_forward
+from weakunet.layers.conv3d import Conv3D
+from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward
+
+# FOLD[p] (2, 3): the two coarse taps of parity p from the three fine ones; the first lies at p - 1
+FOLD = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+# FOLD_X[p] (3, 3): the same with all three coarse taps -1, 0, 1, one of them zero
+FOLD_X = np.array([[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]])
+PARITIES = [(0, 0), (0, 1), (1, 0), (1, 1)]  # in z and y
+
+
+def _fold(w, pz, py):
+    """w (O, C, 3, 3, 3) -> (2 O, C, 2, 2, 3), the weights that make the outputs (px, o)."""
+    folds = FOLD[pz], FOLD[py], FOLD_X
+    folded = np.einsum("za,yb,pxc,oiabc->poizyx", *(f.astype(w.dtype) for f in folds), w)
+    return folded.reshape(-1, *folded.shape[2:])
+
+
+def _unfold(dw, pz, py):
+    """The gradient in w (O, C, 3, 3, 3) from that in `_fold`'s result: its transpose."""
+    dw = dw.reshape(2, -1, *dw.shape[1:])
+    folds = FOLD[pz], FOLD[py], FOLD_X
+    return np.einsum("za,yb,pxc,poizyx->oiabc", *(f.astype(dw.dtype) for f in folds), dw)
+
+
+def _parity(y, pz, py):
+    """The voxels of y (N, O, 2D, 2H, 2W) of one parity in z and y: a view (N, 2, O, D, H, W)."""
+    part = y[:, :, pz::2, py::2]
+    return part.reshape(*part.shape[:4], -1, 2).transpose(0, 5, 1, 2, 3, 4)
+
+
+def upconv3d_forward(skip, coarse, w, b):
+    """y (N, C_out, 2D, 2H, 2W) from skip (N, C_a, 2D, 2H, 2W) and coarse (N, C_b, D, H, W).
+
+    w (C_out, C_a + C_b, 3, 3, 3), b (C_out,), as for the plain convolution of the two together.
+    """
+    c_a = skip.shape[1]
+    y = conv3d_fast.forward(skip, w[:, :c_a], b)
+    for pz, py in PARITIES:
+        folded = _fold(w[:, c_a:], pz, py)
+        part, _ = conv3d_fast.sweep(coarse, folded, taps=(2, 2), origin=(pz - 1, py - 1))
+        target = _parity(y, pz, py)
+        target += part.reshape(target.shape)
+    return y
+
+
+def upconv3d_backward(dy, skip, coarse, w):
+    """Gradients dskip, dcoarse, dw, db of `upconv3d_forward` from dy (N, C_out, 2D, 2H, 2W)."""
+    c_a = skip.shape[1]
+    if conv3d_fast.nonzero_voxels(dy) is not None:  # a dy of a few voxels is another shortcut
+        x = concat_forward(skip, upsample3d_forward(coarse))
+        dx, dw, db = conv3d_fast.backward(dy, x, w)
+        return dx[:, :c_a], upsample3d_backward(dx[:, c_a:]), dw, db
+    dskip, dw_skip, db = conv3d_fast.backward(dy, skip, w[:, :c_a])
+    dcoarse, dw_coarse = 0, 0
+    for pz, py in PARITIES:
+        part = _parity(dy, pz, py)
+        part = part.reshape(len(part), -1, *part.shape[3:])  # (N, 2 C_out, D, H, W), a copy
+        flipped = _fold(w[:, c_a:], pz, py)[:, :, ::-1, ::-1, ::-1].swapaxes(0, 1)
+        dpart, r = conv3d_fast.sweep(part, flipped, rows=coarse, taps=(2, 2), origin=(-pz, -py))
+        dcoarse += dpart
+        dw_coarse += _unfold(r[::-1, ::-1].transpose(2, 4, 0, 1, 3), pz, py)
+    return dskip, dcoarse, np.concatenate((dw_skip, dw_coarse), axis=1), db
+
+
+class UpConv3D(Conv3D):
+    """The first convolution of a decoder level; parameters as Conv3D's with c_in = C_a + C_b."""
+
+    def forward(self, skip, coarse, keep=True):
+        """skip (N, C_a, 2D, 2H, 2W), coarse (N, C_b, D, H, W) -> y (N, C_out, 2D, 2H, 2W)."""
+        self.x = (skip, coarse) if keep else None
+        return upconv3d_forward(skip, coarse, self.params["w"], self.params["b"])
+
+    def backward(self, dy):
+        """dy -> dskip, dcoarse; sets grads, lets go of what forward kept."""
+        x, self.x = self.x, None
+        dskip, dcoarse, dw, db = upconv3d_backward(dy, *x, self.params["w"])
+        self.grads["w"], self.grads["b"] = dw, db
+        return dskip, dcoarse
