@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from weakunet.cli import progress
 from weakunet.layers import conv3d_fast
 from weakunet.layers.conv3d import conv3d_backward, conv3d_forward
+from weakunet.layers.threads import set_threads
 from weakunet.loss import mse_backward
 from weakunet.model import WeakUNet
 from weakunet.optim import Adadelta
@@ -62,7 +63,7 @@ def measure(thread_counts, rounds, only=""):
     print(f"numpy {np.__version__}, BLAS kernels {', '.join(kernels)}; PyTorch {version}")
     rows = []
     for threads in thread_counts:
-        conv3d_fast.set_threads(threads)
+        set_threads(threads)
         if bench_torch:
             bench_torch.torch.set_num_threads(threads)
         sgemm = _sgemm_rate(threads)
@@ -72,7 +73,7 @@ def measure(thread_counts, rounds, only=""):
             times = _paired(make_runs(), rounds)
             rows.append(_row(name, "x".join(map(str, shape)), threads, flop, sgemm, times))
             rows[-1] |= memory(threads) if memory else {}
-    conv3d_fast.set_threads()
+    set_threads()
     return rows
 
 
@@ -214,7 +215,7 @@ def _memory(case, threads):
 
 def _print_peak(side, case, threads):
     """Run two steps of one side and print the MB by which they raised the resident memory."""
-    conv3d_fast.set_threads(int(threads))
+    set_threads(int(threads))
     if bench_torch:
         bench_torch.torch.set_num_threads(int(threads))
     before = _status_mb("VmRSS")

@@ -19,13 +19,12 @@ gives the w and b of eqs. 2 and 3 in terms of the features and counts themselves
 import numpy as np
 
 from weakunet.backend import array_module, is_cuda, to_device
-from weakunet.layers.concat import Concat
 from weakunet.layers.conv3d import Conv3D, conv3d_forward
 from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.linear import Linear, linear_forward
 from weakunet.layers.maxpool3d import MaxPool3D
 from weakunet.layers.relu import ReLU
-from weakunet.layers.upsample3d import Upsample3D
+from weakunet.layers.upconv3d import UpConv3D
 
 # Intensities in [0, 1] are spread around 0 before the first convolution (ours): learning is faster.
 INPUT_CENTRE, INPUT_GAIN = 0.4, 4.0
@@ -63,24 +62,23 @@ class WeakUNet:
         }
         self.multiple = 2 ** (len(channels) - 1)
 
-        def level(c_in, c_out, first=False):
+        def level(c_in, c_out, first=Conv3D, needs_dx=True):
             """[convolution, ReLU, convolution, ReLU, ...]"""
-            stack = []
-            for i in range(convs_per_level):
-                c = c_in if i == 0 else c_out
-                needs_dx = not (first and i == 0)  # nobody asks for the gradient in the image
-                stack += [Conv3D(c, c_out, rng=rng, dtype=dtype, needs_dx=needs_dx), ReLU()]
+            stack = [first(c_in, c_out, rng=rng, dtype=dtype, needs_dx=needs_dx), ReLU()]
+            for _ in range(convs_per_level - 1):
+                stack += [Conv3D(c_out, c_out, rng=rng, dtype=dtype), ReLU()]
             return stack
 
         maps_in = (1, *channels)
         self.encoder = [
-            level(maps_in[i], maps_in[i + 1], first=i == 0) for i in range(len(channels))
+            # nobody asks for the gradient in the image
+            level(maps_in[i], maps_in[i + 1], needs_dx=i > 0)
+            for i in range(len(channels))
         ]
         self.pools = [MaxPool3D() for _ in channels[1:]]
-        self.ups = [Upsample3D() for _ in channels[1:]]
-        self.concats = [Concat() for _ in channels[1:]]
         self.decoder = [
-            level(channels[i] + channels[i + 1], channels[i]) for i in range(len(channels) - 1)
+            level(channels[i] + channels[i + 1], channels[i], UpConv3D)
+            for i in range(len(channels) - 1)
         ]
         self.global_pool = GlobalPool3D(pooling, block)
         self.linear = Linear(channels[0], rng=rng, dtype=dtype)
@@ -100,8 +98,8 @@ class WeakUNet:
                 skips.append(h)
                 h = self.pools[i].forward(h, keep)
         for i in reversed(range(len(self.decoder))):
-            h = self.concats[i].forward(skips.pop(), self.ups[i].forward(h))
-            h = _forward(self.decoder[i], h, keep)
+            upconv, *rest = self.decoder[i]  # upsamples h, puts the skip before it, convolves
+            h = _forward(rest, upconv.forward(skips.pop(), h, keep), keep)
         return h
 
     def forward(self, scans, momentum=None):
@@ -141,10 +139,9 @@ class WeakUNet:
         dh = self.global_pool.backward(dpooled)
         dskips = []
         for i in range(len(self.decoder)):
-            dh = _backward(self.decoder[i], dh)
-            dskip, dh = self.concats[i].backward(dh)
+            upconv, *rest = self.decoder[i]
+            dskip, dh = upconv.backward(_backward(rest, dh))
             dskips.append(dskip)
-            dh = self.ups[i].backward(dh)
         for i in reversed(range(len(self.encoder))):
             if i < len(self.pools):
                 # a skip connection splits the forward path in two, so here two gradients add up

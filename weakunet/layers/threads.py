@@ -1,15 +1,15 @@
 """Sharing numpy work out over threads, with the same bits whatever their number.
 
 numpy lets go of the interpreter's lock while it copies and multiplies, so plain Python threads run
-side by side. The matrix products inside must then not start threads of their own.
+side by side. The matrix products inside must then not start threads of their own: importing this
+file sets the BLAS library to one thread for the whole process.
 """
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import threadpool_limits
 
-_blas = ThreadpoolController()
 _pool = None
 _threads = 1
 
@@ -41,12 +41,12 @@ def share_out(work, items):
         for i in todo:
             results[i] = work(items[i])
 
-    with _blas.limit(limits=1, user_api="blas"):
-        helpers = [_pool.submit(worker) for _ in range(min(_threads, len(items)) - 1)]
-        worker()
-        for helper in helpers:
-            helper.result()
+    helpers = [_pool.submit(worker) for _ in range(min(_threads, len(items)) - 1)]
+    worker()
+    for helper in helpers:
+        helper.result()
     return results
 
 
+threadpool_limits(1, user_api="blas")
 set_threads()

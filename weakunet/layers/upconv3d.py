@@ -17,30 +17,39 @@ the trick nor a need for it: the result is the same up to rounding.
 
 import numpy as np
 
+from weakunet import backend
 from weakunet.layers import conv3d_fast
-from weakunet.layers.concat import concat_forward
+from weakunet.layers.concat import concat_backward, concat_forward
 from weakunet.layers.conv3d import Conv3D
+from weakunet.layers.conv3d_cuda import conv3d_backward_cuda, conv3d_forward_cuda
 from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward
 
-# FOLD[p] (2, 3): the two coarse taps of parity p from the three fine ones; the first lies at p - 1
-FOLD = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
-# FOLD_X[p] (3, 3): the same with all three coarse taps -1, 0, 1, one of them zero
-FOLD_X = np.array([[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]])
 PARITIES = [(0, 0), (0, 1), (1, 0), (1, 1)]  # in z and y
+# FOLD[p] (2, 3): the two coarse taps of parity p from the three fine ones; the first lies at p - 1
+FOLD = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
+# FOLD_X[p] (3, 3): the same with all three coarse taps -1, 0, 1, one of them zero
+FOLD_X = np.array(
+    [[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]], np.float32
+)
+# all three axes at once, for each parity in z and y: (px, z, y, x) from 27 taps, (24, 27)
+FOLDS = {
+    (pz, py): np.einsum("za,yb,pxc->pzyxabc", FOLD[pz], FOLD[py], FOLD_X).reshape(24, 27)
+    for pz, py in PARITIES
+}
 
 
-def _fold(w, pz, py):
+def _fold(w, parity):
     """w (O, C, 3, 3, 3) -> (2 O, C, 2, 2, 3), the weights that make the outputs (px, o)."""
-    folds = FOLD[pz], FOLD[py], FOLD_X
-    folded = np.einsum("za,yb,pxc,oiabc->poizyx", *(f.astype(w.dtype) for f in folds), w)
-    return folded.reshape(-1, *folded.shape[2:])
+    o, c = w.shape[:2]
+    folded = w.reshape(o * c, 27) @ FOLDS[parity].T.astype(w.dtype)
+    return folded.reshape(o, c, 2, 12).transpose(2, 0, 1, 3).reshape(2 * o, c, 2, 2, 3)
 
 
-def _unfold(dw, pz, py):
-    """The gradient in w (O, C, 3, 3, 3) from that in `_fold`'s result: its transpose."""
-    dw = dw.reshape(2, -1, *dw.shape[1:])
-    folds = FOLD[pz], FOLD[py], FOLD_X
-    return np.einsum("za,yb,pxc,poizyx->oiabc", *(f.astype(dw.dtype) for f in folds), dw)
+def _unfold(dw, parity):
+    """The gradient in w (O, C, 3, 3, 3) from that in `_fold`'s result: the transposed map."""
+    o, c = len(dw) // 2, dw.shape[1]
+    dw = dw.reshape(2, o, c, 12).transpose(1, 2, 0, 3).reshape(o * c, 24)
+    return (dw @ FOLDS[parity].astype(dw.dtype)).reshape(o, c, 3, 3, 3)
 
 
 def _parity(y, pz, py):
@@ -54,11 +63,13 @@ def upconv3d_forward(skip, coarse, w, b):
 
     w (C_out, C_a + C_b, 3, 3, 3), b (C_out,), as for the plain convolution of the two together.
     """
+    if backend.is_cuda(skip):
+        return conv3d_forward_cuda(concat_forward(skip, upsample3d_forward(coarse)), w, b)
     c_a = skip.shape[1]
     y = conv3d_fast.forward(skip, w[:, :c_a], b)
     for pz, py in PARITIES:
-        folded = _fold(w[:, c_a:], pz, py)
-        part, _ = conv3d_fast.sweep(coarse, folded, taps=(2, 2), origin=(pz - 1, py - 1))
+        folded, origin = _fold(w[:, c_a:], (pz, py)), (pz - 1, py - 1)
+        part, _ = conv3d_fast.sweep(coarse, folded, taps=(2, 2), origin=origin)
         target = _parity(y, pz, py)
         target += part.reshape(target.shape)
     return y
@@ -67,19 +78,21 @@ def upconv3d_forward(skip, coarse, w, b):
 def upconv3d_backward(dy, skip, coarse, w):
     """Gradients dskip, dcoarse, dw, db of `upconv3d_forward` from dy (N, C_out, 2D, 2H, 2W)."""
     c_a = skip.shape[1]
-    if conv3d_fast.nonzero_voxels(dy) is not None:  # a dy of a few voxels is another shortcut
-        x = concat_forward(skip, upsample3d_forward(coarse))
-        dx, dw, db = conv3d_fast.backward(dy, x, w)
-        return dx[:, :c_a], upsample3d_backward(dx[:, c_a:]), dw, db
+    if backend.is_cuda(dy) or conv3d_fast.nonzero_voxels(dy) is not None:
+        # step by step; when few voxels of dy are not zero, that is the faster way
+        convolution_backward = conv3d_backward_cuda if backend.is_cuda(dy) else conv3d_fast.backward
+        dx, dw, db = convolution_backward(dy, concat_forward(skip, upsample3d_forward(coarse)), w)
+        dskip, dup = concat_backward(dx, c_a)
+        return dskip, upsample3d_backward(dup), dw, db
     dskip, dw_skip, db = conv3d_fast.backward(dy, skip, w[:, :c_a])
     dcoarse, dw_coarse = 0, 0
     for pz, py in PARITIES:
         part = _parity(dy, pz, py)
         part = part.reshape(len(part), -1, *part.shape[3:])  # (N, 2 C_out, D, H, W), a copy
-        flipped = _fold(w[:, c_a:], pz, py)[:, :, ::-1, ::-1, ::-1].swapaxes(0, 1)
+        flipped = _fold(w[:, c_a:], (pz, py))[:, :, ::-1, ::-1, ::-1].swapaxes(0, 1)
         dpart, r = conv3d_fast.sweep(part, flipped, rows=coarse, taps=(2, 2), origin=(-pz, -py))
         dcoarse += dpart
-        dw_coarse += _unfold(r[::-1, ::-1].transpose(2, 4, 0, 1, 3), pz, py)
+        dw_coarse += _unfold(r[::-1, ::-1].transpose(2, 4, 0, 1, 3), (pz, py))
     return dskip, dcoarse, np.concatenate((dw_skip, dw_coarse), axis=1), db
 
 
