@@ -124,7 +124,7 @@ def test_training_curves_show_both_errors_the_mean_and_r(drawn):
 
 
 def test_training_curves_of_no_epoch_and_of_nan_are_drawn(drawn):
-    figures.training_curves("x.png", np.zeros((0, 6)))
+    figures.training_curves("x.png", [])
     figures.training_curves("x.png", [(1, 1, np.nan, np.nan, np.nan, 0)])
     assert len(drawn) == 2
 

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import ndimage
 
 from weakunet.cli import atomic_path
@@ -121,7 +121,7 @@ def _judge(labels, lesions_zyx, spacing_mm, radius=RADIUS_VOX, radius_mm=None):
     found = np.reshape(found, (-1, 3))
     if lesions_zyx is None:
         return {"detections": found}, np.array([(0, 0, 0), *[(1, 1, 1)] * n], float)
-    colour_of = 0.6 * np.array([(0, 0, 0), *[to_rgb(BLUE)] * n])  # darker than green in grey
+    colour_of = 0.75 * np.array([(0, 0, 0), *[to_rgb(BLUE)] * n])  # darker than green in grey
     lesions = np.reshape(lesions_zyx, (-1, 3))
     if radius_mm is None:
         pairs = match_detections(found, lesions, radius)
@@ -177,7 +177,7 @@ def training_curves(path, history, mean_error=None):
     Parameters: history (epochs, 5 or more), columns epoch, learning rate, training and validation
     mean squared error, validation r (as log.csv); mean_error: that of predicting the mean count.
     """
-    history = np.asarray(history, float)
+    history = np.asarray(history, float) if len(history) else np.zeros((0, 5))
     epoch, _, train, validation, r = history[:, :5].T
     figure = _figure(7, 5.6)
     error, correlation = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
@@ -190,7 +190,10 @@ def training_curves(path, history, mean_error=None):
         label = f"lowest: {validation[best]:.2f} at epoch {epoch[best]:.0f}"
         error.plot(epoch[best], validation[best], "*", color="black", markersize=13, label=label)
     error.set_ylabel("mean squared error of the count\n(lesions²)")
-    error.set_ylim(bottom=0)
+    error.set_yscale("log")  # the first epochs can be ten times worse than all that follows
+    for axis in (error.yaxis.set_major_formatter, error.yaxis.set_minor_formatter):
+        axis(FuncFormatter(lambda value, _: f"{value:g}"))
+    error.tick_params(axis="y", which="minor", labelsize=8)
     error.legend(fontsize=9)
     correlation.plot(epoch, r, "-o", color=VALIDATION, markersize=4)
     correlation.axhline(0, color="grey", linewidth=0.8)
