@@ -413,32 +413,36 @@ extern "C" __attribute__((visibility("default"))) int cuda_on_cpu_launch(
 }
 
 #if defined(CUDA_ON_CPU_ADDRESS) || defined(CUDA_ON_CPU_THREAD)
-// stdin: "kernel grid[3] block[3] seed n size[n] is_array[n]\n", then the arguments' bytes.
-// stdout: the arrays' bytes after the run. Each argument has an allocation of its own, so that the
-// byte behind it is out of bounds.
+// stdin, again and again: "kernel grid[3] block[3] seed n size[n] is_array[n]\n", then the
+// arguments' bytes; stdout: the arrays' bytes after the run. Each argument has an allocation of its
+// own, so that the byte behind it is out of bounds. A launch that goes wrong ends the program.
 int main() {
     char name[256], message[4096];
     unsigned sizes[6];
     size_t seed, n;
-    if (scanf("%255s", name) != 1) return 2;
-    for (unsigned& size : sizes)
-        if (scanf("%u", &size) != 1) return 2;
-    if (scanf("%zu %zu", &seed, &n) != 2) return 2;
-    std::vector<size_t> numbers(2 * n);
-    for (size_t& number : numbers)
-        if (scanf("%zu", &number) != 1) return 2;
-    getchar();
-    std::vector<void*> memory(n), args(n);
-    for (size_t i = 0; i < n; ++i) {
-        memory[i] = malloc(numbers[i]);
-        if (fread(memory[i], 1, numbers[i], stdin) != numbers[i]) return 2;
-        args[i] = numbers[n + i] ? &memory[i] : memory[i];
+    while (scanf("%255s", name) == 1) {
+        for (unsigned& size : sizes)
+            if (scanf("%u", &size) != 1) return 2;
+        if (scanf("%zu %zu", &seed, &n) != 2) return 2;
+        std::vector<size_t> numbers(2 * n);
+        for (size_t& number : numbers)
+            if (scanf("%zu", &number) != 1) return 2;
+        getchar();
+        std::vector<void*> memory(n), args(n);
+        for (size_t i = 0; i < n; ++i) {
+            memory[i] = malloc(numbers[i]);
+            if (fread(memory[i], 1, numbers[i], stdin) != numbers[i]) return 2;
+            args[i] = numbers[n + i] ? &memory[i] : memory[i];
+        }
+        if (cuda_on_cpu_launch(name, args.data(), sizes, seed, message))
+            fprintf(stderr, "%s", message), _exit(1);
+        fwrite("\n", 1, 1, stdout);  // it went well
+        for (size_t i = 0; i < n; ++i) {
+            if (numbers[n + i]) fwrite(memory[i], 1, numbers[i], stdout);
+            free(memory[i]);
+        }
+        fflush(stdout);
     }
-    if (cuda_on_cpu_launch(name, args.data(), sizes, seed, message))
-        fprintf(stderr, "%s", message), _exit(1);
-    for (size_t i = 0; i < n; ++i)
-        if (numbers[n + i]) fwrite(memory[i], 1, numbers[i], stdout);
-    fflush(stdout);
     _exit(0);
 }
 #endif
