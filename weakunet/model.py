@@ -9,16 +9,16 @@ decoder goes back up by nearest-neighbour upsampling and concatenates the encode
 size. [paper] family, ReLU, 2x2x2 pooling and upsampling, skip connections, pooling, eqs. 1-3.
 [ours, the paper leaves them open] the number of levels and maps, max pooling, concatenation.
 
-Ours, too: the pooled features and the count are standardised, so that the last layer learns
+Ours, too: the last layer works on standardised numbers,
     (count - count_mean) / count_std = w . (x - pool_mean) / pool_std + b
-whatever the size of the volume; without it, learning starts late or never. pool_mean and pool_std
-are running averages that backward holds constant. This rescales w and b and nothing else: `head()`
-gives the w and b of eqs. 2 and 3 in terms of the features and counts themselves.
+with constants that `start` measures once on the untrained network, and starts from the w that fit
+the counts best there. It rescales w and b and nothing else (`head()` gives those of eqs. 2 and 3),
+but with it the step sizes do not depend on the size of the volume and learning starts at once.
 """
 
 import numpy as np
 
-from weakunet.backend import array_module, is_cuda, to_device
+from weakunet.backend import is_cuda, to_device, to_host
 from weakunet.layers.conv3d import Conv3D, conv3d_forward
 from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.linear import Linear, linear_forward
@@ -28,7 +28,7 @@ from weakunet.layers.upconv3d import UpConv3D
 
 # Intensities in [0, 1] are spread around 0 before the first convolution (ours): learning is faster.
 INPUT_CENTRE, INPUT_GAIN = 0.4, 4.0
-MIN_STD = 1e-6  # of a pooled feature: a map that is zero everywhere must not divide by zero
+RIDGE = 0.1  # pulls the first w towards 0, in units of the standardised features' variance
 
 
 class WeakUNet:
@@ -102,36 +102,37 @@ class WeakUNet:
             h = _forward(rest, upconv.forward(skips.pop(), h, keep), keep)
         return h
 
-    def forward(self, scans, momentum=None):
-        """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2).
-
-        With `momentum` the running averages of the pooled features first move by 1 - momentum
-        towards this batch.
-        """
+    def forward(self, scans):
+        """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
         pooled = self.global_pool.forward(self.features(scans, keep=True))
-        if momentum is not None:
-            self._average(pooled, momentum)
         standardised = self.linear.forward((pooled - self.pool_mean) / self.pool_std)
         return self.count_mean + self.count_std * standardised
 
-    def _average(self, pooled, momentum):
-        variance = ((pooled - self.pool_mean) ** 2).mean(axis=0)
-        variance = momentum * self.pool_std**2 + (1 - momentum) * variance
-        self.pool_std = variance**0.5 + MIN_STD
-        self.pool_mean = momentum * self.pool_mean + (1 - momentum) * pooled.mean(axis=0)
+    def start(self, batches, counts):
+        """Set the constants of the last layer, and its first w by ridge regression.
 
-    def start(self, scans, counts, standardise):
-        """Set the averages from some training scans (list of batches) and all counts (numpy, n).
-
-        Without `standardise` (the paper's plain recipe) only the mean count is taken, as the
-        last layer's first bias.
+        batches: training scans, (n, 1, D, H, W) each; counts: theirs, (all n,) numpy.
         """
-        self.count_mean[:] = float(counts.mean())
-        if standardise:
-            self.count_std[:] = max(float(counts.std()), 1.0)
-            pooled = [self.global_pool.forward(self.features(batch), keep=False) for batch in scans]
-            pooled = array_module(pooled[0]).concatenate(pooled)
-            self.pool_mean, self.pool_std = pooled.mean(axis=0), pooled.std(axis=0) + MIN_STD
+        pooled = [self.global_pool.forward(self.features(batch)) for batch in batches]
+        pooled = np.concatenate([to_host(x) for x in pooled])
+        std = pooled.std(axis=0)
+        std = np.maximum(std, 0.01 * std.max())  # a map that hardly varies must not be blown up
+        count_std = max(float(counts.std()), 1.0)
+        x = (pooled - pooled.mean(axis=0)) / np.where(std > 0, std, 1)
+        y = (counts - counts.mean()) / count_std
+        w = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(x.shape[1]), x.T @ y)
+        constants = {
+            "pool.mean": pooled.mean(axis=0),
+            "pool.std": np.where(std > 0, std, 1),
+            "count.mean": counts.mean(keepdims=True),
+            "count.std": np.array([count_std]),
+            "linear.w": w,
+        }
+        self.load_state(self.state() | constants)
+
+    def shift(self, count):
+        """Add a number to every count that the network predicts, by its bias."""
+        self.linear.params["b"] += count / self.count_std
 
     def backward(self, dcount):
         """Set all gradients from the loss's gradient dcount (N,) in the predicted counts."""
@@ -189,7 +190,7 @@ class WeakUNet:
         }
 
     def state(self):
-        """name -> array of everything that a checkpoint keeps: parameters and running averages."""
+        """name -> array of everything that a checkpoint keeps: parameters and constants."""
         return {
             **self.params,
             "pool.mean": self.pool_mean,
@@ -209,7 +210,7 @@ class WeakUNet:
         for name, value in own.items():
             if value.shape != arrays[name].shape:
                 raise ValueError(f"{name} is {arrays[name].shape}, expected {value.shape}")
-            if not np.isfinite(arrays[name]).all():
+            if not np.isfinite(to_host(arrays[name])).all():
                 raise ValueError(f"{name} holds NaN or infinity")
             value[...] = to_device(arrays[name], self.device)
 

@@ -50,7 +50,7 @@ class Settings:
     )
     lr: float = option(1.0, "Adadelta's factor on its own step; falls at 70 % and 90 % of the end")
     rho: float = option(0.95, "Adadelta's decay of its running averages")
-    eps: float = option(1e-6, "Adadelta's guard against division by zero; sets its first steps")
+    eps: float = option(1e-7, "Adadelta's guard against division by zero; sets its first steps")
     flips: str = option("zyx", "axes along which scans are mirrored at random")
     shift_vox: int = option(2, "random shift along each axis, at most, in voxels")
     rotate_deg: float = option(0.0, "random rotation about each axis, at most, in degrees")
@@ -65,6 +65,8 @@ class Settings:
                 if not low <= value < float("inf"):
                     option_name = name.replace("_", "-")
                     raise InputError(f"--{option_name} {value}: must be at least {low}")
+        if self.batch == 1 and not self.plain:
+            raise InputError("--batch 1: scans of a batch are compared; give 2 or more, or --plain")
 
 
 LOWEST = {
@@ -99,8 +101,8 @@ def parse_arguments(argv):
         name = "--" + field.name.replace("_", "-")
         text = field.metadata["help"].replace("%", "%%")  # argparse formats it
         options = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
-        if field.name == "standardise":
-            options["action"] = argparse.BooleanOptionalAction
+        if field.name == "plain":
+            options["action"] = "store_true"
         elif field.name == "channels":
             options |= {"type": int, "nargs": "+"}
         else:

@@ -20,8 +20,10 @@ from weakunet.optim import Adadelta
 
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
-MOMENTUM = 0.99  # of the running averages of the pooled features, per step
-STANDARDISE_ON = 32  # training scans that these averages start from
+START_ON, BIAS_ON = (
+    200,
+    100,
+)  # training scans that the last layer starts from, and its bias is set on
 
 
 class Run:
@@ -144,7 +146,9 @@ def train_epoch(run, volumes, counts, stop):
         scans = [_transformed(run, volumes, i) for i in chosen]
         scans = backend.array_module(scans[0]).stack(scans)[:, None]
         target = backend.to_device(counts[chosen], model.device)
-        predicted = model.forward(scans, MOMENTUM if settings.standardise else None)
+        predicted = model.forward(scans)
+        if not settings.plain:
+            predicted = predicted - (predicted - target).mean()  # the bias that suits this batch
         model.backward(mse_backward(predicted, target) / model.count_std**2)
         run.optimizer.step(model.grads)
         run.predicted.append(predicted)
@@ -174,6 +178,17 @@ def _batch(model, volumes):
     return backend.to_device(volumes, model.device).astype(np.float32, copy=False)[:, None]
 
 
+def start(run, volumes, counts):
+    """Set the last layer's first values from some training scans, transformed as in training."""
+    model, xp = run.model, backend.array_module(volumes)
+    if run.settings.plain:
+        model.shift(float(counts.mean()))
+        return
+    chosen = range(min(START_ON, len(counts)))
+    batches = (xp.stack([_transformed(run, volumes, i)])[:, None] for i in chosen)
+    model.start(batches, counts[: len(chosen)])
+
+
 def train(run, scans, stop=lambda: False):
     """Train until the last epoch; True if `stop()` ended it early, with all saved to resume.
 
@@ -187,15 +202,16 @@ def train(run, scans, stop=lambda: False):
         volumes[split] = backend.cache(padded, model.device)
         counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
     if run.epoch == run.batch == 0:
-        n = min(STANDARDISE_ON, len(counts["train"]))
-        first = [_batch(model, volumes["train"][i : i + 1]) for i in range(n)]
-        model.start(first, counts["train"], settings.standardise)
+        start(run, volumes["train"], counts["train"])
         run.save()
     while run.epoch < settings.epochs and not run.stale():
         started = time.monotonic()
         if train_epoch(run, volumes["train"], counts["train"], stop):
             run.save()
             return True
+        if not settings.plain:
+            seen = predict_counts(model, volumes["train"][:BIAS_ON], settings.batch)
+            model.shift(float((counts["train"][:BIAS_ON] - seen).mean()))
         predicted = predict_counts(model, volumes["val"], settings.batch)
         run.finish_epoch(counts, predicted, time.monotonic() - started)
     warn_if_collapsed(predict_counts(model, volumes["val"], settings.batch), counts["val"])
