@@ -28,6 +28,7 @@ from weakunet.volumes import Volume, index_to_world, read_volume
 MARGIN_VOX = 2  # shown around the box that preprocessing crops
 WARP_MM, WARP_SMOOTH_MM = 0.7, 12.0  # sd of the displacement and how smooth it is
 BIAS, BIAS_SMOOTH_MM = 0.05, 25.0
+FLUID = 0.5  # brighter voxels of the region are taken for fluid
 NOISE = 0.02  # sd of the noise, of the scan's full scale
 CONTRAST = (0.35, 0.60)  # of the lesions, of the full scale
 
@@ -92,7 +93,8 @@ def plant(rng, image, roi, spacing_mm, mean_count, max_count):
     image = ndimage.map_coordinates(image, moved, order=1, mode="nearest")
     roi = ndimage.map_coordinates(roi.astype(np.uint8), moved, order=0) > 0
     count = draw_count(rng, mean_count, max_count)
-    lesions, centres = draw_lesions(rng, count, roi, spacing_mm, contrast=CONTRAST)
+    tissue = roi & (image < FLUID)  # a bright lesion in the ventricle would not be seen
+    lesions, centres = draw_lesions(rng, count, tissue, spacing_mm, contrast=CONTRAST)
     image = image + ndimage.gaussian_filter(lesions, 0.5)
     image *= 1 + BIAS * smooth_noise(rng, shape, spacing_mm, BIAS_SMOOTH_MM)
     noise_re, noise_im = NOISE * rng.standard_normal((2, *shape), dtype=np.float32)
