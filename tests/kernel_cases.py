@@ -1,0 +1,145 @@
+"""What the kernels are tested on: CASES, name -> (numpy function, CUDA function, arguments).
+
+Arguments are float64, but float32 can hold them exactly. Sizes: 1 along an axis, odd, unequal, one
+more than a tile or a block of threads. Values: of both signs; where a maximum is looked for, few
+different ones, so that it is shared by several voxels.
+"""
+
+import numpy as np
+
+from weakunet import augment, loss, optim
+from weakunet.layers import (
+    concat,
+    conv3d,
+    conv3d_cuda,
+    globalpool3d,
+    linear,
+    maxpool3d,
+    relu,
+    upsample3d,
+)
+
+VOLUMES = [(1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (1, 2, 1, 1, 33), (1, 1, 17, 1, 2), (2, 1, 13, 15, 16)]
+EVEN = [(1, 1, 2, 2, 2), (2, 3, 4, 6, 10), (1, 2, 2, 2, 66), (1, 5, 6, 4, 2)]
+# x (N, C_in, D, H, W), C_out: channels around 8, 16 and 32, volumes around the tiles' 4 x 8 x 16
+CONVOLUTIONS = [
+    ((1, 1, 1, 1, 1), 1),
+    ((2, 3, 5, 9, 17), 4),
+    ((1, 9, 4, 8, 16), 33),
+    ((1, 2, 1, 5, 1), 17),
+    ((1, 10, 3, 1, 18), 40),
+    ((2, 1, 9, 7, 3), 8),
+]
+TRANSFORMS = {"flip": {}, "shift": {"shift_vox": 9}, "rotate": {"rotate_deg": 30, "scale": 0.2}}
+
+
+def _values(rng, *shape):
+    return rng.normal(size=shape).astype(np.float32).astype(np.float64)
+
+
+def _with_ties(rng, *shape):
+    return rng.integers(-2, 3, shape) / 4
+
+
+def _pair(module, name):
+    return getattr(module, name), getattr(module, f"{name}_cuda")
+
+
+def _plain_layers(rng):
+    for s in VOLUMES:
+        x, dy = _with_ties(rng, *s), _values(rng, *s)
+        b = _values(rng, s[0], 3, *s[2:])
+        joined = np.concatenate((x, b), axis=1)
+        yield f"relu_forward {s}", *_pair(relu, "relu_forward"), (x,)
+        yield f"relu_backward {s}", *_pair(relu, "relu_backward"), (dy, x)
+        yield f"upsample3d_forward {s}", *_pair(upsample3d, "upsample3d_forward"), (x,)
+        yield f"concat_forward {s}", *_pair(concat, "concat_forward"), (x, b)
+        yield f"concat_backward {s}", *_pair(concat, "concat_backward"), (joined, s[1])
+    for s in EVEN:
+        x = _with_ties(rng, *s)
+        y, winner = maxpool3d.maxpool3d_forward(x)
+        dy = _values(rng, *y.shape)
+        yield f"maxpool3d_forward {s}", *_pair(maxpool3d, "maxpool3d_forward"), (x,)
+        yield f"maxpool3d_backward {s}", *_pair(maxpool3d, "maxpool3d_backward"), (dy, winner)
+        yield f"upsample3d_backward {s}", *_pair(upsample3d, "upsample3d_backward"), (x,)
+
+
+def _global_pooling(rng):
+    for s in [*VOLUMES, (1, 2, 17, 16, 17)]:  # the last one: more than one part a map
+        x, dy = _with_ties(rng, *s), _values(rng, *s[:2])
+        argmax = globalpool3d.globalmax_forward(x)[1]
+        yield f"globalmax_forward {s}", *_pair(globalpool3d, "globalmax_forward"), (x,)
+        yield f"globalmax_backward {s}", *_pair(globalpool3d, "globalmax_backward"), (dy, argmax, s)
+        yield f"globalmean_forward {s}", *_pair(globalpool3d, "globalmean_forward"), (x + 1,)
+        yield f"globalmean_backward {s}", *_pair(globalpool3d, "globalmean_backward"), (dy, s)
+        for k in (1, 3, 8):
+            argmax = globalpool3d.localmax_forward(x, k)[1]
+            name = f"localmax_forward {s}, blocks of {k}"
+            yield name, *_pair(globalpool3d, "localmax_forward"), (x, k)
+            name = f"localmax_backward {s}, blocks of {k}"
+            yield name, *_pair(globalpool3d, "localmax_backward"), (dy, argmax, s, k)
+
+
+def _convolutions(rng):
+    for (shape, c_out), k in ((convolution, k) for convolution in CONVOLUTIONS for k in (1, 3)):
+        x, w = _values(rng, *shape), _values(rng, c_out, shape[1], k, k, k)
+        b, dy = _values(rng, c_out), _values(rng, shape[0], c_out, *shape[2:])
+        for kernel in conv3d_cuda.KERNELS:
+            where = f"{kernel}, k = {k}, {shape} -> {c_out}"
+            forward, forward_cuda = _pair(conv3d, "conv3d_forward")
+            yield f"conv3d_forward {where}", forward, _with(forward_cuda, kernel), (x, w, b)
+            backward, backward_cuda = _pair(conv3d, "conv3d_backward")
+            yield f"conv3d_backward {where}", backward, _with(backward_cuda, kernel), (dy, x, w)
+
+
+def _with(function, kernel):
+    return lambda *args: function(*args, kernel=kernel)
+
+
+def _last_layer_and_training(rng):
+    for n, c in ((1, 1), (3, 7), (2, 300)):
+        x, w, dy = _values(rng, n, c), _values(rng, c), _values(rng, n)
+        yield f"linear_forward {n, c}", *_pair(linear, "linear_forward"), (x, w, _values(rng, 1))
+        yield f"linear_backward {n, c}", *_pair(linear, "linear_backward"), (dy, x, w)
+    for n in (1, 5, 300):
+        y, t, w, g = (_values(rng, n) for _ in range(4))
+        yield f"mse_forward {n}", *_pair(loss, "mse_forward"), (y, t)
+        yield f"mse_backward {n}", *_pair(loss, "mse_backward"), (y, t)
+        update, update_cuda = _pair(optim, "adadelta_update")
+        args = w, g, y**2, t**2, 0.5, 0.9375, 2.0**-20
+        yield f"adadelta_update {n}", _returning(update), _returning(update_cuda), args
+
+
+def _returning(update):
+    """An update in place, as a function that returns what it changed."""
+
+    def run(*args):
+        args = [np.array(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+        update(*args)
+        return args[0], args[2], args[3]
+
+    return run
+
+
+def _warps(rng):
+    for shape in ((1, 1, 1), (5, 7, 9), (3, 18, 33)):
+        for name, settings in TRANSFORMS.items():
+            matrix = augment.draw_transform(rng, shape, **settings)
+            args = _values(rng, *shape), matrix
+            yield f"warp {shape}, {name}", *_pair(augment, "warp"), args
+
+
+def _all():
+    rng = np.random.default_rng(11)
+    for generate in (
+        _plain_layers,
+        _global_pooling,
+        _convolutions,
+        _last_layer_and_training,
+        _warps,
+    ):
+        for name, on_cpu, on_gpu, args in generate(rng):
+            yield name, (on_cpu, on_gpu, args)
+
+
+CASES = dict(_all())

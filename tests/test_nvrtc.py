@@ -1,0 +1,57 @@
+"""Every .cu file compiles for real GPUs with CUDA's own compiler, which needs no GPU for that."""
+
+import pytest
+
+from weakunet import bench_compile, cuda_source
+from weakunet.cli import InputError
+
+try:
+    bench_compile.compile_file("layers/relu", "float", "sm_90")
+    REASON = ""
+except InputError as error:
+    REASON = str(error)
+needs_nvrtc = pytest.mark.skipif(bool(REASON), reason=REASON)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", bench_compile.ARCHITECTURES)
+@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("file", cuda_source.cu_files())
+def test_file_compiles_without_warnings_and_float_does_not_spill(file, real, architecture):
+    rows, warnings = bench_compile.compile_file(file, real, architecture)
+    assert warnings == []
+    assert {row["kernel"] for row in rows} == set(cuda_source.kernels(file))
+    assert all(0 < row["registers"] <= 255 for row in rows)
+    assert all(row["shared_bytes"] <= 48 * 1024 for row in rows)
+    assert real == "double" or all(row["spill_bytes"] == 0 for row in rows)
+
+
+@needs_nvrtc
+def test_conv3d_tiled_leaves_room_for_two_blocks_of_256_threads_on_an_sm():
+    rows, _ = bench_compile.compile_file("layers/conv3d_tiled", "float", "sm_90")
+    convolutions = [row for row in rows if "_tiled_k3" in row["kernel"]]
+    assert len(convolutions) == 3
+    assert max(row["registers"] for row in convolutions) <= 65536 / 2 / 256
+
+
+@needs_nvrtc
+def test_warning_and_error_of_the_compiler_are_reported(monkeypatch):
+    text = 'extern "C" __global__ void wrong(real* x)\n{\n    int unused;\n}\n'
+    monkeypatch.setattr(cuda_source, "source", lambda file: text)
+    assert any(
+        "unused" in line for line in bench_compile.compile_file("wrong", "float", "sm_80")[1]
+    )
+    monkeypatch.setattr(
+        cuda_source, "source", lambda file: text.replace("int unused", "int x[0] =")
+    )
+    with pytest.raises(RuntimeError, match=r"(?s)wrong.cu \(float, sm_80\).*wrong.cu\(3\): error"):
+        bench_compile.compile_file("wrong", "float", "sm_80")
+
+
+def test_registers_are_printed_per_kernel_and_architecture(capsys):
+    row = {"kernel": "relu_forward", "real": "float", "shared_bytes": 0, "spill_bytes": 0}
+    registers = dict(zip(bench_compile.ARCHITECTURES, (8, 10, 12, 14), strict=True))
+    bench_compile.print_registers(
+        [row | {"architecture": a, "registers": r} for a, r in registers.items()]
+    )
+    assert "| relu_forward | float | 8 | 10 | 12 | 14 | 0 | 0 |" in capsys.readouterr().out
