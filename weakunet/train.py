@@ -45,12 +45,10 @@ class Settings:
     convs_per_level: int = option(1, "3x3x3 convolutions per level (the paper's scale: 2)")
     pool: str = option("lmax", "global pooling: lmax (mean of local maxima), max (paper) or mean")
     block: int = option(4, "edge of lmax's blocks, in voxels")
-    standardise: bool = option(
-        True, "standardise pooled features and count (no: the paper's plain)"
-    )
+    plain: bool = option(False, "the paper's plain recipe: Gaussian w, squared error scan by scan")
     lr: float = option(1.0, "Adadelta's factor on its own step; falls at 70 % and 90 % of the end")
     rho: float = option(0.95, "Adadelta's decay of its running averages")
-    eps: float = option(1e-7, "Adadelta's guard against division by zero; sets its first steps")
+    eps: float = option(1e-7, "Adadelta's guard against division by 0: its first steps")
     flips: str = option("zyx", "axes along which scans are mirrored at random")
     shift_vox: int = option(2, "random shift along each axis, at most, in voxels")
     rotate_deg: float = option(0.0, "random rotation about each axis, at most, in degrees")
