@@ -30,7 +30,7 @@ from .build import KernelError, build, compiler, compiler_version, try_sanitizer
 
 __all__ = ["CudaOnCpu", "KernelError", "reason_not_to_run", "run"]
 # How many sanitized programs stay alive; ThreadSanitizer's take some hundred megabytes each.
-ALIVE = {"address": 16, "thread": 2}
+ALIVE = {"address": 16, "thread": 6}
 _one_at_a_time = threading.Lock()
 _alive = {}
 
