@@ -80,11 +80,11 @@ def network_step(pooling):
     rng = np.random.default_rng(3)
     model = WeakUNet((2, 3), pooling=pooling, block=3, rng=rng, dtype=np.float64)
     scans, counts = rng.uniform(0, 1, (2, 1, 4, 6, 10)), np.array([1.0, 4.0])
-    predicted = model.forward(scans, momentum=0.9)
+    predicted = model.forward(scans)
     model.backward(loss.mse_backward(predicted, counts))
     grads = {name: np.array(value) for name, value in model.grads.items()}
     Adadelta(model.params).step(model.grads)
-    return [predicted, *grads.values(), *model.state().values(), *model.predict(scans)]
+    return [predicted, *grads.values(), *model.params.values(), *model.predict(scans)]
 
 
 @pytest.mark.parametrize("pooling", ["max", "mean", "lmax"])

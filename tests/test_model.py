@@ -8,13 +8,9 @@ from weakunet.loss import mse_backward, mse_forward
 from weakunet.model import WeakUNet
 
 
-def network(pooling, channels=(3, 4, 5), convs_per_level=2, seed=3, standardised=True):
+def network(pooling, channels=(3, 4, 5), convs_per_level=2, seed=3):
     rng = np.random.default_rng(seed)
     model = WeakUNet(channels, convs_per_level, pooling, 3, rng=rng, dtype=np.float64)
-    if standardised:
-        model.pool_mean[:] = rng.normal(size=channels[0])
-        model.pool_std[:] = rng.uniform(0.5, 2, channels[0])
-        model.count_mean[:], model.count_std[:] = 3.5, 2.5
     return model, rng
 
 
@@ -35,14 +31,16 @@ def test_mean_of_heatmap_plus_b_is_the_count_with_mean_pooling():
     model, rng = network("mean")
     count, heatmap = model.predict(rng.random((2, 1, 4, 8, 8)))
     assert heatmap.shape == (2, 1, 4, 8, 8)
-    np.testing.assert_allclose(heatmap.mean(axis=(1, 2, 3, 4)) + model.head()[1], count, rtol=1e-12)
+    np.testing.assert_allclose(
+        heatmap.mean(axis=(1, 2, 3, 4)) + model.params["linear.b"], count, rtol=1e-12
+    )
 
 
 def test_w_max_f_plus_b_is_the_count_with_max_pooling_and_one_map():
     model, rng = network("max", channels=(1, 2))
     scans = rng.random((2, 1, 4, 6, 8))
     count, heatmap = model.predict(scans)
-    w, b = model.head()
+    w, b = model.params["linear.w"], model.params["linear.b"]
     f_max = model.features(scans).max(axis=(1, 2, 3, 4))
     np.testing.assert_allclose(w[0] * f_max + b, count, rtol=1e-12)
     np.testing.assert_allclose(heatmap, w[0] * model.features(scans), rtol=1e-12)
@@ -91,7 +89,7 @@ def test_float32_stays_float32_through_forward_and_backward():
 def test_counts_and_gradients_agree_with_pytorch(pooling):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     functional = torch.nn.functional
-    model, rng = network(pooling, convs_per_level=1, standardised=False)
+    model, rng = network(pooling, convs_per_level=1)
     scans, counts = rng.random((2, 1, 12, 12, 12)), np.array([2.0, 7.0])
     theirs = {name: torch.tensor(value, requires_grad=True) for name, value in model.params.items()}
 
@@ -120,3 +118,21 @@ def test_counts_and_gradients_agree_with_pytorch(pooling):
     for name, grad in model.grads.items():
         reference = theirs[name].grad.numpy()
         np.testing.assert_allclose(grad, reference, rtol=0, atol=1e-9 * np.abs(reference).max())
+
+
+def test_start_makes_the_untrained_network_predict_the_mean_count_in_equal_shares():
+    model, rng = network("lmax")
+    batches = [rng.random((3, 1, 8, 8, 8)), rng.random((1, 1, 8, 8, 8))]
+    model.start(batches, 4.0)
+    counts = np.concatenate([model.predict(scans)[0] for scans in batches])
+    assert counts.mean() == pytest.approx(4.0, rel=1e-12)
+    f = np.concatenate([model.features(scans) for scans in batches])
+    shares = model.params["linear.w"] * model.global_pool.forward(f).mean(axis=0)
+    np.testing.assert_allclose(shares, 4.0 / 3, rtol=1e-12)
+
+
+def test_start_survives_maps_that_are_zero_everywhere():
+    model, rng = network("lmax")
+    model.params["decoder0.conv1.b"][:] = -1e6
+    model.start([rng.random((2, 1, 8, 8, 8))], 4.0)
+    assert np.isfinite(model.params["linear.w"]).all()

@@ -199,7 +199,7 @@ def test_resume_refuses_other_settings_and_a_folder_without_a_run(finished, tmp_
 
 
 @pytest.mark.parametrize(
-    "option, value", [("--epochs", "0"), ("--batch", "1"), ("--block", "0"), ("--lr", "nan")]
+    "option, value", [("--epochs", "0"), ("--batch", "0"), ("--block", "0"), ("--lr", "nan")]
 )
 def test_setting_out_of_range_is_refused(cohort, tmp_path, capsys, option, value):
     line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", *OPTIONS, option, value)

@@ -21,7 +21,7 @@ FORMAT = "weakunet-1"
 
 def save_checkpoint(path, model, training=None):
     """Write the model and, with `training` (name -> value), the state to resume from."""
-    arrays = {name: to_host(value) for name, value in model.state().items()}
+    arrays = {name: to_host(value) for name, value in model.params.items()}
     arrays |= {f"training.{name}": to_host(value) for name, value in (training or {}).items()}
     header = json.dumps({"format": FORMAT, "settings": model.settings})
     with atomic_path(path) as temporary:
@@ -50,7 +50,7 @@ def load_checkpoint(path):
             raise ValueError(f"its format is {header['format']!r}, this program reads {FORMAT!r}")
         model = WeakUNet(**header["settings"], rng=np.random.default_rng(0))
         training = {name: arrays.pop(name) for name in list(arrays) if name.startswith("training.")}
-        model.load_state(arrays)
+        model.load(arrays)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: not a checkpoint of this network ({error}); name a best.npz that train wrote"

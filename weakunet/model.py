@@ -9,11 +9,11 @@ decoder goes back up by nearest-neighbour upsampling and concatenates the encode
 size. [paper] family, ReLU, 2x2x2 pooling and upsampling, skip connections, pooling, eqs. 1-3.
 [ours, the paper leaves them open] the number of levels and maps, max pooling, concatenation.
 
-Ours, too: the last layer works on standardised numbers,
-    (count - count_mean) / count_std = w . (x - pool_mean) / pool_std + b
-with constants that `start` measures once on the untrained network, and starts from the w that fit
-the counts best there. It rescales w and b and nothing else (`head()` gives those of eqs. 2 and 3),
-but with it the step sizes do not depend on the size of the volume and learning starts at once.
+Ours, too: how the last layer starts. The paper draws all weights from a Gaussian; the level of
+the untrained pooled features is then 5 to 20 times their spread over scans, so that a small common
+change of the features swamps the count, and whether a run learns is luck. `start` takes instead the
+positive w with which the untrained network predicts the mean count on average: then lesions add
+to the count from the first step on, and an empty region comes to give nothing.
 """
 
 import numpy as np
@@ -28,7 +28,6 @@ from weakunet.layers.upconv3d import UpConv3D
 
 # Intensities in [0, 1] are spread around 0 before the first convolution (ours): learning is faster.
 INPUT_CENTRE, INPUT_GAIN = 0.4, 4.0
-RIDGE = 0.1  # pulls the first w towards 0, in units of the standardised features' variance
 
 
 class WeakUNet:
@@ -82,9 +81,6 @@ class WeakUNet:
         ]
         self.global_pool = GlobalPool3D(pooling, block)
         self.linear = Linear(channels[0], rng=rng, dtype=dtype)
-        self.pool_mean = np.zeros(channels[0], dtype)
-        self.pool_std = np.ones(channels[0], dtype)
-        self.count_mean, self.count_std = np.zeros(1, dtype), np.ones(1, dtype)
 
     # -- the passes ---------------------------------------------------------------------------
 
@@ -104,39 +100,26 @@ class WeakUNet:
 
     def forward(self, scans):
         """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
-        pooled = self.global_pool.forward(self.features(scans, keep=True))
-        standardised = self.linear.forward((pooled - self.pool_mean) / self.pool_std)
-        return self.count_mean + self.count_std * standardised
+        return self.linear.forward(self.global_pool.forward(self.features(scans, keep=True)))
 
-    def start(self, batches, counts):
-        """Set the constants of the last layer, and its first w by ridge regression.
+    def start(self, batches, count):
+        """Set the last layer so that the mean prediction over `batches` is the mean `count`.
 
-        batches: training scans, (n, 1, D, H, W) each; counts: theirs, (all n,) numpy.
+        w_i = count / (C mean x_i), b = 0, with x = G(f) over all scans of the batches (iterable of
+        (n, 1, D, H, W)): every feature map contributes an equal share. A map that is zero
+        everywhere gets the mean w of the others.
         """
-        pooled = [self.global_pool.forward(self.features(batch)) for batch in batches]
-        pooled = np.concatenate([to_host(x) for x in pooled])
-        std = pooled.std(axis=0)
-        std = np.maximum(std, 0.01 * std.max())  # a map that hardly varies must not be blown up
-        count_std = max(float(counts.std()), 1.0)
-        x = (pooled - pooled.mean(axis=0)) / np.where(std > 0, std, 1)
-        y = (counts - counts.mean()) / count_std
-        w = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(x.shape[1]), x.T @ y)
-        constants = {
-            "pool.mean": pooled.mean(axis=0),
-            "pool.std": np.where(std > 0, std, 1),
-            "count.mean": counts.mean(keepdims=True),
-            "count.std": np.array([count_std]),
-            "linear.w": w,
-        }
-        self.load_state(self.state() | constants)
-
-    def shift(self, count):
-        """Add a number to every count that the network predicts, by its bias."""
-        self.linear.params["b"] += count / self.count_std
+        pooled = [to_host(self.global_pool.forward(self.features(scans))) for scans in batches]
+        level = np.concatenate(pooled).mean(axis=0)
+        alive = level > 0
+        w = np.full(level.shape, 1 / len(level))
+        w[alive] = count / (len(level) * level[alive])
+        w[~alive] = w[alive].mean() if alive.any() else 1 / len(level)
+        self.load(self.params | {"linear.w": w, "linear.b": np.zeros(1)})
 
     def backward(self, dcount):
         """Set all gradients from the loss's gradient dcount (N,) in the predicted counts."""
-        dpooled = self.linear.backward(dcount * self.count_std) / self.pool_std
+        dpooled = self.linear.backward(dcount)
         dh = self.global_pool.backward(dpooled)
         dskips = []
         for i in range(len(self.decoder)):
@@ -152,15 +135,9 @@ class WeakUNet:
     def predict(self, scans):
         """Counts (N,) and heatmaps (N, 1, D, H, W) of scans, from one pass (eqs. 2 and 3)."""
         f = self.features(scans)
-        w, b = self.head()
+        w, b = self.linear.params["w"], self.linear.params["b"]
         heatmap = conv3d_forward(f, w.reshape(1, -1, 1, 1, 1), w[:1] * 0)
         return linear_forward(self.global_pool.forward(f, keep=False), w, b), heatmap
-
-    def head(self):
-        """w (C,) and b (1,) of eqs. 2 and 3: the standardisation folded into the last layer."""
-        w = self.count_std * self.linear.params["w"] / self.pool_std
-        b = self.count_mean + self.count_std * self.linear.params["b"]
-        return w, b - (w * self.pool_mean).sum()
 
     # -- the parameters -----------------------------------------------------------------------
 
@@ -189,22 +166,12 @@ class WeakUNet:
             for name, value in layer.grads.items()
         }
 
-    def state(self):
-        """name -> array of everything that a checkpoint keeps: parameters and constants."""
-        return {
-            **self.params,
-            "pool.mean": self.pool_mean,
-            "pool.std": self.pool_std,
-            "count.mean": self.count_mean,
-            "count.std": self.count_std,
-        }
-
-    def load_state(self, arrays):
-        """Copy `arrays` (as from `state`) into the network.
+    def load(self, arrays):
+        """Copy `arrays` (name -> array, as `params`) into the network.
 
         Raises ValueError when names or shapes differ, or a value is not finite.
         """
-        own = self.state()
+        own = self.params
         if own.keys() != arrays.keys():
             raise ValueError(f"its parameters differ: {sorted(own.keys() ^ arrays.keys())[:4]} ...")
         for name, value in own.items():
@@ -217,15 +184,13 @@ class WeakUNet:
     @property
     def device(self):
         """'cpu' or 'cuda', wherever its arrays are."""
-        return "cuda" if is_cuda(self.pool_mean) else "cpu"
+        return "cuda" if is_cuda(self.linear.params["b"]) else "cpu"
 
     def to(self, device):
         """Move all arrays to `device` ('cpu' or 'cuda'); returns the network."""
         for _, layer in self._learning_layers():
             for arrays in (layer.params, layer.grads):
                 arrays.update({name: to_device(value, device) for name, value in arrays.items()})
-        for name in ("pool_mean", "pool_std", "count_mean", "count_std"):
-            setattr(self, name, to_device(getattr(self, name), device))
         return self
 
 

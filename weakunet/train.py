@@ -39,13 +39,15 @@ class Settings:
     data: str | None = option(None, "cohort table (CSV); without it a phantom cohort is simulated")
     phantom: str = option("tiny", "which phantom to simulate: tiny, mid or standard")
     seed: int = option(0, "of the simulated data, the split, the first weights and the order")
-    epochs: int = option(12, "passes over the training scans")
+    epochs: int = option(16, "passes over the training scans")
     batch: int = option(4, "scans per step")
     channels: tuple = option((8, 16, 32), "feature maps per level (the paper's scale: 32 64 128)")
     convs_per_level: int = option(1, "3x3x3 convolutions per level (the paper's scale: 2)")
     pool: str = option("lmax", "global pooling: lmax (mean of local maxima), max (paper) or mean")
     block: int = option(4, "edge of lmax's blocks, in voxels")
-    plain: bool = option(False, "the paper's plain recipe: Gaussian w, squared error scan by scan")
+    gaussian_head: bool = option(
+        False, "draw the last layer from a Gaussian too, as the paper does"
+    )
     lr: float = option(1.0, "Adadelta's factor on its own step; falls at 70 % and 90 % of the end")
     rho: float = option(0.95, "Adadelta's decay of its running averages")
     eps: float = option(1e-7, "Adadelta's guard against division by 0: its first steps")
@@ -63,8 +65,6 @@ class Settings:
                 if not low <= value < float("inf"):
                     option_name = name.replace("_", "-")
                     raise InputError(f"--{option_name} {value}: must be at least {low}")
-        if self.batch == 1 and not self.plain:
-            raise InputError("--batch 1: scans of a batch are compared; give 2 or more, or --plain")
 
 
 LOWEST = {
@@ -99,7 +99,7 @@ def parse_arguments(argv):
         name = "--" + field.name.replace("_", "-")
         text = field.metadata["help"].replace("%", "%%")  # argparse formats it
         options = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
-        if field.name == "plain":
+        if field.name == "gaussian_head":
             options["action"] = "store_true"
         elif field.name == "channels":
             options |= {"type": int, "nargs": "+"}

@@ -20,10 +20,7 @@ from weakunet.optim import Adadelta
 
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
-START_ON, BIAS_ON = (
-    200,
-    100,
-)  # training scans that the last layer starts from, and its bias is set on
+START_ON = 32  # training scans that the last layer's first weights are measured on
 
 
 class Run:
@@ -75,7 +72,7 @@ class Run:
         try:
             if model.settings != self.model.settings:
                 raise ValueError("it is of another network than settings.json")
-            self.model.load_state(model.state())
+            self.model.load(model.params)
             self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
             self.history = [tuple(row) for row in state["history"].tolist()]
             self.predicted = [backend.to_device(state["predicted"], self.model.device)]
@@ -147,9 +144,7 @@ def train_epoch(run, volumes, counts, stop):
         scans = backend.array_module(scans[0]).stack(scans)[:, None]
         target = backend.to_device(counts[chosen], model.device)
         predicted = model.forward(scans)
-        if not settings.plain:
-            predicted = predicted - (predicted - target).mean()  # the bias that suits this batch
-        model.backward(mse_backward(predicted, target) / model.count_std**2)
+        model.backward(mse_backward(predicted, target))
         run.optimizer.step(model.grads)
         run.predicted.append(predicted)
         run.batch += 1
@@ -178,17 +173,6 @@ def _batch(model, volumes):
     return backend.to_device(volumes, model.device).astype(np.float32, copy=False)[:, None]
 
 
-def start(run, volumes, counts):
-    """Set the last layer's first values from some training scans, transformed as in training."""
-    model, xp = run.model, backend.array_module(volumes)
-    if run.settings.plain:
-        model.shift(float(counts.mean()))
-        return
-    chosen = range(min(START_ON, len(counts)))
-    batches = (xp.stack([_transformed(run, volumes, i)])[:, None] for i in chosen)
-    model.start(batches, counts[: len(chosen)])
-
-
 def train(run, scans, stop=lambda: False):
     """Train until the last epoch; True if `stop()` ended it early, with all saved to resume.
 
@@ -202,16 +186,16 @@ def train(run, scans, stop=lambda: False):
         volumes[split] = backend.cache(padded, model.device)
         counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
     if run.epoch == run.batch == 0:
-        start(run, volumes["train"], counts["train"])
+        if not settings.gaussian_head:
+            first = range(min(START_ON, len(counts["train"])))
+            batches = (_batch(model, volumes["train"][i : i + 1]) for i in first)
+            model.start(batches, float(counts["train"].mean()))
         run.save()
     while run.epoch < settings.epochs and not run.stale():
         started = time.monotonic()
         if train_epoch(run, volumes["train"], counts["train"], stop):
             run.save()
             return True
-        if not settings.plain:
-            seen = predict_counts(model, volumes["train"][:BIAS_ON], settings.batch)
-            model.shift(float((counts["train"][:BIAS_ON] - seen).mean()))
         predicted = predict_counts(model, volumes["val"], settings.batch)
         run.finish_epoch(counts, predicted, time.monotonic() - started)
     warn_if_collapsed(predict_counts(model, volumes["val"], settings.batch), counts["val"])
