@@ -1,0 +1,32 @@
+"""Every kernel's own text once under AddressSanitizer and once under ThreadSanitizer.
+
+That the sanitizers find faults is shown in test_cuda_on_cpu.py, that the results are right in
+test_kernels.py. An access out of bounds, an integer overflow or a race raises a KernelError here.
+"""
+
+import numpy as np
+import pytest
+from cuda_on_cpu.harness import reason_not_to_run
+from kernel_cases import CASES
+
+from weakunet.layers import conv3d_cuda
+
+FUNCTIONS = sorted({name.split()[0] for name in CASES})
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("sanitize", ["address", "thread"])
+def test_kernels_have_no_invalid_access_and_no_race(sanitize, function, cuda_on_cpu, monkeypatch):
+    if reason_not_to_run(sanitize):
+        pytest.skip(reason_not_to_run(sanitize))
+    cuda_on_cpu.sanitize = sanitize
+    for name, (_, on_gpu, args) in CASES.items():
+        if name.split()[0] == function:
+            on_gpu(*args)
+    if function == "conv3d_backward":  # few blocks, so that each works through several tiles
+        monkeypatch.setattr(conv3d_cuda, "BLOCKS", 4)
+        rng = np.random.default_rng(0)
+        shapes = (1, 3, 5, 9, 17), (1, 2, 5, 9, 17), (3, 2, 3, 3, 3)
+        dy, x, w = (rng.normal(size=shape) for shape in shapes)
+        conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel="tiled")
+    assert cuda_on_cpu.launched
