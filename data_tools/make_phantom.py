@@ -9,7 +9,10 @@ scans are those of weakunet.phantom.simulate_cohort for the same preset and seed
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
 from weakunet.cli import InputError, command, progress, write_csv
 from weakunet.cohort import Scan, write_cohort

@@ -13,7 +13,10 @@ network carries over to other people. The example's files come with Debian's pac
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
 import numpy as np
 from make_phantom import require_new, write_scan
