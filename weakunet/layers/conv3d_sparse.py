@@ -45,7 +45,7 @@ def sparse_backward(dy, x, w, voxels, needs_dx):
         for part in (slice(j, j + 1024) for j in range(0, len(at), 1024)):
             dy_part = dy[i].reshape(len(w), -1)[:, at[part]].T  # (voxels, C_out)
             near = corner[part] + offsets[:, None]  # (27, voxels)
-            cols = padded.reshape(-1, c)[near.T].reshape(-1, 27 * c)
+            cols = np.take(padded.reshape(-1, c), near.T, axis=0).reshape(-1, 27 * c)
             dw += dy_part.T @ cols
             if needs_dx:
                 dcols = (dy_part @ taps).reshape(-1, 27, c)
