@@ -14,7 +14,8 @@ def upsample3d_forward(x):
     if backend.is_cuda(x):
         return upsample3d_forward_cuda(x)
     n, c, d, h, w = x.shape
-    rows = np.empty((n, c, d, 1, h, 1, w, 2), x.dtype)  # along W first: numpy copies whole rows fast
+    # along W first: numpy copies whole rows fast
+    rows = np.empty((n, c, d, 1, h, 1, w, 2), x.dtype)
     rows[..., 0] = rows[..., 1] = x[:, :, :, None, :, None]
     y = np.empty((n, c, d, 2, h, 2, 2 * w), x.dtype)
     y[:] = rows.reshape(n, c, d, 1, h, 1, 2 * w)
