@@ -14,7 +14,7 @@ SPARSE = 0.08  # the largest share of voxels for which this is faster than the d
 
 
 def nonzero_voxels(dy):
-    """Where (N, D, H, W) dy is not 0 in every channel; None when that is more than a few voxels."""
+    """Where (N, D, H, W) some channel of dy is not 0; None when that is more than a few voxels."""
     sample = dy.reshape(-1)[:: max(1, dy.size // 4096)]
     if np.count_nonzero(sample) > SPARSE * sample.size:
         return None
