@@ -7,7 +7,7 @@ different ones, so that it is shared by several voxels.
 
 import numpy as np
 
-from weakunet import augment, loss, optim
+from weakunet import augment, backend, loss, optim
 from weakunet.layers import (
     concat,
     conv3d,
@@ -114,7 +114,7 @@ def _returning(update):
     """An update in place, as a function that returns what it changed."""
 
     def run(*args):
-        args = [np.array(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+        args = [arg.copy() if hasattr(arg, "copy") else arg for arg in args]
         update(*args)
         return args[0], args[2], args[3]
 
@@ -129,6 +129,27 @@ def _warps(rng):
             yield f"warp {shape}, {name}", *_pair(augment, "warp"), args
 
 
+def _limits(rng):
+    """bench.cu: a copy, and sums of numbers that each went through s <- a s + b."""
+
+    def copy_cuda(x):
+        y = backend.array_module(x).empty_like(x)
+        backend.launch("bench", "copy", 100, (x, y, x.size))  # fewer threads than elements
+        return y
+
+    def multiply_add(y, a, b, steps):
+        start = np.arange(8.0)
+        return np.full(y.shape, (a**steps * start + b * (1 - a**steps) / (1 - a)).sum(), y.dtype)
+
+    def multiply_add_cuda(y, a, b, steps):
+        result = backend.array_module(y).empty_like(y)
+        backend.launch("bench", "multiply_add", y.size, (result, a, b, steps, y.size))
+        return result
+
+    yield "copy", np.copy, copy_cuda, (_values(rng, 1001),)
+    yield "multiply_add", multiply_add, multiply_add_cuda, (np.zeros(300), 0.5, 1.0, 21)
+
+
 def _all():
     rng = np.random.default_rng(11)
     for generate in (
@@ -137,6 +158,7 @@ def _all():
         _convolutions,
         _last_layer_and_training,
         _warps,
+        _limits,
     ):
         for name, on_cpu, on_gpu, args in generate(rng):
             yield name, (on_cpu, on_gpu, args)

@@ -1,23 +1,28 @@
-"""Every CUDA kernel, its own text run on the CPU, against its numpy pair in float64."""
+"""Every CUDA kernel, its own text run on the CPU, against its numpy pair in float64.
+
+Whole training steps on kernels are in test_bench_gpu.py. Where there is a GPU, all cases run there,
+too (`compute-sanitizer python -m pytest tests/test_kernels.py -k on_the_gpu` looks for faults).
+"""
 
 import numpy as np
 import pytest
 from kernel_cases import CASES
 from test_layers import LAYERS, distinct
 
-from weakunet import cuda_source, loss
+from weakunet import backend, cuda_source
 from weakunet.gradcheck import check_layer
 from weakunet.layers import conv3d, conv3d_cuda, maxpool3d
-from weakunet.model import WeakUNet
-from weakunet.optim import Adadelta
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
 
 
 def results_of(function, args):
     """What `function` returns, always as a tuple of arrays."""
-    result = function(*args)
-    return tuple(np.asarray(r) for r in (result if isinstance(result, tuple) else (result,)))
+    return tuple(np.asarray(result) for result in as_tuple(function(*args)))
+
+
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
 
 
 def cast(args, dtype):
@@ -75,29 +80,6 @@ def test_backward_kernels_agree_with_numerical_gradients(name, cuda_on_cpu):
     assert cuda_on_cpu.launched
 
 
-def network_step(pooling):
-    """Counts, heatmaps, gradients and updated weights of one training step, in float64."""
-    rng = np.random.default_rng(3)
-    model = WeakUNet((2, 3), pooling=pooling, block=3, rng=rng, dtype=np.float64)
-    scans, counts = rng.uniform(0, 1, (2, 1, 4, 6, 10)), np.array([1.0, 4.0])
-    predicted = model.forward(scans)
-    model.backward(loss.mse_backward(predicted, counts))
-    grads = {name: np.array(value) for name, value in model.grads.items()}
-    Adadelta(model.params).step(model.grads)
-    return [predicted, *grads.values(), *model.params.values(), *model.predict(scans)]
-
-
-@pytest.mark.parametrize("pooling", ["max", "mean", "lmax"])
-def test_training_step_on_kernels_agrees_with_numpy_and_repeats_bit_for_bit(pooling, request):
-    expected = network_step(pooling)
-    gpu = request.getfixturevalue("cuda_on_cpu")
-    first, gpu.seed = network_step(pooling), 5
-    for e, a, again in zip(expected, first, network_step(pooling), strict=True):
-        np.testing.assert_allclose(a, e, rtol=0, atol=1e-10 * np.abs(e).max())
-        np.testing.assert_array_equal(a, again)
-    assert {"conv3d_forward_tiled_k3", "adadelta_update"} <= {kernel for _, kernel in gpu.launched}
-
-
 def test_maxpool_kernels_refuse_an_odd_size(cuda_on_cpu):
     with pytest.raises(ValueError, match="H = 3 is odd"):
         maxpool3d.maxpool3d_forward(np.zeros((1, 1, 2, 3, 4)))
@@ -118,3 +100,19 @@ def test_weight_gradient_agrees_when_a_block_sums_several_tiles(dtype, request, 
         np.testing.assert_allclose(
             dw, expected, rtol=0, atol=TOLERANCE[dtype] * np.abs(expected).max()
         )
+
+
+@pytest.mark.skipif(backend.pick_device() == "cpu", reason="no GPU here")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_all_kernels_agree_with_numpy_on_the_gpu(dtype):
+    for name, (on_cpu, on_gpu, args) in CASES.items():
+        expected = results_of(on_cpu, args)
+        args = [
+            backend.to_device(arg, "cuda") if isinstance(arg, np.ndarray) else arg
+            for arg in cast(args, dtype)
+        ]
+        first, again = ([backend.to_host(r) for r in as_tuple(on_gpu(*args))] for _ in "12")
+        for a, e, repeated in zip(first, expected, again, strict=True):
+            tolerance = TOLERANCE[dtype] * np.abs(e).max() if e.dtype.kind == "f" else 0
+            np.testing.assert_allclose(a, e, rtol=0, atol=tolerance, err_msg=name)
+            np.testing.assert_array_equal(a, repeated, err_msg=name)

@@ -1,11 +1,18 @@
 """python -m weakunet.bench: how fast each layer and the whole training step are, and beside what.
 
-`--cpu` times numpy on the CPU; PyTorch's columns appear where PyTorch is installed. Every result is
-compared with a float64 reference before it is timed. `--json FILE` writes the rows as well.
+    python -m weakunet.bench            the GPU; where there is none, FLOPs, bytes and time floors
+    python -m weakunet.bench --cpu      numpy on the CPU
+    python -m weakunet.bench --compile  registers and spills of every kernel; needs no GPU
+    python -m weakunet.bench --check    does the GPU compute what numpy does?
+
+PyTorch's columns appear where PyTorch is installed. Every result is compared with a float64
+reference before it is timed. `--json FILE` writes the rows as well.
 """
 
 import argparse
 
+from weakunet import backend, bench_check, bench_compile, bench_counts
+from weakunet.bench_counts import DEVICES
 from weakunet.cli import command, write_json
 
 COLUMNS = [
@@ -24,13 +31,13 @@ COLUMNS = [
 ]
 
 
-def print_table(rows):
+def print_table(rows, columns=COLUMNS):
     """Print `rows` (dicts) as a Markdown table; a value that is missing or None shows as '-'."""
-    cells = [[title for title, _ in COLUMNS], ["-"] * len(COLUMNS)]
+    cells = [[title for title, _ in columns], ["-"] * len(columns)]
     for row in rows:
-        values = [(row.get(title), form) for title, form in COLUMNS]
+        values = [(row.get(title), form) for title, form in columns]
         cells.append(["-" if value is None else form.format(value) for value, form in values])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
         print("| " + " | ".join(padded) + " |")
@@ -39,23 +46,52 @@ def print_table(rows):
 @command
 def main(argv=None):
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(prog="python -m weakunet.bench", description=__doc__)
-    parser.add_argument("--cpu", action="store_true", help="numpy on the CPU")
+    parser = argparse.ArgumentParser(
+        prog="python -m weakunet.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--cpu", action="store_true", help="numpy on the CPU")
+    what.add_argument(
+        "--compile", action="store_true", help="compile all kernels: registers, spills"
+    )
+    what.add_argument("--check", action="store_true", help="does the GPU compute what numpy does?")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--rounds", type=int, default=7, help="rounds; medians are reported")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains TEXT")
+    parser.add_argument(
+        "--floor", choices=DEVICES, default="h200", help="whose floor, without a GPU"
+    )
     args = parser.parse_args(argv)
-    if not args.cpu:
-        parser.error("say what to measure: --cpu")
     if min(args.threads) < 1 or args.rounds < 1:
         parser.error("--threads and --rounds must be at least 1")
-    from weakunet import bench_cpu
-
-    rows = bench_cpu.measure(args.threads, args.rounds, args.only)
-    print_table(rows)
+    rows = _rows(args)
     if args.json:
         write_json(args.json, rows)
+
+
+def _rows(args):
+    if args.check:
+        return bench_check.check()
+    if args.compile:
+        return bench_compile.compile_all()
+    if args.cpu:
+        from weakunet import bench_cpu
+
+        rows = bench_cpu.measure(args.threads, args.rounds, args.only)
+        print_table(rows)
+        return rows
+    from weakunet import bench_gpu
+
+    if backend.pick_device() == "cuda":
+        rows = bench_gpu.measure(args.rounds, args.only)
+        print_table(rows, bench_gpu.COLUMNS)
+    else:
+        rows = bench_counts.counted(args.floor, args.only)
+        print_table(rows, bench_counts.COLUMNS)
+    return rows
 
 
 if __name__ == "__main__":

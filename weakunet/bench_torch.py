@@ -20,31 +20,56 @@ def convolution_run(direction, dy, x, w, b, needs_dx, layout):
     return lambda: torch.ops.aten.convolution_backward(dy, x, w, *rest)
 
 
-def step_run(model, scans, counts, layout):
+def step_run(model, scans, counts, layout, device="cpu", autocast=None):
     """A function that runs one training step from the weights of `model`, a WeakUNet.
 
     scans (N, 1, D, H, W) and counts (N,) are numpy arrays; the function returns the counts (N,)
-    that were predicted before the update, and keeps its weights from call to call.
+    that were predicted before the update, and keeps its weights from call to call. autocast: the
+    dtype of the forward pass under autocast, or None.
     """
-    params = {}
-    for name, value in model.params.items():
-        tensor = torch.from_numpy(value.copy())
-        tensor = tensor.to(memory_format=layout) if value.ndim == 5 else tensor
-        params[name] = tensor.requires_grad_()
+    params = parameters(model, layout, device)
     optimizer = torch.optim.Adadelta(params.values(), lr=1.0, rho=0.95, eps=1e-6)
-    scans, counts = torch.from_numpy(scans).to(memory_format=layout), torch.from_numpy(counts)
+    scans = torch.from_numpy(scans).to(device, memory_format=layout)
+    counts = torch.from_numpy(counts).to(device)
 
     def step():
         optimizer.zero_grad()
-        predicted = _counts(params, model.settings, scans)
-        ((predicted - counts) ** 2).mean().backward()
+        with torch.autocast(device, autocast, enabled=autocast is not None):
+            predicted = _counts(params, features(params, model.settings, scans), model.settings)
+        ((predicted.float() - counts) ** 2).mean().backward()
         optimizer.step()
         return predicted.detach()
 
     return step
 
 
-def _counts(params, settings, scans):
+def predict_run(model, scans, layout, device="cpu", autocast=None):
+    """A function that returns the counts (N,) and heatmaps (N, 1, D, H, W) of `scans`."""
+    params = parameters(model, layout, device)
+    scans = torch.from_numpy(scans).to(device, memory_format=layout)
+
+    def predict():
+        with torch.no_grad(), torch.autocast(device, autocast, enabled=autocast is not None):
+            maps = features(params, model.settings, scans)
+            heatmap = functional.conv3d(maps, params["linear.w"].view(1, -1, 1, 1, 1))
+            return _counts(params, maps, model.settings), heatmap
+
+    return predict
+
+
+def parameters(model, layout, device="cpu"):
+    """name -> tensor: copies of the weights of `model`, a WeakUNet."""
+    params = {}
+    for name, value in model.params.items():
+        tensor = torch.from_numpy(value.copy()).to(device)
+        tensor = tensor.to(memory_format=layout) if value.ndim == 5 else tensor
+        params[name] = tensor.requires_grad_()
+    return params
+
+
+def features(params, settings, scans):
+    """The last feature maps (N, C, D, H, W) of scans (N, 1, D, H, W)."""
+
     def level(h, name):
         for j in range(settings["convs_per_level"]):
             conv = f"{name}.conv{j}"
@@ -60,5 +85,9 @@ def _counts(params, settings, scans):
     for i in reversed(range(last)):
         h = functional.interpolate(h, scale_factor=2, mode="nearest")
         h = level(torch.cat((skips.pop(), h), dim=1), f"decoder{i}")
-    pooled = functional.max_pool3d(h, settings["block"], ceil_mode=True).mean(dim=(2, 3, 4))
+    return h
+
+
+def _counts(params, maps, settings):
+    pooled = functional.max_pool3d(maps, settings["block"], ceil_mode=True).mean(dim=(2, 3, 4))
     return pooled @ params["linear.w"] + params["linear.b"]

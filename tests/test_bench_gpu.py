@@ -1,0 +1,162 @@
+"""The GPU bench without a GPU: its counts, and its runs with the kernels on the CPU."""
+
+import json
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from weakunet import backend, bench, bench_check, bench_counts, bench_gpu, model
+from weakunet.cli import InputError
+from weakunet.model import WeakUNet
+
+TINY = {"channels": (2, 3), "convs_per_level": 1}
+
+
+@pytest.mark.parametrize("network", [bench_counts.SMALL, bench_counts.PAPER, TINY])
+def test_counted_layers_are_the_networks(network):
+    weights = WeakUNet(**network, rng=np.random.default_rng(0)).params
+    expected = [w.shape[:2] for name, w in weights.items() if name.endswith(".w") and w.ndim == 5]
+    layers = bench_counts.layers_of(network, (2, 1, 16, 24, 32))
+    found = [(layer.c_out, layer.c_in) for layer in layers if layer.kind == "conv3d"]
+    assert sorted(found) == sorted(expected)
+    pools = [layer.volume for layer in layers if layer.kind == "maxpool3d"]
+    assert pools == [(2, 16 >> i, 24 >> i, 32 >> i) for i in range(len(network["channels"]) - 1)]
+
+
+def test_paper_network_costs_815_gflop_forward_and_three_times_that_less_one_layer_in_a_step():
+    rows = {row["name"]: row for row in bench_counts.counted("h200")}
+    voxels = 84 * 128 * 168
+    products = 1 * 32 + 32 * 32 * 2 + 96 * 32  # per voxel and tap, on each level
+    products += (32 * 64 + 64 * 64 * 2 + 192 * 64) / 8 + (64 * 128 + 128 * 128) / 64
+    convolutions = 2 * 27 * products * voxels
+    assert rows["predict:paper"]["flop"] == pytest.approx(convolutions, rel=2e-3)
+    assert convolutions == pytest.approx(815e9, rel=1e-3)
+    step = 3 * convolutions - 2 * 27 * 32 * voxels
+    assert rows["step:paper"]["flop"] == pytest.approx(step, rel=2e-3)
+
+
+def test_floor_is_the_larger_of_arithmetic_and_memory():
+    rows = {row["name"]: row for row in bench_counts.count_rows("paper", (1e12, 1e9))}
+    relu = rows["relu 32 forward"]
+    assert relu["floor_s"] == relu["bytes"] / 1e9 == 2 * 4 * 32 * 84 * 128 * 168 / 1e9
+    assert relu["bound"] == "memory"
+    rows = {row["name"]: row for row in bench_counts.count_rows("paper", (1e9, 1e12))}
+    assert rows["conv3d 32->32 forward"]["bound"] == "arithmetic"
+
+
+@pytest.fixture
+def stand_in(cuda_on_cpu, monkeypatch, request):
+    """A GPU whose kernels run on the CPU, and PyTorch, where it is installed, on the CPU too."""
+
+    def seconds(run, rounds):
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    def stay(array, device):
+        return np.asarray(array)
+
+    monkeypatch.setattr(backend, "to_device", stay)
+    monkeypatch.setattr(model, "to_device", stay)
+    monkeypatch.setattr(model, "to_host", np.asarray)
+    monkeypatch.setattr(backend, "pick_device", lambda name="auto": "cuda")
+    monkeypatch.setattr(backend, "device_name", lambda device: "stand-in")
+    monkeypatch.setattr(bench_check, "print_installation", lambda: None)
+    monkeypatch.setattr(bench_gpu, "device_seconds", seconds)
+    monkeypatch.setattr(bench_gpu, "device_limits", lambda: bench_gpu_limits(2**12, 8))
+    monkeypatch.setattr(bench_gpu, "_memory", lambda runs: {})
+    monkeypatch.setattr(bench_gpu, "_free_memory", lambda: None)
+    monkeypatch.setattr(bench_gpu, "SIZES", {"tiny": (TINY, (1, 1, 2, 4, 6))})
+    monkeypatch.setattr(bench_counts, "SIZES", bench_gpu.SIZES)
+    if bench_gpu.bench_torch_gpu:
+        torch = bench_gpu.bench_torch_gpu.torch
+        monkeypatch.setattr(bench_gpu.bench_torch_gpu, "DEVICE", "cpu")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # its threads would wait for each other on a busy machine
+        request.addfinalizer(lambda: torch.set_num_threads(threads))
+    return cuda_on_cpu
+
+
+bench_gpu_limits = bench_gpu.device_limits
+
+
+def test_every_row_is_checked_and_timed(stand_in, tmp_path, capsys):
+    bench.main(["--rounds", "1", "--json", str(tmp_path / "rows.json")])
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert {"step:tiny", "predict:tiny", "conv3d 2->3 backward", "localmax 2 forward"} <= set(rows)
+    for row in rows.values():
+        assert row["device"] == "stand-in" and row["ours_s"] > 0 and row["floor_s"] > 0
+        assert (row["naive_s"] is not None) == row["name"].startswith("conv3d")
+        if bench_gpu.bench_torch_gpu:
+            assert row["ratio"] == pytest.approx(row["ours_s"] / row["torch_s"])
+            assert row["torch_tf32_s"] > 0 and row["torch_bf16_s"] > 0
+    assert "| step:tiny " in capsys.readouterr().out
+
+
+def test_a_wrong_kernel_is_not_timed(stand_in, monkeypatch):
+    relu = bench_gpu.FORWARD["relu"]
+    wrong = {**bench_gpu.FORWARD, "relu": lambda a: relu(a) * (1.001 if a.x.dtype == "f" else 1)}
+    monkeypatch.setattr(bench_gpu, "FORWARD", wrong)
+    with pytest.raises(AssertionError, match="relu 2 forward: off by 1.0e-03"):
+        bench_gpu.measure(1, "relu 2 forward")
+
+
+def test_check_passes_where_the_kernels_are_right(stand_in, monkeypatch, capsys):
+    monkeypatch.setattr(bench_check, "results", on_numpy_for_cpu(bench_check.results, stand_in))
+    rows = bench_check.check()
+    assert len(rows) == 6 and all(row["repeats"] for row in rows)
+    assert max(row["error"] for row in rows if row["dtype"] == "float64") < 1e-11
+    assert "agrees with numpy" in capsys.readouterr().out
+    assert ("layers/conv3d", "conv3d_backward_weight_naive") in stand_in.launched
+
+
+def test_check_fails_where_a_kernel_is_wrong(stand_in, monkeypatch):
+    right = on_numpy_for_cpu(bench_check.results, stand_in)
+
+    def wrong(pooling, dtype, device):
+        found = right(pooling, dtype, device)
+        return found | {"warp": found["warp"] * (1 + 1e-9 * (device == "cuda"))}
+
+    monkeypatch.setattr(bench_check, "results", wrong)
+    with pytest.raises(InputError, match="does not agree with numpy"):
+        bench_check.check()
+
+
+def on_numpy_for_cpu(results, gpu):
+    """bench_check.results() that runs numpy, not the kernels, for the device 'cpu', and the kernels
+    with their threads in another order every time.
+    """
+
+    def run(pooling, dtype, device):
+        gpu.seed += 1
+        with pytest.MonkeyPatch.context() as patch:
+            if device == "cpu":
+                patch.setattr(backend, "is_cuda", lambda array: False)
+            return results(pooling, dtype, device)
+
+    return run
+
+
+def test_check_without_a_gpu_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(backend, "pick_device", lambda name="auto": "cpu")
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(["--check"])
+    assert stopped.value.code == 2
+    assert "no usable GPU" in capsys.readouterr().err
+
+
+def test_bench_without_a_gpu_prints_counts_and_floors(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(backend, "pick_device", lambda name="auto": "cpu")
+    bench.main(["--floor", "a100", "--only", "paper", "--json", str(tmp_path / "rows.json")])
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    keys = {"name", "size", "device", "threads", "ours_s", "torch_s", "ratio"}
+    assert rows and all(keys <= set(row) and row["ours_s"] is None for row in rows)
+    assert "step:paper" in capsys.readouterr().out
+
+
+def test_installation_is_printed_where_cupy_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    bench_check.print_installation()
+    assert "CuPy: not there" in capsys.readouterr().out

@@ -1,0 +1,143 @@
+"""What each layer costs, counted: FLOPs, the least bytes it must move, and from both a time floor.
+
+A layer cannot be faster than its arithmetic at the device's peak, nor than its traffic (every input
+read once, every output written once, float32) at the memory's speed; the larger of the two is its
+floor. The floor of a step is the sum over its layers, each a kernel of its own: fusing layers moves
+fewer bytes and can go below it. So this table can be read before a GPU is at hand.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+SMALL = {"channels": (8, 16, 32), "convs_per_level": 1}
+PAPER = {"channels": (32, 64, 128), "convs_per_level": 2}
+# name -> network and the size (N, 1, D, H, W) of a batch. Half of the paper's 84 x 128 x 168 would
+# be 42 planes; 44 divide by 4, for the two poolings.
+SIZES = {
+    "default": (SMALL, (4, 1, 24, 48, 48)),
+    "half-paper": (PAPER, (1, 1, 44, 64, 84)),
+    "paper": (PAPER, (1, 1, 84, 128, 168)),
+}
+# float32 multiply-adds (not tensor cores) and memory, from the manufacturer's data sheets:
+# name -> (FLOP/s, bytes/s). The paper's card is of the generation of the Titan X (Pascal).
+DEVICES = {
+    "h200": (67e12, 4.8e12),
+    "a100": (19.5e12, 2.04e12),
+    "titan-x": (11e12, 0.48e12),
+}
+COLUMNS = [
+    ("name", "{}"),
+    ("size", "{}"),
+    ("times", "{}"),
+    ("flop", "{:.3g}"),
+    ("bytes", "{:.3g}"),
+    ("floor_s", "{:.6f}"),
+    ("bound", "{}"),
+]
+
+
+class Layer(NamedTuple):
+    """One layer of a network: `kind`, its channels, and its batch and volume (N, D, H, W), the
+    larger one of a pooling or an upsampling. c_in are a concatenation's first channels, c_out the
+    other ones."""
+
+    kind: str
+    c_in: int
+    c_out: int
+    volume: tuple
+
+    @property
+    def name(self):
+        channels = f"{self.c_in}->{self.c_out}" if self.kind == "conv3d" else f"{self.c_in}"
+        return f"{self.kind} {channels if self.kind != 'concat' else f'{self.c_in}+{self.c_out}'}"
+
+
+def layers_of(network, shape):
+    """All `Layer`s of a WeakUNet for a batch of `shape` (N, 1, D, H, W), in forward's order."""
+    channels, convs = network["channels"], network["convs_per_level"]
+    volumes = [(shape[0], *(size >> i for size in shape[2:])) for i in range(len(channels))]
+    layers, last = [], len(channels) - 1
+
+    def level(c_in, i):
+        for j in range(convs):
+            layers.append(Layer("conv3d", c_in if j == 0 else channels[i], channels[i], volumes[i]))
+            layers.append(Layer("relu", channels[i], channels[i], volumes[i]))
+
+    for i in range(len(channels)):
+        level(channels[i - 1] if i else shape[1], i)
+        if i < last:
+            layers.append(Layer("maxpool3d", channels[i], channels[i], volumes[i]))
+    for i in reversed(range(last)):
+        layers.append(Layer("upsample3d", channels[i + 1], channels[i + 1], volumes[i]))
+        layers.append(Layer("concat", channels[i], channels[i + 1], volumes[i]))
+        level(channels[i] + channels[i + 1], i)
+    layers.append(Layer("localmax", channels[0], channels[0], volumes[0]))
+    return layers
+
+
+def cost(layer, direction):
+    """(FLOP, bytes) of a layer, `direction` 'forward' or 'backward' (to inputs and weights).
+
+    Nobody asks for the gradient in the image: the first convolution (c_in = 1) has none.
+    """
+    kind, c, c_out = layer.kind, layer.c_in, layer.c_out
+    voxels, forward = int(np.prod(layer.volume)), direction == "forward"
+    if kind == "conv3d":
+        passes = 1 if forward or c == 1 else 2
+        elements = (c + c_out) * voxels + 27 * c * c_out
+        return passes * 2 * 27 * c * c_out * voxels, passes * 4 * elements
+    if kind == "relu":
+        return c * voxels, (2 if forward else 3) * 4 * c * voxels
+    if kind == "maxpool3d":  # float32 in and out, and a byte for the winner
+        return c * voxels, int(c * voxels * (4 + 4 / 8 + 1 / 8))
+    if kind == "upsample3d":
+        return (0 if forward else c * voxels), int(c * voxels * (4 + 4 / 8))
+    if kind == "concat":
+        return 0, 2 * 4 * (c + c_out) * voxels
+    return c * voxels, 4 * c * voxels  # localmax
+
+
+def counted(device, only=""):
+    """All rows of the table whose name contains `only`, for one of DEVICES, with no GPU needed."""
+    flops, bandwidth = DEVICES[device]
+    print(
+        f"no GPU here: counted, with the floors of {device} "
+        f"({flops / 1e12:.1f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s on its data sheet)"
+    )
+    rows = [row for size in SIZES for row in count_rows(size, DEVICES[device])]
+    unknown = {"device": f"{device} (counted)", "threads": None, "ours_s": None}
+    unknown |= {"torch_s": None, "ratio": None}
+    return [
+        {key: row[key] for key in row if key not in ("layer", "direction")} | unknown
+        for row in rows
+        if only in row["name"]
+    ]
+
+
+def count_rows(size, device):
+    """Rows (dicts) of the table for one of SIZES: a row per distinct layer and direction, with how
+    often it occurs in a step, then the step and the prediction as a whole.
+
+    device: (FLOP/s, bytes/s) of the device whose floor is asked for.
+    """
+    network, shape = SIZES[size]
+    layers, rows = layers_of(network, shape), []
+    for layer in dict.fromkeys(layers):
+        for direction in ("forward", "backward"):
+            row = {"name": f"{layer.name} {direction}", "size": "x".join(map(str, layer.volume))}
+            rows.append(row | _floor(*cost(layer, direction), device))
+            rows[-1] |= {"times": layers.count(layer), "layer": layer, "direction": direction}
+    for name, directions in (("step", ("forward", "backward")), ("predict", ("forward",))):
+        own = [row for row in rows if row.get("direction") in directions]
+        total = {key: sum(row["times"] * row[key] for row in own) for key in ("flop", "bytes")}
+        floor = sum(row["times"] * row["floor_s"] for row in own)
+        row = {"name": f"{name}:{size}", "size": "x".join(map(str, shape))}
+        rows.append(row | total | {"floor_s": floor, "times": 1})
+    return rows
+
+
+def _floor(flop, traffic, device):
+    arithmetic, memory = flop / device[0], traffic / device[1]
+    bound = "arithmetic" if arithmetic > memory else "memory"
+    return {"flop": flop, "bytes": traffic, "floor_s": max(arithmetic, memory), "bound": bound}
