@@ -23,7 +23,7 @@ LESIONS = [(3, (15, 10, 9)), (2, (9, 14, 11)), (1, (15, 15, 10))]  # length alon
 class Stub:
     """A stand-in for WeakUNet: counts three lesions; the closer to .7, the higher the heatmap."""
 
-    multiple, device = 8, "cpu"
+    multiple, shape, device = 8, (1, 1, 1), "cpu"
     count = 3.2
 
     def to(self, device):
@@ -84,8 +84,11 @@ def test_raw_scan_is_predicted_on_its_own_whole_grid(stub, tmp_path):
     out = tmp_path / "out"
     assert run(scan, "--roi", mask, "--model", "m.npz", "--out", out) == 0
     assert {path.name for path in out.iterdir()} == {
-        "Head 1_heatmap.nii.gz", "Head 1_lesions.nii.gz", "Head 1_overlay.png",
-        "predictions.csv", "detections.csv",
+        "Head 1_heatmap.nii.gz",
+        "Head 1_lesions.nii.gz",
+        "Head 1_overlay.png",
+        "predictions.csv",
+        "detections.csv",
     }
     heatmap = nibabel.load(out / "Head 1_heatmap.nii.gz")
     labels = nibabel.load(out / "Head 1_lesions.nii.gz")
@@ -187,7 +190,7 @@ def prepared_volume(seed=0, shape=(9, 10, 13)):
 def test_odd_size_is_padded_and_cropped_back():
     volume = prepared_volume()
     model = WeakUNet(channels=(2, 3, 4), rng=np.random.default_rng(0))
-    count, heatmap = predict.predict_scan(model, volume)
+    count, heatmap = predict.predict.predict_scan(model, volume)
     padded = np.zeros((1, 1, 12, 12, 16), np.float32)
     padded[0, 0, :9, :10, :13] = volume.array
     expected_count, expected = model.predict(padded)
@@ -275,3 +278,19 @@ def test_failed_scan_is_named_and_the_others_are_predicted(stub, no_pictures, tm
     assert [row["subject"] for row in rows(tmp_path / "out" / "predictions.csv")] == ["a", "c"]
     found = [row["subject"] for row in rows(tmp_path / "out" / "detections.csv")]
     assert [name for name, _ in itertools.groupby(found)] == ["a", "c"]
+
+
+def test_small_scan_is_padded_to_the_size_that_the_network_was_trained_on():
+    rng = np.random.default_rng(0)
+    model = WeakUNet((2, 3), pooling="lmax", block=2, rng=rng)  # a mean over blocks: size matters
+    small = np.zeros((5, 6, 7), np.float32)
+    small[1:-1, 1:-1, 1:-1] = rng.uniform(0.1, 1, (3, 4, 5))
+    padded = np.zeros((8, 12, 10), np.float32)
+    padded[:5, :6, :7] = small
+    unpadded_count, _ = predict.predict_scan(model, Volume(small, np.eye(4)))
+    model.shape = (8, 12, 10)
+    count, heatmap = predict.predict_scan(model, Volume(small, np.eye(4)))
+    expected, _ = predict.predict_scan(model, Volume(padded, np.eye(4)))
+    assert heatmap.shape == small.shape
+    assert count == pytest.approx(expected, rel=1e-6)
+    assert count != pytest.approx(unpadded_count, rel=1e-3)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from weakunet import cli, train
-from weakunet.training import learning_rate, pad_together, warn_if_collapsed
+from weakunet.training import common_shape, learning_rate, pad_together, warn_if_collapsed
 
 OPTIONS = "--channels 2 3 --epochs 3 --batch 2 --block 2 --device cpu".split()
 
@@ -231,10 +231,22 @@ def test_collapse_to_the_mean_is_called_out(capsys):
 
 
 def test_volumes_are_padded_at_the_end_to_sizes_that_divide():
-    stacked = pad_together([np.ones((3, 4, 5)), np.full((2, 6, 1), 2.0)], 4)
+    volumes = [np.ones((3, 4, 5)), np.full((2, 6, 1), 2.0)]
+    assert common_shape(volumes, 4) == (4, 8, 8)
+    stacked = pad_together(volumes, (4, 8, 8))
     assert stacked.shape == (2, 4, 8, 8)
     assert stacked[0].sum() == 60 and stacked[0, :3, :4, :5].all()
     assert stacked[1].sum() == 24 and (stacked[1, :2, :6, :1] == 2).all()
+
+
+def test_start_from_takes_the_weights_of_the_same_network_only(cohort, finished, tmp_path, capsys):
+    best = finished[0] / "best.npz"
+    run(cohort, tmp_path / "run", "--start-from", str(best), "--lr", "0")
+    with np.load(best) as trained, np.load(tmp_path / "run" / "last.npz") as kept:
+        np.testing.assert_array_equal(kept["encoder0.conv0.w"], trained["encoder0.conv0.w"])
+    options = ("--data", cohort, "--out", tmp_path / "other", "--start-from", best)
+    assert "another network" in fails(capsys, *options)
+    assert "no such checkpoint" in fails(capsys, *options[:-1], tmp_path / "none.npz")
 
 
 def test_learning_rate_falls_at_70_and_90_percent():

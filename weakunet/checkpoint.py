@@ -23,7 +23,7 @@ def save_checkpoint(path, model, training=None):
     """Write the model and, with `training` (name -> value), the state to resume from."""
     arrays = {name: to_host(value) for name, value in model.params.items()}
     arrays |= {f"training.{name}": to_host(value) for name, value in (training or {}).items()}
-    header = json.dumps({"format": FORMAT, "settings": model.settings})
+    header = json.dumps({"format": FORMAT, "settings": model.settings, "shape": model.shape})
     with atomic_path(path) as temporary:
         np.savez(temporary, header=np.array(header), **arrays)
 
@@ -49,6 +49,7 @@ def load_checkpoint(path):
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, this program reads {FORMAT!r}")
         model = WeakUNet(**header["settings"], rng=np.random.default_rng(0))
+        model.shape = tuple(int(size) for size in header["shape"])
         training = {name: arrays.pop(name) for name in list(arrays) if name.startswith("training.")}
         model.load(arrays)
     except (KeyError, TypeError, ValueError) as error:

@@ -39,15 +39,17 @@ def predict_scan(model, volume):
 
     Parameters
     ----------
-    model : WeakUNet, or anything with its `predict`, `multiple` and `device`
-    volume : Volume in [0, 1], 0 outside the ROI; padded with zeros to the model's multiple
+    model : WeakUNet, or anything with its `predict`, `multiple`, `shape` and `device`
+    volume : Volume in [0, 1], 0 outside the ROI; padded with zeros as in training
 
     Returns
     -------
     count : float, not rounded
     heatmap : (D, H, W) like the scan; outside the ROI the lowest value inside, never a detection
     """
-    padding = [(0, -n % model.multiple) for n in volume.array.shape]
+    sizes = np.maximum(volume.array.shape, model.shape)
+    sizes += -sizes % model.multiple
+    padding = [(0, n - own) for n, own in zip(sizes, volume.array.shape, strict=True)]
     padded = np.pad(volume.array, padding)[None, None]
     count, heatmap = model.predict(backend.to_device(padded, model.device))
     kept = tuple(slice(0, n) for n in volume.array.shape)

@@ -48,6 +48,7 @@ class Settings:
     gaussian_head: bool = option(
         False, "draw the last layer from a Gaussian too, as the paper does"
     )
+    start_from: str | None = option(None, "start from the weights of this best.npz, same network")
     lr: float = option(1.0, "Adadelta's factor on its own step; falls at 70 % and 90 % of the end")
     rho: float = option(0.95, "Adadelta's decay of its running averages")
     eps: float = option(1e-7, "Adadelta's guard against division by 0: its first steps")
@@ -186,6 +187,17 @@ def test_best(out, scans):
     evaluate_maps(scans, counts, maps, out / "test")
 
 
+def same_network(path, model):
+    """The network of the checkpoint `path`; InputError if it is not of `model`'s kind."""
+    trained = load_model(path)
+    if trained.settings != model.settings:
+        raise InputError(
+            f"{path}: holds another network ({trained.settings}); "
+            f"give the options that make it the same ({model.settings})"
+        )
+    return trained
+
+
 @command
 def main(argv=None):
     settings, out, device, resume, given = parse_arguments(argv)
@@ -204,6 +216,8 @@ def main(argv=None):
     if resume and run.started():
         run.load()
     else:
+        if settings.start_from:
+            model.load(same_network(settings.start_from, model).params)
         write_json(out / "settings.json", dataclasses.asdict(settings))
         rows = [(scan.subject, split, scan.count) for split in scans for scan in scans[split]]
         write_csv(out / "split.csv", ("subject", "split", "count"), rows)

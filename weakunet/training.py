@@ -110,11 +110,14 @@ class Run:
         )
 
 
-def pad_together(volumes, multiple):
-    """Stack arrays (D, H, W) of any sizes as (n, D, H, W), zeros after each, sizes dividing by
-    `multiple`."""
+def common_shape(volumes, multiple):
+    """The smallest (D, H, W) that holds each of the arrays and divides by `multiple`."""
     largest = np.max([volume.shape for volume in volumes], axis=0)
-    shape = -(-largest // multiple) * multiple
+    return tuple(int(size) for size in -(-largest // multiple) * multiple)
+
+
+def pad_together(volumes, shape):
+    """Stack arrays (D, H, W) of any sizes as (n, *shape), zeros after each."""
     stacked = np.zeros((len(volumes), *shape), np.float32)
     for place, volume in zip(stacked, volumes, strict=True):
         place[tuple(slice(0, size) for size in volume.shape)] = volume
@@ -181,10 +184,13 @@ def train(run, scans, stop=lambda: False):
     """
     model, settings = run.model, run.settings
     volumes, counts = {}, {}
-    for split in ("train", "val"):
-        padded = pad_together([scan.volume.array for scan in scans[split]], model.multiple)
+    arrays = {split: [scan.volume.array for scan in scans[split]] for split in ("train", "val")}
+    shape = common_shape(arrays["train"] + arrays["val"], model.multiple)
+    for split in arrays:
+        padded = pad_together(arrays[split], shape)
         volumes[split] = backend.cache(padded, model.device)
         counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
+    model.shape = shape
     if run.epoch == run.batch == 0:
         if not settings.gaussian_head:
             first = range(min(START_ON, len(counts["train"])))
