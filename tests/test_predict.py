@@ -190,7 +190,7 @@ def prepared_volume(seed=0, shape=(9, 10, 13)):
 def test_odd_size_is_padded_and_cropped_back():
     volume = prepared_volume()
     model = WeakUNet(channels=(2, 3, 4), rng=np.random.default_rng(0))
-    count, heatmap = predict.predict.predict_scan(model, volume)
+    count, heatmap = predict.predict_scan(model, volume)
     padded = np.zeros((1, 1, 12, 12, 16), np.float32)
     padded[0, 0, :9, :10, :13] = volume.array
     expected_count, expected = model.predict(padded)
