@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from weakunet import cli, train
+from weakunet.model import WeakUNet
 from weakunet.training import common_shape, learning_rate, pad_together, warn_if_collapsed
 
 OPTIONS = "--channels 2 3 --epochs 3 --batch 2 --block 2 --device cpu".split()
@@ -237,6 +238,14 @@ def test_volumes_are_padded_at_the_end_to_sizes_that_divide():
     assert stacked.shape == (2, 4, 8, 8)
     assert stacked[0].sum() == 60 and stacked[0, :3, :4, :5].all()
     assert stacked[1].sum() == 24 and (stacked[1, :2, :6, :1] == 2).all()
+
+
+def test_gaussian_head_leaves_the_last_layer_as_drawn(cohort, tmp_path):
+    drawn = WeakUNet([2, 3], 1, "lmax", 2, rng=np.random.default_rng([0, 0])).params["linear.w"]
+    kept = run(cohort, tmp_path / "gaussian", "--gaussian-head", "--lr", "0")["linear.w"]
+    np.testing.assert_array_equal(kept, drawn)
+    started = run(cohort, tmp_path / "level", "--lr", "0")["linear.w"]
+    assert (started > 0).all() and not np.allclose(started, np.abs(drawn))
 
 
 def test_start_from_takes_the_weights_of_the_same_network_only(cohort, finished, tmp_path, capsys):
