@@ -93,6 +93,22 @@ def test_same_seed_gives_the_same_bits_and_another_seed_others(cohort, finished,
     assert not np.array_equal(other["encoder0.conv0.w"], again["encoder0.conv0.w"])
 
 
+def test_the_same_loop_runs_over_the_cuda_kernels(cohort, tmp_path, request, monkeypatch):
+    """Kernels on the CPU in place of a GPU; their bits do not depend on the threads' order."""
+    expected = run(cohort, tmp_path / "numpy", "--epochs", "1")
+    gpu = request.getfixturevalue("cuda_on_cpu")
+    monkeypatch.setattr(train.backend, "to_device", lambda array, device: np.asarray(array))
+    monkeypatch.setattr(train.backend, "cache", lambda volumes, device: volumes)
+    states = []
+    for gpu.seed in (0, 1):
+        states.append(run(cohort, tmp_path / f"kernels{gpu.seed}", "--epochs", "1"))
+    assert_same(*states)
+    assert ("augment", "warp") in gpu.launched and ("optim", "adadelta_update") in gpu.launched
+    for name, value in expected.items():
+        if name.endswith((".w", ".b")):
+            np.testing.assert_allclose(states[0][name], value, atol=1e-4, err_msg=name)
+
+
 class Killed(BaseException):
     """Stands for a SIGKILL: nothing catches it."""
 
