@@ -143,7 +143,7 @@ def test_launch_compiles_once_and_passes_grid_block_and_widths(fake_cupy):
     for _ in range(2):
         backend.launch("layers/relu", "relu_forward", 300, (x, y, 300))
     compiled, *calls = fake_cupy.launched
-    assert compiled == ("compiled", ("-Dreal=float", "--std=c++14"))
+    assert compiled == ("compiled", ("-Dreal=float", "--std=c++17"))
     assert calls == [("relu_forward", (2, 1, 1), (256, 1, 1), (x, y, 300))] * 2
     assert type(calls[0][3][2]) is np.int64
 

@@ -62,11 +62,11 @@ def _no_gpu_because():
 
 
 def to_device(array, device):
-    """`array` on `device` ('cpu' or 'cuda'); no copy when it is there already."""
+    """`array` on `device` ('cpu' or 'cuda'), on a GPU in C order; no copy when it is there so."""
     if device == "cuda":
         import cupy
 
-        return cupy.asarray(array)
+        return cupy.asarray(array, order="C")
     return to_host(array)
 
 
@@ -194,4 +194,4 @@ def _module(file, real, device):
 
 def compiler_options(real):
     """The options every .cu file is compiled with, for real = 'float' or 'double'."""
-    return (f"-Dreal={real}", "--std=c++14")
+    return (f"-Dreal={real}", "--std=c++17")

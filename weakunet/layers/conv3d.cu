@@ -1,5 +1,5 @@
-// 3D convolution on the GPU, zero padded, stride 1, one thread an output and nothing shared; the numpy
-// pair is in conv3d.py, the launches are in conv3d_cuda.py. real is float or double.
+// 3D convolution on the GPU, zero padded, stride 1, one thread an output and nothing shared; the
+// numpy pair is in conv3d.py, the launches are in conv3d_cuda.py. real is float or double.
 //
 //     y[n, o, z, y, x] = b[o] + sum_{c, i, j, m} w[o, c, i, j, m] x[n, c, z+i-p, y+j-p, x+m-p]
 //
@@ -8,8 +8,8 @@
 
 // computes  the equation above
 // threads   thread t owns y[t], t < total = N C_out D H W
-// memory    reads k^3 C_in elements of x and of w, writes 1 an output: neighbours read the same ones
-//           again, so the caches see k^3 C_in times the traffic that is needed
+// memory    reads k^3 C_in elements of x and of w, writes 1 an output: neighbours read the same
+//           ones again, so the caches see far more traffic than is needed
 // work      2 k^3 C_in FLOP an output
 // no race   every y[t] has one owner, and nothing that is read is written
 extern "C" __global__ void conv3d_forward_naive(const real* __restrict__ x,

@@ -2,7 +2,7 @@
 
 Two rungs, chosen by name: 'naive' (one thread an output voxel) shows the equation, 'tiled' (tiles
 of the input in shared memory, 64 sums a thread in registers) computes the same numbers fast, for
-k = 1 and 3. The kernels are in conv3d.cu and conv3d_tiled.cu.
+k = 1 and 3. The kernels are in conv3d.cu, conv3d_tiled.cu, conv3d_tiled_weight.cu.
 """
 
 import math
@@ -10,7 +10,8 @@ import math
 from weakunet import backend, cuda_source
 
 NAIVE, TILED = "layers/conv3d", "layers/conv3d_tiled"
-SIZES = cuda_source.constants(TILED)
+TILED_WEIGHT = "layers/conv3d_tiled_weight"
+SIZES = cuda_source.constants(TILED) | cuda_source.constants(TILED_WEIGHT)
 KERNELS = ("naive", "tiled")
 # The weight gradient is shared out over about so many blocks, on every GPU the same: the number
 # decides the order of the additions.
@@ -76,7 +77,7 @@ def _backward_weight(dy, x, w, kernel):
     parts = backend.array_module(w).empty((count, *w.shape), w.dtype)
     args = dy, x, parts, scans, c_in, c_out, *volume
     threads = (count, *grid), (channels * k * k, groups)
-    backend.launch(TILED, f"conv3d_backward_weight_tiled_k{k}", threads, args)
+    backend.launch(TILED_WEIGHT, f"conv3d_backward_weight_tiled_k{k}", threads, args)
     return _sum_parts(parts)
 
 
@@ -90,14 +91,14 @@ def _backward_bias(dy, kernel):
     count = min(64, -(-voxels // 2048))
     parts = backend.array_module(dy).empty((scans * count, c_out), dy.dtype)
     threads = (count, c_out, scans), (SIZES["THREADS"],)
-    backend.launch(TILED, "conv3d_backward_bias_tiled", threads, (dy, parts, voxels))
+    backend.launch(TILED_WEIGHT, "conv3d_backward_bias_tiled", threads, (dy, parts, voxels))
     return _sum_parts(parts)
 
 
 def _sum_parts(parts):
     result = backend.array_module(parts).empty(parts.shape[1:], parts.dtype)
     args = parts, result, len(parts), result.size
-    backend.launch(TILED, "conv3d_sum_parts", result.size, args)
+    backend.launch(TILED_WEIGHT, "conv3d_sum_parts", result.size, args)
     return result
 
 

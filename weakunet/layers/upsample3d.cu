@@ -6,7 +6,7 @@
 
 // computes  y[2z+a, 2y+b, 2x+c] = x[z, y, x] for a, b, c in {0, 1}
 // threads   thread i owns y[i], i < n = 8 x the small size
-// memory    reads 1 element of x (shared by 8 threads, so mostly from the cache), writes 1 an output
+// memory    reads 1 element of x (shared by 8 threads, so mostly from the cache), writes 1
 // work      none but the index
 // no race   every y[i] has one owner, and nothing that is read is written
 extern "C" __global__ void upsample3d_forward(const real* __restrict__ x, real* __restrict__ y,
