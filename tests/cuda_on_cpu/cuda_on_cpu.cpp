@@ -338,7 +338,9 @@ static void start_one() {
 }
 
 extern "C" unsigned char __start_cuda_shared[], __stop_cuda_shared[];
-__attribute__((section("cuda_shared"), used)) alignas(4096) static unsigned char last_page[4096];
+// So that the section is there, and ends with a page, in kernels without shared memory, too.
+alignas(4096) static volatile unsigned char last_page[4096]
+    __attribute__((section("cuda_shared"), used));
 
 // Shared memory holds garbage when a block starts: NaN as a float, -1 as an integer.
 static void poison_shared() {
@@ -347,7 +349,7 @@ static void poison_shared() {
     mmap(__start_cuda_shared, bytes, PROT_READ | PROT_WRITE,
          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 #endif
-    bytes -= sizeof last_page;
+    last_page[0] = 0;  // some linkers leave out what nobody uses
     for (size_t i = 0; i < bytes; ++i) ((volatile unsigned char*)__start_cuda_shared)[i] = 0xFF;
 }
 

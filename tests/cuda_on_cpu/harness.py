@@ -38,8 +38,8 @@ _alive = {}
 @functools.cache
 def reason_not_to_run(sanitize=None):
     """Why nothing can be run here (one line), or None where it can."""
-    if sys.platform == "win32":
-        return "the CUDA-on-CPU harness needs Linux or macOS"
+    if sys.platform != "linux":
+        return "the CUDA-on-CPU harness needs Linux (the section of shared memory is ELF's)"
     if compiler() is None:
         return "no C++ compiler (set CXX, or install g++ or clang++)"
     if sanitize is None:
@@ -132,7 +132,7 @@ class Program:
         self.errors = tempfile.TemporaryFile()
         self.process = Popen(
             [path], stdin=PIPE, stdout=PIPE, stderr=self.errors, env={**os.environ, **settings},
-            preexec_fn=_fixed_addresses if sys.platform == "linux" else None,
+            preexec_fn=_fixed_addresses,
         )  # fmt: skip
 
     def launch(self, kernel, sizes, seed, args):
