@@ -223,6 +223,13 @@ def test_setting_out_of_range_is_refused(cohort, tmp_path, capsys, option, value
     assert option in line
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_training_that_diverges_ends_in_one_line(cohort, tmp_path, capsys):
+    line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", *OPTIONS, "--lr", "1e30")
+    assert "diverged in epoch 1" in line and "lower --lr" in line
+    assert not (tmp_path / "run" / "best.npz").exists()
+
+
 def test_device_cuda_without_a_gpu_is_refused(cohort, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("weakunet.backend._no_gpu_because", lambda: "no GPU was found")
     line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", "--device", "cuda")

@@ -88,6 +88,11 @@ class Run:
         order = self.order(len(counts["train"]))
         train_error = self.predicted_so_far() - counts["train"][order]
         val_error = val_predicted - counts["val"]
+        if not np.isfinite(val_error).all():
+            raise InputError(
+                f"{self.out}: training diverged in epoch {self.epoch + 1}, its counts are no "
+                "numbers any more; train into another folder with a lower --lr or --eps"
+            )
         row = (
             self.epoch + 1,
             self.optimizer.lr,
@@ -180,7 +185,7 @@ def train(run, scans, stop=lambda: False):
     """Train until the last epoch; True if `stop()` ended it early, with all saved to resume.
 
     scans: dict split -> list of LoadedScan, `train` and `val` of them used. Writes last.npz,
-    best.npz, log.csv and curves.png into run.out.
+    best.npz and log.csv into run.out. Raises InputError when training diverges.
     """
     model, settings = run.model, run.settings
     volumes, counts = {}, {}
