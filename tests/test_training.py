@@ -237,12 +237,12 @@ def test_device_cuda_without_a_gpu_is_refused(cohort, tmp_path, capsys, monkeypa
 
 
 def test_disk_full_ends_in_one_line(cohort, tmp_path, capsys, monkeypatch):
-    def full(source, target):
-        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cli.os, "replace", full)
+    monkeypatch.setattr(cli.os, "fsync", full)
     line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", *OPTIONS)
-    assert "No space left" in line
+    assert "settings.json: No space left" in line
     assert not list(tmp_path.rglob(".writing-*"))
 
 

@@ -62,6 +62,9 @@ def atomic_path(path):
         with open(name, "rb") as file:
             os.fsync(file.fileno())
         os.replace(name, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say whose write failed
+        raise
     finally:
         Path(name).unlink(missing_ok=True)
 
