@@ -178,8 +178,4 @@ def _correlate(cols, rows):
     moved[:, 0, ..., 0] = 0
     moved[:, 2, ..., -1] = 0
     flat = flat.reshape(planes, 3 * c, h * width)
-    total = cols[0] @ flat[0].T
-    part = _scratch("part", total.shape, rows.dtype)
-    for z in range(1, planes):
-        total += np.matmul(cols[z], flat[z].T, out=part)
-    return total
+    return np.matmul(cols, flat.swapaxes(1, 2)).sum(axis=0)
