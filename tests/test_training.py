@@ -68,7 +68,7 @@ def finished(cohort, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(finished, monkeypatch):
     """Testing draws a dozen pictures; the tests of training leave that to the `finished` run."""
-    monkeypatch.setattr(train, "test_best", lambda out, scans: None)
+    monkeypatch.setattr(train, "test_best", lambda *args: None)
     monkeypatch.setattr(train.figures, "training_curves", lambda *args: None)
 
 
@@ -208,6 +208,26 @@ def test_checkpoint_of_another_network_is_refused(finished, tmp_path, capsys):
     (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
     line = fails(capsys, "--out", tmp_path / "run", "--resume", "--device", "cpu")
     assert "last.npz" in line and "another network" in line
+
+
+def test_settings_file_with_an_unknown_choice_is_refused(finished, tmp_path, capsys):
+    settings = json.loads((finished[0] / "settings.json").read_text()) | {"pool": "median"}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    assert "median" in fails(capsys, "--out", tmp_path, "--resume")
+
+
+def test_test_scans_are_predicted_on_the_device_of_the_run(monkeypatch, tmp_path):
+    class Moved(Exception):
+        pass
+
+    class Model:
+        def to(self, device):
+            raise Moved(device)
+
+    monkeypatch.undo()  # of no_pictures, which leaves testing out
+    monkeypatch.setattr(train, "load_model", lambda path: Model())
+    with pytest.raises(Moved, match="cuda"):
+        train.test_best(tmp_path, [], "cuda")
 
 
 def test_resume_refuses_other_settings_and_a_folder_without_a_run(finished, tmp_path, capsys):

@@ -7,7 +7,8 @@ For a gradient g it keeps two running averages per weight, of g^2 and of the squ
     S <- rho S + (1 - rho) s^2
     w <- w + lr s
 
-The paper does not give rho, eps or a learning rate; ours are Zeiler's rho and eps and lr = 1.
+The paper does not give rho, eps or a learning rate. The defaults here are Zeiler's rho and eps and
+lr = 1; training takes a smaller eps (see train.py), because eps sets the size of the first steps.
 """
 
 import numpy as np

@@ -60,6 +60,9 @@ class Settings:
 
     def __post_init__(self):
         self.channels = list(self.channels)
+        for name, rule in CHOICES.items():
+            if getattr(self, name) not in rule["choices"]:
+                raise InputError(f"{name} {getattr(self, name)!r}: choose from {rule['choices']}")
         for name, low in LOWEST.items():
             values = getattr(self, name)
             for value in values if isinstance(values, list) else [values]:
@@ -169,9 +172,9 @@ class Interrupt:
         return self.asked
 
 
-def test_best(out, scans):
+def test_best(out, scans, device):
     """Read the test scans once: predict them with best.npz, write test/ and print its table."""
-    model = load_model(out / "best.npz")
+    model = load_model(out / "best.npz").to(device)
     predicted = [predict_scan(model, scan.volume) for scan in progress(scans, "testing")]
     counts = [count for count, _ in predicted]
     if any(scan.centres_zyx is None for scan in scans):
@@ -230,7 +233,7 @@ def main(argv=None):
     figures.training_curves(out / "curves.png", run.history, float(val_counts.var()))
     if device == "cuda":
         print(f"GPU memory: {backend.device_memory()['held_bytes'] / 2**20:.0f} MiB at most")
-    test_best(out, load_scans(settings, ("test",))["test"])
+    test_best(out, load_scans(settings, ("test",))["test"], device)
     print(f"written: {out}")
 
 
