@@ -210,6 +210,15 @@ def test_checkpoint_of_another_network_is_refused(finished, tmp_path, capsys):
     assert "last.npz" in line and "another network" in line
 
 
+def test_resume_refuses_a_cohort_that_has_changed(cohort, finished, tmp_path, capsys):
+    shutil.copytree(cohort.parent, tmp_path / "cohort")
+    table = tmp_path / "cohort" / "cohort.csv"
+    run(table, tmp_path / "run")
+    table.write_text(table.read_text().replace("s0,s0.nii.gz,1", "s0,s0.nii.gz,2"))
+    line = fails(capsys, "--out", tmp_path / "run", "--resume", "--device", "cpu")
+    assert "split.csv" in line and "the cohort has changed" in line
+
+
 def test_settings_file_with_an_unknown_choice_is_refused(finished, tmp_path, capsys):
     settings = json.loads((finished[0] / "settings.json").read_text()) | {"pool": "median"}
     (tmp_path / "settings.json").write_text(json.dumps(settings))

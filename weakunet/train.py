@@ -6,6 +6,7 @@ the end, the test split's figures and pictures in test/.
 """
 
 import argparse
+import csv
 import dataclasses
 import json
 import signal
@@ -25,6 +26,7 @@ from weakunet.phantom import PRESETS, simulate_cohort
 from weakunet.predict import predict_scan
 from weakunet.training import WEIGHTS, Run, train
 
+SPLIT_COLUMNS = ("subject", "split", "count")
 PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}
 
 
@@ -190,6 +192,17 @@ def test_best(out, scans, device):
     evaluate_maps(scans, counts, maps, out / "test")
 
 
+def require_same_scans(path, rows):
+    """InputError unless `rows` are what split.csv holds: a run goes on with its own scans."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            before = [tuple(row) for row in csv.reader(file)]
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; restore it or train into another folder") from None
+    if before != [SPLIT_COLUMNS, *(tuple(map(str, row)) for row in rows)]:
+        raise InputError(f"{path}: the cohort has changed since; train into another folder")
+
+
 def same_network(path, model):
     """The network of the checkpoint `path`; InputError if it is not of `model`'s kind."""
     trained = load_model(path)
@@ -216,14 +229,15 @@ def main(argv=None):
         rng=np.random.default_rng([settings.seed, WEIGHTS]),
     )
     run = Run(model.to(device), settings, out)
+    rows = [(scan.subject, split, scan.count) for split in scans for scan in scans[split]]
     if resume and run.started():
+        require_same_scans(out / "split.csv", rows)
         run.load()
     else:
         if settings.start_from:
             model.load(same_network(settings.start_from, model).params)
         write_json(out / "settings.json", dataclasses.asdict(settings))
-        rows = [(scan.subject, split, scan.count) for split in scans for scan in scans[split]]
-        write_csv(out / "split.csv", ("subject", "split", "count"), rows)
+        write_csv(out / "split.csv", SPLIT_COLUMNS, rows)
     with backend.explain_out_of_memory(), Interrupt() as stop:
         stopped = train(run, scans, stop)
     if stopped:
