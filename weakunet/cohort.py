@@ -1,19 +1,22 @@
 """The cohort table: which scans there are, their counts, and who trains, validates and tests.
 
-CSV, one row a scan: `subject,image,count[,roi][,split][,centres]`, paths relative to the table.
-Other columns are ignored. `centres` names a CSV of lesion centres, `x_mm,y_mm,z_mm` in world RAS+
-millimetres, which training never looks at. The paper splits 1642 scans into 1289 / 323 / 30;
-without a `split` column ours are about 70 / 15 / 15 %.
+CSV, one row a scan: `subject,image,count[,roi][,split][,centres][,slice_z_mm]`, paths relative to
+the table. Other columns are ignored. `centres` names a CSV of lesion centres, `x_mm,y_mm,z_mm` in
+world RAS+ millimetres, which training never looks at. `slice_z_mm` is for counts that were made in
+ONE axial slice, as the paper's (at the anterior commissure): the slice's world z. The paper splits
+1642 scans into 1289 / 323 / 30; without a `split` column ours are about 70 / 15 / 15 %.
 """
 
 import csv
 import dataclasses
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 
 from weakunet.cli import InputError, write_csv
+from weakunet.slices import find_slice
 from weakunet.volumes import Volume, read_volume, world_to_index
 
 SPLITS = ("train", "val", "test")
@@ -33,6 +36,7 @@ class Scan:
     roi: Path | None = None
     split: str | None = None
     centres: Path | None = None
+    slice_z_mm: float | None = None  # world z of the slice that was counted; None: the whole scan
 
 
 @dataclasses.dataclass
@@ -43,12 +47,14 @@ class LoadedScan:
     volume: Volume
     count: int | None = None
     centres_zyx: np.ndarray | None = None  # (n, 3) voxel indices, fractions kept
+    slice_index: int | None = None  # along z, the slice that was counted; None: the whole scan
 
 
 def read_cohort(path):
     """Read and check the table; whether the files it names exist shows when they are read.
 
-    A blank count, roi, split or centres is None. Raises InputError naming the table and the line.
+    A blank count, roi, split, centres or slice_z_mm is None. Raises InputError naming the table and
+    the line.
     """
     path = Path(path)
     scans, seen = [], {}
@@ -63,12 +69,13 @@ def read_cohort(path):
         scans.append(scan)
     if not scans:
         raise InputError(f"{path}: no scans, only a header; add a row a scan")
-    without = [scan.subject for scan in scans if scan.split is None]
-    if 0 < len(without) < len(scans):
-        raise InputError(
-            f"{path}: subject {without[0]!r} has no split but others do; "
-            "fill the column or leave it empty everywhere"
-        )
+    for column in ("split", "slice_z_mm"):
+        without = [scan.subject for scan in scans if getattr(scan, column) is None]
+        if 0 < len(without) < len(scans):
+            raise InputError(
+                f"{path}: subject {without[0]!r} has no {column} but others do; "
+                "fill the column or leave it empty everywhere"
+            )
     return scans
 
 
@@ -117,7 +124,9 @@ def _parse_row(where, row, folder):
     if not all(text.isprintable() for text in texts.values()):
         raise InputError(f"{where}: a path holds a line break or control character; retype it")
     paths = {name: folder / text if text else None for name, text in texts.items()}
-    return Scan(subject, count=_parse_count(where, row["count"]), split=split or None, **paths)
+    count = _parse_count(where, row["count"])
+    z_mm = _parse_slice(where, row.get("slice_z_mm", ""))
+    return Scan(subject, count=count, split=split or None, slice_z_mm=z_mm, **paths)
 
 
 def _parse_count(where, text):
@@ -135,10 +144,23 @@ def _parse_count(where, text):
     return int(count)
 
 
+def _parse_slice(where, text):
+    try:
+        z_mm = float(text) if text else None
+    except ValueError:
+        z_mm = math.nan
+    if z_mm is not None and not math.isfinite(z_mm):
+        raise InputError(
+            f"{where}: slice_z_mm {text!r} is no number; give the slice's world z in mm, or leave "
+            "it empty where lesions were counted in the whole scan"
+        )
+    return z_mm
+
+
 def write_cohort(path, scans):
     """Write the table; paths relative to it where possible (not across Windows drives)."""
     header = ["subject", "image", "count"]
-    for name in ("roi", "split", "centres"):
+    for name in ("roi", "split", "centres", "slice_z_mm"):
         if any(getattr(scan, name) is not None for scan in scans):
             header.append(name)
     folder = Path(path).parent.resolve()
@@ -220,4 +242,5 @@ def load_scan(scan):
                 f"{scan.centres}: every centre lies outside {scan.image}; "
                 "give world coordinates in RAS+ mm (negate x and y of LPS ones)"
             )
-    return LoadedScan(scan.subject, volume, scan.count, centres_zyx)
+    slice_index = find_slice(volume, scan.slice_z_mm, scan.image)
+    return LoadedScan(scan.subject, volume, scan.count, centres_zyx, slice_index)
