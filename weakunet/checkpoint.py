@@ -7,14 +7,16 @@ file is refused by name.
 """
 
 import json
+import math
 import zipfile
-import zlib
+from pathlib import Path
 
 import numpy as np
 
 from weakunet.backend import to_host
-from weakunet.cli import InputError, atomic_path
+from weakunet.cli import InputError, atomic_path, one_line
 from weakunet.model import WeakUNet
+from weakunet.volumes import MAX_VOXELS
 
 FORMAT = "weakunet-1"
 
@@ -31,32 +33,68 @@ def save_checkpoint(path, model, training=None):
 def load_checkpoint(path):
     """The model (on the CPU) and the training state (name -> array; empty in `best.npz`).
 
-    Raises
-    ------
-    InputError: the file is missing, damaged, or not a checkpoint of this program.
+    Takes no more memory than a few times the file's size. Raises InputError when the file is
+    missing, damaged, or not a checkpoint of this program.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint; name a best.npz that train wrote") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path}: damaged or not a checkpoint ({error}); use another copy or train again"
-        ) from None
+    arrays = _read_arrays(path)
     try:
         header = json.loads(str(arrays.pop("header")))
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, this program reads {FORMAT!r}")
-        model = WeakUNet(**header["settings"], rng=np.random.default_rng(0))
-        model.shape = tuple(int(size) for size in header["shape"])
         training = {name: arrays.pop(name) for name in list(arrays) if name.startswith("training.")}
-        model.load(arrays)
-    except (KeyError, TypeError, ValueError) as error:
+        _check_settings(header["settings"], header["shape"], arrays)
+        model = WeakUNet(**header["settings"], rng=np.random.default_rng(0))
+        if model.settings != header["settings"]:
+            raise ValueError("its settings are of another program")
+        model.shape = tuple(header["shape"])
+        with np.errstate(over="ignore"):  # becomes infinite, which load refuses
+            model.load({name: array.astype(np.float32) for name, array in arrays.items()})
+    except Exception as error:  # a header can say anything, and the constructor believes it
         raise InputError(
-            f"{path}: not a checkpoint of this network ({error}); name a best.npz that train wrote"
+            f"{path}: not a checkpoint of this network ({one_line(error, 200)}); "
+            "name a best.npz that train wrote"
         ) from None
     return model, {name.removeprefix("training."): value for name, value in training.items()}
+
+
+def _read_arrays(path):
+    """name -> array. Only what is stored as it is: nothing in the file can unpack to more."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > Path(path).stat().st_size:
+            raise ValueError("its arrays are compressed")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("it holds files that are no arrays")
+        return arrays
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint; name a best.npz that train wrote") from None
+    except Exception as error:  # zip, zlib, tokenize, memory: numpy lets them all through
+        raise InputError(
+            f"{path}: damaged or not a checkpoint ({one_line(error, 200)}); "
+            "use another copy or train again"
+        ) from None
+
+
+def _check_settings(settings, shape, arrays):
+    """Refuse settings of another network than the arrays', before one of that size is built."""
+    channels, convs = settings["channels"], settings["convs_per_level"]
+    numbers = [*channels, convs, settings["block"], *shape]
+    if not all(type(number) is int and 1 <= number <= 2**15 for number in numbers):
+        raise ValueError("its settings hold what is no number of maps, convolutions or voxels")
+    if len(shape) != 3 or math.prod(shape) > MAX_VOXELS:
+        raise ValueError(f"it was trained on scans of {shape} voxels")
+    square = channels if convs > 1 else channels[:-1]  # levels that map c maps to c maps, or more
+    weights = [a * b for a, b in zip((1, *channels), channels, strict=False)]
+    largest = 27 * max(weights + [c * c for c in square])
+    floats = all(array.dtype.kind == "f" for array in arrays.values())
+    if not floats or max(array.size for array in arrays.values()) < largest:
+        raise ValueError("its arrays are not those of its settings")
+    if convs * len(channels) > len(arrays):
+        raise ValueError("its settings name more layers than it holds")
 
 
 def load_model(path):

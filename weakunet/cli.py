@@ -24,6 +24,15 @@ class InputError(Exception):
     """Bad input: one line that names the file and says how to mend it."""
 
 
+def one_line(what, longest=80):
+    """A library's error, or text from a file, as it may stand in our messages: short, printable."""
+    text = " ".join(str(what).split())
+    if isinstance(what, Exception) and not text:
+        text = type(what).__name__
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
 def command(main):
     """Wrap a command's `main(argv=None)`: a user's mistake becomes one line and exit code 2."""
 

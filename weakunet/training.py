@@ -13,7 +13,7 @@ import numpy as np
 from weakunet import backend
 from weakunet.augment import draw_transform, warp
 from weakunet.checkpoint import load_checkpoint, save_checkpoint
-from weakunet.cli import InputError, progress, write_csv
+from weakunet.cli import InputError, one_line, progress, write_csv
 from weakunet.loss import mse_backward
 from weakunet.metrics import correlation
 from weakunet.optim import Adadelta
@@ -67,20 +67,29 @@ class Run:
 
     def load(self):
         """Take up the state of last.npz.  Raises InputError when it is damaged or incomplete."""
-        path = self.out / "last.npz"
+        path, device = self.out / "last.npz", self.model.device
         model, state = load_checkpoint(path)
         try:
             if model.settings != self.model.settings:
                 raise ValueError("it is of another network than settings.json")
             self.model.load(model.params)
-            self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
-            self.history = [tuple(row) for row in state["history"].tolist()]
-            self.predicted = [backend.to_device(state["predicted"], self.model.device)]
+            self.epoch, self.batch = state["epoch"].item(), state["batch"].item()
+            history, predicted = state["history"], state["predicted"]
+            if not (type(self.epoch) is type(self.batch) is int and self.batch >= 0):
+                raise ValueError("its epoch is no number")
+            if history.shape != (self.epoch, len(COLUMNS)) or predicted.ndim != 1:
+                raise ValueError("its epochs and its history differ")
+            self.history = [tuple(row) for row in history.astype(float, casting="safe").tolist()]
+            self.predicted = [backend.to_device(predicted.astype("f4", casting="safe"), device)]
             for name, value in self.optimizer.state.items():
-                value[...] = backend.to_device(state[f"optimizer.{name}"], self.model.device)
-        except (KeyError, ValueError) as error:
+                average = state[f"optimizer.{name}"]
+                same = (average.shape, average.dtype) == (value.shape, value.dtype)
+                if not same or not np.isfinite(average).all():
+                    raise ValueError(f"optimizer.{name} is damaged")
+                value[...] = backend.to_device(average, device)
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path}: cannot be resumed ({error}); train into another folder"
+                f"{path}: cannot be resumed ({one_line(error)}); train into another folder"
             ) from None
 
     def finish_epoch(self, counts, val_predicted, seconds):

@@ -12,19 +12,26 @@ result lands on the file's own grid, in its own orientation, on its own affine.
 
 import dataclasses
 import gzip
+import io
 import logging
+import math
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel import Nifti1Header, Nifti2Header
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.freesurfer.mghformat import MGHHeader
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-from weakunet.cli import InputError, atomic_path
+from weakunet.cli import InputError, atomic_path, one_line
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 COMPRESSED = (".nii.gz", ".mgz")
 MAX_VOXELS = 2**29  # 2 GiB in float32; more is taken for a damaged header
+MEMORY_PER_VOXEL = 24  # bytes that reading takes at most (of doubles; 8 of float32)
 MAX_DEFLATE = 1040  # deflate never shrinks by more than 1032:1
+MAX_HEADER = 2**20  # bytes before the voxels, extensions and all
 MAX_TRAILER = 2**20  # bytes that may follow the voxels (an .mgz keeps its history there)
 GRID_TOLERANCE = 0.05  # how far, in voxels, the corners of one and the same grid may lie apart
 
@@ -64,90 +71,106 @@ class Volume:
 def read_volume(path):
     """Read a 3-D image as a `Volume`: float32, scaled as its header says, reoriented to RAS+.
 
-    A 2-D image becomes one slice, and a fourth axis of length 1 is dropped. Raises InputError when
-    the file is missing, empty, truncated, no image, 4-D, not real, not finite or nowhere in space.
+    A 2-D image becomes one slice, and a fourth axis of length 1 is dropped. Takes at most
+    `MEMORY_PER_VOXEL` bytes a voxel, whatever the file. Raises InputError when the file is missing,
+    empty, truncated, no image, 4-D, not real, not finite or nowhere in space.
     """
     path = Path(path)
-    image = _open_image(path)
-    affine = _checked_affine(path, image)
+    header = _read_header(path)
+    _check_limits(path, header)
+    affine = _checked_affine(path, header)
     try:
-        stored = _read_voxels(path, image)
+        stored = _read_voxels(path, header)
     except Exception as error:  # zlib, struct, EOF, OS, memory: nibabel lets them all through
         raise InputError(
-            f"{path}: truncated or damaged ({_reason(error)}); copy or download it again"
+            f"{path}: truncated or damaged ({one_line(error)}); copy or download it again"
         ) from None
-    if not np.isfinite(stored).all():
+    if not np.isfinite([stored.min(), stored.max()]).all():  # a NaN is both
         raise InputError(f"{path}: NaN or infinite voxels; set them to 0 or convert it again")
     orientation = io_orientation(affine)
     canonical = apply_orientation(stored, orientation)
     return Volume(
         np.ascontiguousarray(canonical.transpose(2, 1, 0)),
         affine @ inv_ornt_aff(orientation, stored.shape),
-        FileGrid(image.shape, affine, orientation),
+        FileGrid(tuple(header.get_data_shape()), affine, orientation),
     )
 
 
-def _open_image(path):
-    """Open `path` and check everything that can be checked before its voxels are read."""
+def _open(path):
+    return gzip.open(path) if path.name.lower().endswith(COMPRESSED) else open(path, "rb")
+
+
+def _read_header(path):
+    """The header alone, from the file's first bytes: nothing that it declares is believed yet."""
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: not one of {', '.join(SUFFIXES)}; convert it, as with dcm2niix")
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
-    size = path.stat().st_size
-    if size == 0:
+    if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; copy or download it again")
+    mgh = path.name.lower().endswith((".mgz", ".mgh"))
     try:
-        image = nibabel.load(path)
-        shape, dtype = image.shape, image.get_data_dtype()
+        with _open(path) as file:
+            start = file.read(Nifti2Header.sizeof_hdr)
+        kinds = [MGHHeader] if mgh else [Nifti1Header, Nifti2Header]
+        kind = next((kind for kind in kinds if mgh or kind.may_contain_header(start)), None)
+        if kind is None:
+            raise ValueError("no NIfTI header")
+        with np.errstate(all="ignore"):  # odd numbers are looked for below
+            header = kind(start[: kind.template_dtype.itemsize])
+            header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
+            header.get_best_affine()
     except PermissionError:
         raise InputError(f"{path}: may not be read; change its permissions") from None
     except Exception as error:
         raise InputError(
-            f"{path}: not a readable image ({_reason(error)}); copy or convert it again"
+            f"{path}: not a readable image ({one_line(error)}); copy or convert it again"
         ) from None
+    return header
+
+
+def _check_limits(path, header):
+    """Refuse what is no grey 3-D image, too large, or more than the file's size can hold."""
+    shape, dtype, size = header.get_data_shape(), header.get_data_dtype(), path.stat().st_size
     if not 2 <= len(shape) <= 3 and not (len(shape) > 3 and set(shape[3:]) == {1}):
         raise InputError(f"{path}: {len(shape)}-D image {shape}, not 3-D; extract one volume of it")
-    voxels = int(np.prod([int(n) for n in shape], dtype=object))
+    voxels = math.prod(int(n) for n in shape)
     if min(shape) < 1 or voxels > MAX_VOXELS:
         raise InputError(f"{path}: {shape} voxels; the header is damaged, or crop the image")
-    if dtype.kind not in "iufb":
+    if dtype.kind not in "iufb" or dtype.itemsize > 8:
         raise InputError(f"{path}: voxels are {dtype}, not grey values; convert it to a grey image")
     compressed = path.name.lower().endswith(COMPRESSED)
-    if _end_of_voxels(image) > size * (MAX_DEFLATE if compressed else 1):
+    if header.get_data_offset() > MAX_HEADER:
+        raise InputError(f"{path}: the header is damaged; copy or convert it again")
+    if _end_of_voxels(header) > size * (MAX_DEFLATE if compressed else 1):
         raise InputError(
             f"{path}: truncated ({size} bytes for {shape} voxels); copy or download it again"
         )
-    return image
 
 
-def _end_of_voxels(image):
+def _end_of_voxels(header):
     """The byte after the last voxel, uncompressed, as the header has it."""
-    voxels = int(np.prod(image.shape, dtype=np.int64))
-    return int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
+    voxels = math.prod(int(n) for n in header.get_data_shape())
+    return int(header.get_data_offset()) + voxels * header.get_data_dtype().itemsize
 
 
-def _reason(error):
-    return str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-
-
-def _read_voxels(path, image):
+def _read_voxels(path, header):
     """The voxels as stored, (i, j, k) float32; a gzip file is read to its end, for its checksum."""
-    if path.name.lower().endswith(COMPRESSED):  # nibabel would stop after the last voxel
-        with gzip.open(path) as file:
-            content = file.read(_end_of_voxels(image) + MAX_TRAILER)
-        image = type(image).from_bytes(content)
+    with _open(path) as file:
+        content = file.read(_end_of_voxels(header) + MAX_TRAILER)
     with np.errstate(all="ignore"):  # an overflow becomes inf, which the caller refuses
-        stored = image.get_fdata(dtype=np.float32, caching="unchanged")
-    return stored.reshape((*image.shape, 1)[:3])
+        stored = np.asarray(ArrayProxy(io.BytesIO(content), header), np.float32)
+    return stored.reshape((*stored.shape, 1)[:3])
 
 
-def _checked_affine(path, image):
+def _checked_affine(path, header):
     """The image's affine, if it places the voxels in the world."""
     mend = "set its qform or sform, or convert it again from the scanner's files"
-    header = image.header
-    if hasattr(header, "get_sform") and not (header["sform_code"] > 0 or header["qform_code"] > 0):
-        raise InputError(f"{path}: no qform and no sform, so it is nowhere in space; {mend}")
-    affine = np.asarray(image.affine, np.float64)
+    if isinstance(header, Nifti1Header):  # NIfTI-2 as well
+        if not (header["sform_code"] > 0 or header["qform_code"] > 0):
+            raise InputError(f"{path}: no qform and no sform, so it is nowhere in space; {mend}")
+    with np.errstate(all="ignore"):
+        affine = np.asarray(header.get_best_affine(), np.float64)
     usable = np.isfinite(affine).all() and abs(affine).max() < 1e6
     if usable:
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
