@@ -83,6 +83,23 @@ def test_scan_without_a_count_is_left_out_of_the_count_figures(two):
     assert result.metrics["regression_fcn"]["tpr"] == 0.5
 
 
+def test_scan_with_a_slice_is_judged_in_that_slice(two):
+    """Two lesions and, as components, two dots in slice 2; stronger dots and a lesion above it."""
+    scans, counts, maps = two
+    first = scans[0]
+    first.slice_index, scans[1].slice_index = 2, 0
+    first.centres_zyx = np.array([(2.4, 3, 2), (2, 3, 12), (3, 3, 12)])
+    heatmap = maps["regression_fcn"][0]
+    heatmap[3, 3:5, 3:14] = 9  # outside the slice, and joining its dots above it
+    result = evaluate_maps(scans, counts, maps)
+    rows = [row for row in result.per_scan if row[1] == "regression_fcn"]
+    assert rows[0] == ("a", "regression_fcn", 2, 2.4, 4.0, 2, 1, 1, 1, 0.5)
+    assert rows[1][5:9] == (0, 0, 0, 0)  # nothing but background in slice 0
+    most = max(point["fp_per_scan"] for point in result.curves["regression_fcn"])
+    assert most == 0.5
+    assert first.volume.array.shape == SHAPE and len(first.centres_zyx) == 3  # left as they were
+
+
 def test_evaluation_without_centres_is_refused(two):
     scans, counts, maps = two
     scans[1].centres_zyx = None
@@ -147,6 +164,24 @@ def test_command_gives_the_figures_of_the_arrays(two, folders):
     ]
     with open(folders / "out" / "froc.csv") as file:
         assert {row["sweep"] for row in csv.DictReader(file)} == {"count", "threshold"}
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_command_reads_the_slice_from_the_table(folders, raw):
+    table = (folders / "cohort.csv").read_text().splitlines()
+    header, rows = "slice_z_mm", ("3.6", "2.8")  # slices 2 and 1
+    if raw:  # a scan with an roi is a raw one
+        header, rows = "slice_z_mm,roi", ("3.6,roi.nii", "2.8,roi.nii")
+    lines = [f"{a},{b}" for a, b in zip(table, (header, *rows), strict=True)]
+    (folders / "cohort.csv").write_text("\n".join(lines))
+    evaluate(folders)
+    with open(folders / "out" / "per_scan.csv") as file:
+        found = [row for row in csv.DictReader(file) if row["method"] == "regression_fcn"]
+    # the dot of scan b lies in slice 3, so in slice 1 there is no false positive
+    assert [(row["tp"], row["fp"], row["fn"]) for row in found] == [
+        ("1", "1", "1"),
+        ("0", "0", "0"),
+    ]
 
 
 def test_command_with_radius_in_millimetres(folders):

@@ -181,6 +181,38 @@ def test_raw_scan_gives_the_same_lesions_as_the_prepared_one(stub, no_pictures, 
     assert len(one) == 3 and one == two
 
 
+@pytest.mark.parametrize("codes", ["RAS", "PIL"])
+def test_slice_is_detected_in_alone(stub, no_pictures, tmp_path, codes):
+    """The longest lesion is the only one in its slice, at z = 10 + 0.8 * 9 mm."""
+    scan, mask = stored_as(tmp_path, codes, ".nii")
+    arguments = ("--roi", mask, "--model", "m.npz")
+    for name, options in (("all", ()), ("slice", ("--slice-z-mm", 17.5))):
+        assert run(scan, *arguments, *options, "--out", tmp_path / name) == 0
+    found = rows(tmp_path / "slice" / "detections.csv")
+    assert len(found) == 3  # the count is met in the slice, by the brightest noise
+    place = [float(found[0][f"{axis}_mm"]) for axis in "xyz"]
+    np.testing.assert_allclose(place, (48, -24, 17.2), atol=1e-3)
+    image = nibabel.load(tmp_path / "slice" / "s_lesions.nii.gz")
+    ijk = np.argwhere(np.asarray(image.dataobj) > 0)
+    np.testing.assert_allclose(apply_affine(image.affine, ijk)[:, 2], 17.2, atol=1e-4)
+    heatmaps = [tmp_path / name / "s_heatmap.nii.gz" for name in ("all", "slice")]
+    assert heatmaps[0].read_bytes() == heatmaps[1].read_bytes()  # the heatmap is whole
+
+
+def test_slice_of_the_table_is_used_and_outside_the_roi_refused(
+    stub, no_pictures, tmp_path, capsys
+):
+    xyz, roi = raw_head()
+    paths = save(tmp_path / "s.nii", xyz), 3, save(tmp_path / "roi.nii", roi)
+    for z_mm, code in ((17.2, 0), (10.0, 2)):
+        write_cohort(tmp_path / "cohort.csv", [Scan("s", *paths, slice_z_mm=z_mm)])
+        out = tmp_path / f"out{code}"
+        arguments = ("--data", tmp_path / "cohort.csv", "--model", "m.npz", "--out", out)
+        assert run(*arguments) == code
+    assert {row["z_mm"] for row in rows(tmp_path / "out0" / "detections.csv")} == {"17.2"}
+    assert "roi.nii: slice_z_mm 10 lies outside" in capsys.readouterr().err
+
+
 def prepared_volume(seed=0, shape=(9, 10, 13)):
     array = np.random.default_rng(seed).uniform(0.1, 1, shape).astype(np.float32)
     array[0], array[-1, -1, -1] = 0, 1
@@ -247,7 +279,7 @@ def test_bad_input_is_refused_in_one_line(stub, tmp_path, capsys):
         "a second scan called S": [scan, same, "--roi", mask],
         "holds predictions already": [scan, "--roi", mask, "--out", used],
         "not a folder": [scan, "--roi", mask, "--out", scan],
-        "name the masks in the table's roi column": ["--data", "cohort.csv", "--roi", mask],
+        "the table has a column roi for it": ["--data", "cohort.csv", "--roi", mask],
         "cohort.csv: no such file": ["--data", tmp_path / "cohort.csv"],
         "give either --data cohort.csv or": [],
     }

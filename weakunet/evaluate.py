@@ -5,7 +5,8 @@
 reads the heatmaps and predicted counts that `weakunet.predict` wrote and the lesion centres that
 the cohort table names, and writes metrics.json, per_scan.csv, froc.csv, froc.png, counts.png and a
 few overlays. The prepared images, thresholded for the same counts, are method (a) of the paper's
-Table 1, the heatmaps method (e). Training ends with the same function, `evaluate_maps`.
+Table 1, the heatmaps method (e). Where lesions were counted in one slice (the table's slice_z_mm),
+they are detected and sought in that slice only. Training ends with the same `evaluate_maps`.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from weakunet.metrics import (
     froc_by_count,
     froc_by_threshold,
 )
+from weakunet.slices import find_slice, in_slice
 from weakunet.volumes import read_volume, require_same_grid, world_to_index
 
 PER_SCAN = "subject,method,count,count_predicted,threshold,n_detected,tp,fp,fn,tpr".split(",")
@@ -53,7 +55,7 @@ def evaluate_maps(
 
     Parameters
     ----------
-    scans : list of LoadedScan with centres_zyx
+    scans : list of LoadedScan with centres_zyx; those with a slice_index are judged in that slice
     counts_predicted : a count for each scan, not rounded; or method -> such a list
     maps : method -> a map (D, H, W) for each scan
     out : folder to write tables and pictures into (the table is printed then), or None
@@ -69,6 +71,7 @@ def evaluate_maps(
         raise InputError(f"{unlabelled[0]}: no lesion centres; add them to the cohort table")
     if not isinstance(counts_predicted, dict):
         counts_predicted = dict.fromkeys(maps, counts_predicted)
+    scans, maps = _cut_to_slices(scans, maps)
     lesions = [scan.centres_zyx for scan in scans]
     spacings_mm = None if radius_mm is None else [scan.volume.spacing_mm for scan in scans]
     reach = (radius if radius_mm is None else radius_mm, spacings_mm)
@@ -91,6 +94,13 @@ def evaluate_maps(
         _draw(result, scans, counts_predicted, maps, Path(out), ring)
         print(table(result.metrics))
     return result
+
+
+def _cut_to_slices(scans, maps):
+    """The scans and, method by method, their maps, each cut to the slice that was counted."""
+    cut = [in_slice(scan, *own) for scan, *own in zip(scans, *maps.values(), strict=True)]
+    columns = enumerate(maps, start=1)
+    return [row[0] for row in cut], {method: [row[i] for row in cut] for i, method in columns}
 
 
 def _known_counts(scans, counts):
@@ -212,7 +222,8 @@ def load_prediction(scan, folder):
     else:
         volume = read_volume(scan.image)
         centres_zyx = world_to_index(volume, read_centres(scan.centres))
-        loaded = LoadedScan(scan.subject, volume, scan.count, centres_zyx)
+        k = find_slice(volume, scan.slice_z_mm, scan.image)
+        loaded = LoadedScan(scan.subject, volume, scan.count, centres_zyx, k)
     heatmap = read_volume(path)
     require_same_grid(loaded.volume, scan.image, heatmap, path)
     return loaded, heatmap.array, prepared

@@ -7,6 +7,7 @@ One pass of the network gives the count (eq. 2) and the heatmap (eq. 3 of sectio
 is thresholded so that its number of connected components is the count. A scan with an ROI mask is
 raw: it is prepared in memory as `weakunet.preprocess` does, and the results are put back on its
 whole grid. A scan without one must be prepared already. Images go out on the scan file's own grid.
+Where the count is that of one slice (the table's slice_z_mm), detections are in that slice only.
 """
 
 import argparse
@@ -18,9 +19,10 @@ import numpy as np
 from weakunet import backend, figures
 from weakunet.checkpoint import load_model
 from weakunet.cli import InputError, command, progress, write_csv
-from weakunet.cohort import Scan, load_scan, read_centres, read_cohort
+from weakunet.cohort import LoadedScan, Scan, load_scan, read_centres, read_cohort
 from weakunet.detect import detect_lesions, fill_outside, whole_count
 from weakunet.preprocess import crop_box, prepare, put_back
+from weakunet.slices import find_slice, in_slice
 from weakunet.volumes import (
     SUFFIXES,
     index_to_file,
@@ -58,12 +60,18 @@ def predict_scan(model, volume):
 
 
 def read_scan(scan, invert=False):
-    """The scan as read, the same prepared (two Volumes), and the second's box in the first."""
+    """The scan as read (Volume), prepared (LoadedScan), and the second's box in the first."""
     if scan.roi is None:
-        volume = load_scan(scan).volume
-        return volume, volume, tuple(slice(0, n) for n in volume.array.shape)
+        loaded = load_scan(scan)
+        return loaded.volume, loaded, tuple(slice(0, n) for n in loaded.volume.array.shape)
     volume, roi = read_volume(scan.image), read_volume(scan.roi)
-    return volume, prepare(volume, roi, invert, scan.image, scan.roi), crop_box(roi.array)
+    prepared = prepare(volume, roi, invert, scan.image, scan.roi)
+    centres_zyx = None
+    if scan.centres is not None:
+        centres_zyx = world_to_index(prepared, read_centres(scan.centres))
+    k = find_slice(prepared, scan.slice_z_mm, scan.roi)
+    loaded = LoadedScan(scan.subject, prepared, scan.count, centres_zyx, k)
+    return volume, loaded, crop_box(roi.array)
 
 
 def write_prediction(model, scan, out, invert=False):
@@ -73,30 +81,36 @@ def write_prediction(model, scan, out, invert=False):
     detection n is the label n of SUBJECT_lesions.nii.gz.
     """
     volume, prepared, box = read_scan(scan, invert)
-    count, heatmap = predict_scan(model, prepared)
-    found = detect_lesions(heatmap, whole_count(count))
+    count, heatmap = predict_scan(model, prepared.volume)
     shape = volume.array.shape
     full_heatmap = put_back(heatmap, box, shape, heatmap.min())
     write_volume(out / f"{scan.subject}_heatmap.nii.gz", full_heatmap, volume)
+    if prepared.slice_index is not None:  # all that follows is in the slice that was counted
+        first = box[0].start + prepared.slice_index
+        box = (slice(first, first + 1), *box[1:])
+    counted, heatmap = in_slice(prepared, heatmap)
+    found = detect_lesions(heatmap, whole_count(count))
     full_labels = put_back(found.labels, box, shape, 0)
     write_volume(out / f"{scan.subject}_lesions.nii.gz", full_labels, volume)
-    picture = out / f"{scan.subject}_overlay.png"
-    truth = None
-    if scan.centres is not None:  # where the lesions are known, the picture judges the detections
-        truth = world_to_index(prepared, read_centres(scan.centres))
-    spacing_mm = prepared.spacing_mm
-    figures.overlay(picture, prepared.array, heatmap, found.labels, truth, spacing_mm)
-    centres = found.centres_zyx + [side.start for side in box]
-    places = np.hstack([index_to_file(volume, centres), index_to_world(volume, centres)])
-    places = (places.round(3) + 0.0).tolist()  # + 0.0: no -0.0
-    rows = [
-        [scan.subject, i + 1, *places[i], float(found.scores[i]), round(float(mm3), 3)]
-        for i, mm3 in enumerate(found.volumes_vox * volume.voxel_mm3)
-    ]
+    # where the lesions are known, the picture judges the detections
+    shown = (counted.volume.array, heatmap, found.labels, counted.centres_zyx, volume.spacing_mm)
+    figures.overlay(out / f"{scan.subject}_overlay.png", *shown)
+    rows = detection_rows(scan.subject, found, volume, [side.start for side in box])
     return [scan.subject, count, len(rows), found.threshold], rows
 
 
-def scans_from_files(paths, roi):
+def detection_rows(subject, found, volume, corner_zyx):
+    """Rows of DETECTIONS of what was found in the part of `volume` from voxel `corner_zyx` on."""
+    centres = found.centres_zyx + corner_zyx
+    places = np.hstack([index_to_file(volume, centres), index_to_world(volume, centres)])
+    places = (places.round(3) + 0.0).tolist()  # + 0.0: no -0.0
+    return [
+        [subject, i + 1, *places[i], float(found.scores[i]), round(float(mm3), 3)]
+        for i, mm3 in enumerate(found.volumes_vox * volume.voxel_mm3)
+    ]
+
+
+def scans_from_files(paths, roi, slice_z_mm):
     """A Scan per image path, named after the file. Raises InputError when two share a name."""
     scans = {}
     for path in paths:
@@ -109,7 +123,7 @@ def scans_from_files(paths, roi):
             raise InputError(
                 f"{path}: a second scan called {name}; use --data, where each has its own name"
             )
-        scans[name.casefold()] = Scan(name, path, roi=roi)
+        scans[name.casefold()] = Scan(name, path, roi=roi, slice_z_mm=slice_z_mm)
     return list(scans.values())
 
 
@@ -122,17 +136,22 @@ def parse_arguments(argv):
     parser.add_argument("--data", type=Path, help="cohort table; a row with an roi is a raw scan")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the results")
     parser.add_argument("--roi", type=Path, help="ROI mask of the scans named on the command line")
+    parser.add_argument("--slice-z-mm", type=float, help="those scans' slice, if one was counted")
     parser.add_argument("--invert", action="store_true", help="as for preprocess, for raw T1 scans")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(argv)
     if (args.data is None) == (not args.images):
         parser.error("give either --data cohort.csv or one or more scans")
-    if args.data is not None and args.roi is not None:
-        raise InputError(
-            f"{args.data}: --roi is for scans named on the command line; "
-            "name the masks in the table's roi column"
-        )
-    args.scans = read_cohort(args.data) if args.data else scans_from_files(args.images, args.roi)
+    for name in ("roi", "slice_z_mm"):
+        if args.data is not None and getattr(args, name) is not None:
+            raise InputError(
+                f"{args.data}: --{name.replace('_', '-')} is for scans named on the command line; "
+                f"the table has a column {name} for it"
+            )
+    if args.data:
+        args.scans = read_cohort(args.data)
+    else:
+        args.scans = scans_from_files(args.images, args.roi, args.slice_z_mm)
     return args
 
 

@@ -30,14 +30,14 @@ def find_slice(volume, z_mm, path="image"):
     ends_zyx[:, 1:] = (ends_zyx[:, 1:] - 1) / 2
     ends_mm = index_to_world(volume, ends_zyx)
     at_mm = (*ends_mm.mean(axis=0)[:2], z_mm)
-    index = math.floor(world_to_index(volume, at_mm)[0, 0] + HALF_VOXEL)
-    if not 0 <= index < depth:
+    above_first = world_to_index(volume, at_mm)[0, 0] + HALF_VOXEL
+    if not 0 <= above_first < depth:  # nor is NaN
         low, high = ends_mm[:, 2]
         raise InputError(
             f"{path}: slice_z_mm {z_mm:g} lies outside, its slices reach from {low:.1f} to "
             f"{high:.1f} mm; give the slice's height in world (RAS+) mm"
         )
-    return index
+    return math.floor(above_first)
 
 
 def cut_volume(volume, first, stop):
