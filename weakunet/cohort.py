@@ -9,19 +9,23 @@ ONE axial slice, as the paper's (at the anterior commissure): the slice's world 
 
 import csv
 import dataclasses
+import io
 import math
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from weakunet.cli import InputError, write_csv
+from weakunet.cli import InputError, one_line, write_csv
 from weakunet.slices import find_slice
 from weakunet.volumes import Volume, read_volume, world_to_index
 
 SPLITS = ("train", "val", "test")
 SHARES = (0.70, 0.15, 0.15)
 MAX_COUNT = 10**6
+MAX_TABLE = 2**23  # bytes; reading takes some 40 times as much memory at worst
+MAX_NAME = 100  # letters of a subject: file systems take 255 bytes with all that is added
 FORBIDDEN = set('/\\<>:"|?*')  # a subject names files, on every system
 RANGE_TOLERANCE = 1e-3
 
@@ -58,7 +62,7 @@ def read_cohort(path):
     """
     path = Path(path)
     scans, seen = [], {}
-    for line, row in _read_table(path, ("subject", "image", "count")):
+    for line, row in read_table(path, ("subject", "image", "count")):
         scan = _parse_row(f"{path}: line {line}", row, path.parent)
         first = seen.setdefault(scan.subject.casefold(), line)
         if first != line:
@@ -79,47 +83,67 @@ def read_cohort(path):
     return scans
 
 
-def _read_table(path, columns):
-    """Yield (line number, {column: text}); blank lines are skipped, spaces stripped."""
+def read_table(path, columns):
+    """Yield (line number, {column: text}) of a CSV that must have these columns, maybe others.
+
+    Spaces are stripped, blank lines skipped, `columns` that a line lacks are "". Raises InputError
+    naming the table (and the line) when it is missing, not UTF-8, no CSV or over MAX_TABLE bytes.
+    """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        if os.path.getsize(path) > MAX_TABLE:
+            raise InputError(f"{path}: over {MAX_TABLE // 2**20} MiB; check that it is the table")
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; save it as 'CSV UTF-8'") from None
-    except (csv.Error, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: not readable as CSV ({reason}); save it again") from None
-    lines = [(number, row) for number, row in lines if any(row)]
-    header = lines[0][1] if lines else []
+    except OSError as error:
+        raise InputError(f"{path}: not readable as CSV ({error.strerror}); save it again") from None
+    lines = _split_lines(path, text)
+    _, header = next(lines, (1, []))
     missing = [name for name in columns if name not in header]
     if missing:
         raise InputError(
-            f"{path}: no column {', '.join(missing)} (found: {', '.join(header)[:80]}); "
+            f"{path}: no column {', '.join(missing)} (found: {one_line(', '.join(header))}); "
             f"the first line must name {','.join(columns)}, separated by commas"
         )
-    twice = [name for name in header if name and header.count(name) > 1]
+    twice = [name for name, times in Counter(header).items() if name and times > 1]
     if twice:
-        raise InputError(f"{path}: two columns are called {twice[0]!r}; rename one")
-    for number, row in lines[1:]:
-        if len(row) > len(header) and any(row[len(header):]):
+        raise InputError(f"{path}: two columns are called {one_line(twice[0])!r}; rename one")
+    for number, row in lines:
+        if len(row) > len(header) and any(row[len(header) :]):
             raise InputError(
                 f"{path}: line {number} has {len(row)} cells, the header {len(header)}; "
                 "put text with commas in double quotes"
             )
-        yield number, dict(zip(header, row + [""] * len(header), strict=False))
+        yield number, dict.fromkeys(columns, "") | dict(zip(header, row, strict=False))
+
+
+def _split_lines(path, text):
+    """Yield (line number, cells) of the lines that are not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        for row in reader:
+            row = [cell.strip() for cell in row]
+            if any(row):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise InputError(f"{path}: not readable as CSV ({error}); save it again") from None
 
 
 def _parse_row(where, row, folder):
     subject, split = row["subject"], row.get("split", "").lower()
-    if not subject or subject[0] == "." or not subject.isprintable() or FORBIDDEN & set(subject):
-        raise InputError(f"{where}: subject {subject!r} cannot name a file; use letters and digits")
+    odd = not subject.isprintable() or FORBIDDEN & set(subject) or len(subject) > MAX_NAME
+    if not subject or subject[0] == "." or odd:
+        raise InputError(
+            f"{where}: subject {one_line(subject)!r} cannot name a file; use letters and digits"
+        )
     if not row["image"]:
         raise InputError(f"{where}: no image; give the path of {subject}'s scan")
     if split and split not in SPLITS:
-        raise InputError(f"{where}: split {row['split']!r} is unknown; use train, val or test")
+        raise InputError(
+            f"{where}: split {one_line(row['split'])!r} is unknown; use train, val or test"
+        )
     texts = {name: row.get(name, "") for name in ("image", "roi", "centres")}
     if not all(text.isprintable() for text in texts.values()):
         raise InputError(f"{where}: a path holds a line break or control character; retype it")
@@ -138,7 +162,7 @@ def _parse_count(where, text):
         count = float("nan")
     if not (0 <= count <= MAX_COUNT and count == int(count)):
         raise InputError(
-            f"{where}: count {text!r} is no whole number of at least 0; "
+            f"{where}: count {one_line(text)!r} is no whole number of at least 0; "
             "correct it, or leave it empty for a scan that is only predicted on"
         )
     return int(count)
@@ -151,8 +175,8 @@ def _parse_slice(where, text):
         z_mm = math.nan
     if z_mm is not None and not math.isfinite(z_mm):
         raise InputError(
-            f"{where}: slice_z_mm {text!r} is no number; give the slice's world z in mm, or leave "
-            "it empty where lesions were counted in the whole scan"
+            f"{where}: slice_z_mm {one_line(text)!r} is no number; give the slice's world z in mm, "
+            "or leave it empty where lesions were counted in the whole scan"
         )
     return z_mm
 
@@ -210,7 +234,7 @@ def read_centres(path):
     """Read lesion centres: (n, 3) world mm as (x, y, z); n may be 0. Other columns are ignored."""
     columns = ("x_mm", "y_mm", "z_mm")
     points = []
-    for line, row in _read_table(Path(path), columns):
+    for line, row in read_table(path, columns):
         try:
             point = [float(row[name]) for name in columns]
         except ValueError:

@@ -15,6 +15,7 @@ import gzip
 import io
 import logging
 import math
+import os
 from pathlib import Path
 
 import nibabel
@@ -104,7 +105,7 @@ def _read_header(path):
     """The header alone, from the file's first bytes: nothing that it declares is believed yet."""
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: not one of {', '.join(SUFFIXES)}; convert it, as with dcm2niix")
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where the name is too long for a file
         raise InputError(f"{path}: no such file; check the path")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; copy or download it again")
