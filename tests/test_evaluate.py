@@ -269,14 +269,14 @@ def test_command_on_bad_input_says_so_in_one_line(harm, named, folders, capsys):
 @pytest.mark.parametrize(
     "text, fault",
     [
-        ("", "lacks the columns"),
-        ("subject,threshold\na,3\n", "lacks the columns"),
+        ("", "no column subject, count_predicted"),
+        ("subject,threshold\na,3\n", "no column count_predicted"),
         ("subject,count_predicted\n", "only a header"),
         ("subject,count_predicted\na,many\n", "line 2: count_predicted"),
         ("subject,count_predicted\na,nan\n", "line 2: count_predicted"),
         ("subject,count_predicted\na\n", "line 2: count_predicted"),
         ("subject,count_predicted\na,1\na,2\n", "line 3: a is there twice"),
-        (b"\xff\xfe\x00", "not a CSV"),
+        (b"\xff\xfe\x00", "not UTF-8"),
     ],
 )
 def test_damaged_predictions_table_is_refused_by_name(text, fault, tmp_path):

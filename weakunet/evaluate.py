@@ -10,7 +10,6 @@ they are detected and sought in that slice only. Training ends with the same `ev
 """
 
 import argparse
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from weakunet import figures
-from weakunet.cli import InputError, command, progress, write_csv, write_json
-from weakunet.cohort import SPLITS, LoadedScan, load_scan, read_centres, read_cohort
+from weakunet.cli import InputError, command, one_line, progress, write_csv, write_json
+from weakunet.cohort import (
+    SPLITS,
+    LoadedScan,
+    load_scan,
+    read_centres,
+    read_cohort,
+    read_table,
+)
 from weakunet.detect import components_above, detect_lesions, whole_count
 from weakunet.metrics import (
     RADIUS_VOX,
@@ -166,27 +172,21 @@ def read_predictions(path):
     """Read predictions.csv: subject -> predicted count. Raises InputError naming the line."""
     path, counts = Path(path), {}
     mend = "write it with python -m weakunet.predict"
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = set(reader.fieldnames or ())
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; {mend}") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise InputError(f"{path}: not a CSV table; {mend}") from None
-    if not {"subject", "count_predicted"} <= columns:
-        raise InputError(f"{path}: lacks the columns subject,count_predicted; {mend}")
-    for line, row in rows:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {mend}")
+    for line, row in read_table(path, ("subject", "count_predicted")):
+        subject = row["subject"]
         try:
             count = float(row["count_predicted"])
-        except (TypeError, ValueError):
+        except ValueError:
             count = math.nan
         if not math.isfinite(count):
             raise InputError(f"{path}: line {line}: count_predicted is no number; {mend}")
-        if row["subject"] in counts:
-            raise InputError(f"{path}: line {line}: {row['subject']} is there twice; remove one")
-        counts[row["subject"]] = count
+        if not subject:
+            raise InputError(f"{path}: line {line}: no subject; {mend}")
+        if subject in counts:
+            raise InputError(f"{path}: line {line}: {one_line(subject)} is there twice; remove one")
+        counts[subject] = count
     if not counts:
         raise InputError(f"{path}: no predictions, only a header; {mend}")
     return counts
