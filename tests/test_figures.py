@@ -13,7 +13,7 @@ SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
 def drawn(monkeypatch):
     """The figures drawn by the test, instead of files."""
     kept = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure))
     return kept
 
 

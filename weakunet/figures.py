@@ -34,25 +34,32 @@ LINES = (  # colour, line, marker of each method
 OUTLINE = [patheffects.withStroke(linewidth=3.2, foreground="black")]  # seen on bright and on dark
 
 
-def _figure(width, height, layout="constrained"):
+def new_figure(width, height, layout="constrained"):
+    """An empty figure of width x height inches."""
     figure = Figure(figsize=(width, height), dpi=120, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure, path):
+def save_figure(figure, path):
+    """Write the figure to `path` as PNG, atomically and without anything but the picture."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def _show(panel, axial, spacing_mm, low=0.0, high=1.0):
-    """Show an axial slice (H, W) or (H, W, 3): x to the right, y upwards, in mm if known."""
+def show_slice(panel, axial, spacing_mm, low=0.0, high=1.0, cmap="gray"):
+    """Show an axial slice (H, W) or (H, W, 3), x to the right, y upwards, in mm if known.
+
+    Returns: the drawn image, dy, dx.
+    """
     dy, dx = (1.0, 1.0) if spacing_mm is None else spacing_mm[1:]
     h, w = axial.shape[:2]
     extent = (-0.5 * dx, (w - 0.5) * dx, -0.5 * dy, (h - 0.5) * dy)
-    style = {"cmap": "gray", "origin": "lower", "interpolation": "nearest"}
-    panel.imshow(axial, vmin=low, vmax=max(high, low + 1e-9), extent=extent, **style)
-    return dy, dx
+    style = {"cmap": cmap, "origin": "lower", "interpolation": "nearest"}
+    style |= {"vmin": low, "vmax": max(high, low + 1e-9)}
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+    return panel.imshow(axial, extent=extent, **style), dy, dx
 
 
 def overlay(path, image, heatmap, labels, lesions_zyx=None, spacing_mm=None, **radius):
@@ -65,40 +72,41 @@ def overlay(path, image, heatmap, labels, lesions_zyx=None, spacing_mm=None, **r
     voxel indices, None where the truth is not known (then detections are not judged); spacing_mm
     (z, y, x), None: axes in voxels; radius in voxels or radius_mm, of a hit and the truth's rings.
     """
-    marks, colour_of = _judge(labels, lesions_zyx, spacing_mm, **radius)
+    marks, colour_of = judge_detections(labels, lesions_zyx, spacing_mm, **radius)
     slices = _busiest_slices(np.vstack(list(marks.values())), len(image))
     dy, dx = (1.0, 1.0) if spacing_mm is None else spacing_mm[1:]
     tall = np.clip(3.2 * image.shape[1] * dy / (image.shape[2] * dx), 2, 7)
     height = tall * len(slices) + 1.2
-    figure = _figure(10.5, height, layout=None)  # the margins by hand: half the time
+    figure = new_figure(10.5, height, layout=None)  # the margins by hand: half the time
     figure.subplots_adjust(0.07, 0.85 / height, 0.99, 1 - 0.35 / height, 0.04, 0.06)
     axes = figure.subplots(len(slices), 3, squeeze=False, sharex=True, sharey=True)
     unit = "voxels" if spacing_mm is None else "mm"
     for row, z in zip(axes, slices, strict=True):
         slab = slice(max(0, z - 1), z + 2)
-        _show(row[0], image[z], spacing_mm, image.min(), image.max())
-        _show(row[1], heatmap[slab].max(0), spacing_mm, *np.percentile(heatmap, [1, 99.9]))
-        _show(row[2], colour_of[labels[slab].max(0)], spacing_mm)
+        show_slice(row[0], image[z], spacing_mm, image.min(), image.max())
+        show_slice(row[1], heatmap[slab].max(0), spacing_mm, *np.percentile(heatmap, [1, 99.9]))
+        show_slice(row[2], colour_of[labels[slab].max(0)], spacing_mm)
         limits = {"xlim": row[0].get_xlim(), "ylim": row[0].get_ylim()}
         rx, ry, size = _ring(dy, dx, **radius)
         angle = np.linspace(0, 2 * np.pi, 60)
-        for _, y, x in _near(() if lesions_zyx is None else lesions_zyx, z):
+        for _, y, x in near_slice(() if lesions_zyx is None else lesions_zyx, z):
             ring = x * dx + rx * np.cos(angle), y * dy + ry * np.sin(angle)
             row[0].plot(*ring, color=GREEN, linewidth=1.6, path_effects=OUTLINE)
         for name, points in marks.items():
-            points = _near(points, z)
+            points = near_slice(points, z)
             row[1].plot(points[:, 2] * dx, points[:, 1] * dy, **_style(name))
         row[0].set_ylabel(f"slice z = {z}\ny, towards the front ({unit})")
         row[0].set(**limits)
     truth = "" if lesions_zyx is None else f", truth ringed (radius {size})"
-    for panel, title in zip(axes[0], ("image" + truth, "heatmap", "segmentation"), strict=True):
+    titles = ("image" + truth, "heatmap, highest of z − 1, z, z + 1", "segmentation of the same slices")
+    for panel, title in zip(axes[0], titles, strict=True):
         panel.set_title(title, fontsize=10)
     for panel in axes[-1]:
         panel.set_xlabel(f"x, towards the patient's right ({unit})")
     counted = [(name, f"{name} ({len(points)} in the scan)") for name, points in marks.items()]
     handles = [Line2D([], [], label=label, **_style(name)) for name, label in counted]
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _style(name):
@@ -114,7 +122,7 @@ def _ring(dy, dx, radius=RADIUS_VOX, radius_mm=None):
     return radius * dx, radius * dy, f"{radius:g} voxels"
 
 
-def _judge(labels, lesions_zyx, spacing_mm, radius=RADIUS_VOX, radius_mm=None):
+def judge_detections(labels, lesions_zyx, spacing_mm, radius=RADIUS_VOX, radius_mm=None):
     """Centres (n, 3) of true positives, false positives, false negatives; colour of each label."""
     n = int(labels.max())
     found = ndimage.center_of_mass(labels > 0, labels, range(1, n + 1)) if n else []
@@ -138,7 +146,7 @@ def _busiest_slices(points, depth, most=3):
     """Up to `most` slices, each with the most points not yet shown; the middle one without any."""
     left, chosen = np.reshape(points, (-1, 3)), []
     while len(chosen) < most:
-        near = [_near(left, z)[:, 0] - z for z in range(depth)]
+        near = [near_slice(left, z)[:, 0] - z for z in range(depth)]
         # of equally busy slices the one that lies closest to its points
         z = max(range(depth), key=lambda z: (len(near[z]), -np.abs(near[z]).sum()))
         if not len(near[z]):
@@ -148,7 +156,8 @@ def _busiest_slices(points, depth, most=3):
     return sorted(chosen) or [depth // 2]
 
 
-def _near(points, z):
+def near_slice(points, z):
+    """Those of `points` (n, 3) that lie in slice z, z - 1 or z + 1."""
     points = np.reshape(points, (-1, 3))
     return points[np.abs(points[:, 0].round() - z) <= 1]
 
@@ -156,19 +165,19 @@ def _near(points, z):
 def preprocess_figure(path, steps, spacing_mm=None):
     """The middle axial slice of every step of section 2.1; steps: name -> (D, H, W), in order."""
     rows = -(-len(steps) // 4)
-    figure = _figure(11, 3.1 * rows)
+    figure = new_figure(11, 3.1 * rows)
     axes = figure.subplots(rows, 4, squeeze=False).reshape(-1)
     unit = "voxels" if spacing_mm is None else "mm"
     for panel, (name, array) in zip(axes, steps.items(), strict=False):
         low, high = float(array.min()), float(array.max())
-        _show(panel, array[len(array) // 2], spacing_mm, low, high)
+        show_slice(panel, array[len(array) // 2], spacing_mm, low, high)
         panel.set_title(f"{name}: {low:.3g} to {high:.3g}", fontsize=9)
         panel.set_xlabel(f"x ({unit})", fontsize=9)
         panel.set_ylabel(f"y ({unit})", fontsize=9)
         panel.tick_params(labelsize=8)
     for panel in axes[len(steps) :]:
         panel.axis("off")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def training_curves(path, history, mean_error=None):
@@ -179,7 +188,7 @@ def training_curves(path, history, mean_error=None):
     """
     history = np.asarray(history, float) if len(history) else np.zeros((0, 5))
     epoch, _, train, validation, r = history[:, :5].T
-    figure = _figure(7, 5.6)
+    figure = new_figure(7, 5.6)
     error, correlation = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.4))
     error.plot(epoch, train, "--s", color=TRAINING, markersize=4, label="training (augmented)")
     error.plot(epoch, validation, "-o", color=VALIDATION, markersize=4, label="validation")
@@ -203,12 +212,12 @@ def training_curves(path, history, mean_error=None):
     correlation.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for panel in (error, correlation):
         panel.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def count_scatter(path, true, predicted):
     """Predicted against true counts, the line of identity, and the agreement in the title."""
-    figure = _figure(5.6, 5.4)
+    figure = new_figure(5.6, 5.4)
     axes = figure.subplots()
     true, predicted = np.asarray(true, float), np.asarray(predicted, float)
     ends = np.concatenate([true, predicted, [0, 1]])
@@ -224,7 +233,7 @@ def count_scatter(path, true, predicted):
     axes.set(xlabel="true count (lesions)", ylabel="predicted count (lesions)")
     axes.legend(loc="upper left", fontsize=9)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def froc(path, curves, points, furthest=None):
@@ -233,7 +242,7 @@ def froc(path, curves, points, furthest=None):
     Parameters: curves, method -> list of dict fp_per_scan, tpr (see metrics.froc_by_count); points,
     method -> dict with the same keys: where the predicted count puts it; furthest FPav shown.
     """
-    figure = _figure(7, 5)
+    figure = new_figure(7, 5)
     axes = figure.subplots()
     for k, (method, curve) in enumerate(curves.items()):
         colour, line, marker = LINES[k % len(LINES)]
@@ -249,4 +258,4 @@ def froc(path, curves, points, furthest=None):
     axes.set_title("line: the count multiplied; mark: the count as predicted", fontsize=10)
     axes.legend()
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
