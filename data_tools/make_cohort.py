@@ -85,9 +85,9 @@ def join(images, entries, rois=None, centres=None):
 
 def _reason_to_leave_out(key, of_subject, entry, rois, centres):
     if not of_subject:
-        return "a row in the counts, but no scan"
+        return "no scan"
     if entry is None:
-        return f"a scan, but no row in the counts ({of_subject[0][1]})"
+        return f"no count for the scan {of_subject[0][1]}"
     for what, files in (
         ("scans", of_subject),
         ("ROIs", (rois or {}).get(key, [])),

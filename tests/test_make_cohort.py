@@ -73,8 +73,8 @@ def test_folder_and_spreadsheet_are_joined_and_what_is_left_out_is_named(tmp_pat
         (0, "1 of 2 scans have no list of centres"),
         (1, "left out: c: count '?' is no whole number", "counts.txt, line 4"),
         (2, "left out: d: no ROI"),
-        (3, "left out: e: a scan, but no row in the counts", "e_T2.nii.gz"),
-        (4, "left out: f: a row in the counts, but no scan"),
+        (3, "left out: e: no count for the scan", "e_T2.nii.gz"),
+        (4, "left out: f: no scan"),
         (5, "left out: TWICE: 2 scans", "TWICE_T2.nii.gz", "twice_T2.nii.gz"),
         (6, "wrote 2 scans, left out 5"),
     ):
