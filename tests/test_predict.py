@@ -86,6 +86,7 @@ def test_raw_scan_is_predicted_on_its_own_whole_grid(stub, tmp_path):
     assert {path.name for path in out.iterdir()} == {
         "Head 1_heatmap.nii.gz",
         "Head 1_lesions.nii.gz",
+        "Head 1_lesions.mrk.json",
         "Head 1_overlay.png",
         "predictions.csv",
         "detections.csv",

@@ -35,6 +35,7 @@ from weakunet.metrics import (
     froc_by_count,
     froc_by_threshold,
 )
+from weakunet.outputs import is_bids, output_paths
 from weakunet.slices import find_slice, in_slice
 from weakunet.volumes import read_volume, require_same_grid, world_to_index
 
@@ -213,7 +214,7 @@ def choose_scans(scans, counts, split, data, predictions):
 
 def load_prediction(scan, folder):
     """The scan with its centres, its heatmap, and whether its image is a prepared one."""
-    path = folder / f"{scan.subject}_heatmap.nii.gz"
+    path = output_paths(folder, scan.subject, is_bids(folder))["heatmap"]
     if not path.is_file():
         raise InputError(f"{path}: no such file; predict on {scan.subject} again")
     prepared = scan.roi is None  # as for weakunet.predict

@@ -21,6 +21,7 @@ from weakunet.checkpoint import load_model
 from weakunet.cli import InputError, command, progress, write_csv
 from weakunet.cohort import LoadedScan, Scan, load_scan, read_centres, read_cohort
 from weakunet.detect import detect_lesions, fill_outside, whole_count
+from weakunet.outputs import is_bids, output_paths, start_bids, write_markups
 from weakunet.preprocess import crop_box, prepare, put_back
 from weakunet.slices import find_slice, in_slice
 from weakunet.volumes import (
@@ -74,28 +75,27 @@ def read_scan(scan, invert=False):
     return volume, loaded, crop_box(roi.array)
 
 
-def write_prediction(model, scan, out, invert=False):
-    """Predict on one scan and write its images to the folder `out`.
+def write_prediction(model, scan, out, invert=False, bids=False):
+    """Predict on one scan and write its images and markups to the folder `out`.
 
     Returns its row of predictions.csv and its rows of detections.csv, the highest score first;
-    detection n is the label n of SUBJECT_lesions.nii.gz.
+    detection n is the label n of the label image.
     """
     volume, prepared, box = read_scan(scan, invert)
     count, heatmap = predict_scan(model, prepared.volume)
-    shape = volume.array.shape
-    full_heatmap = put_back(heatmap, box, shape, heatmap.min())
-    write_volume(out / f"{scan.subject}_heatmap.nii.gz", full_heatmap, volume)
+    shape, paths = volume.array.shape, output_paths(out, scan.subject, bids)
+    write_volume(paths["heatmap"], put_back(heatmap, box, shape, heatmap.min()), volume)
     if prepared.slice_index is not None:  # all that follows is in the slice that was counted
         first = box[0].start + prepared.slice_index
         box = (slice(first, first + 1), *box[1:])
     counted, heatmap = in_slice(prepared, heatmap)
     found = detect_lesions(heatmap, whole_count(count))
-    full_labels = put_back(found.labels, box, shape, 0)
-    write_volume(out / f"{scan.subject}_lesions.nii.gz", full_labels, volume)
+    write_volume(paths["lesions"], put_back(found.labels, box, shape, 0), volume)
+    rows = detection_rows(scan.subject, found, volume, [side.start for side in box])
+    write_markups(paths["markups"], scan.subject, [row[5:8] for row in rows], found.scores)
     # where the lesions are known, the picture judges the detections
     shown = (counted.volume.array, heatmap, found.labels, counted.centres_zyx, volume.spacing_mm)
-    figures.overlay(out / f"{scan.subject}_overlay.png", *shown)
-    rows = detection_rows(scan.subject, found, volume, [side.start for side in box])
+    figures.overlay(paths["overlay"], *shown)
     return [scan.subject, count, len(rows), found.threshold], rows
 
 
@@ -138,6 +138,7 @@ def parse_arguments(argv):
     parser.add_argument("--roi", type=Path, help="ROI mask of the scans named on the command line")
     parser.add_argument("--slice-z-mm", type=float, help="those scans' slice, if one was counted")
     parser.add_argument("--invert", action="store_true", help="as for preprocess, for raw T1 scans")
+    parser.add_argument("--bids", action="store_true", help="name the files as BIDS derivatives")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(argv)
     if (args.data is None) == (not args.images):
@@ -164,12 +165,16 @@ def main(argv=None):
     table = args.out / "predictions.csv"
     if table.exists():
         raise InputError(f"{table}: the folder holds predictions already; choose another --out")
+    if is_bids(args.out) and not args.bids:
+        raise InputError(f"{args.out}: holds BIDS names; add --bids, or choose another --out")
     model = load_model(args.model).to(backend.pick_device(args.device))
+    if args.bids:
+        start_bids(args.out, [scan.subject for scan in args.scans])
     predictions, detections, failed = [], [], []
     for scan in progress(args.scans, "predict"):
         try:
             with backend.explain_out_of_memory():
-                prediction, rows = write_prediction(model, scan, args.out, args.invert)
+                prediction, rows = write_prediction(model, scan, args.out, args.invert, args.bids)
         except InputError as error:
             failed.append((scan.subject, error))
             continue
