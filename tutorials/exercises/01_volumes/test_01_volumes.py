@@ -1,0 +1,62 @@
+"""Grades exercise 1."""
+
+import numpy as np
+from grading import compare, fail
+
+# a tilted scan of 0.49 x 0.6 x 0.8 mm
+AFFINE = np.array(
+    [[0.48, -0.07, 0.0, -31.0], [0.09, 0.59, 0.05, -40.0], [0.0, -0.04, 0.79, 12.0], [0, 0, 0, 1]]
+)
+MATRIX, SHIFT = AFFINE[:3, :3], AFFINE[:3, 3]
+ZYX = np.array([[0.0, 0.0, 0.0], [3.0, 5.0, 7.0], [1.5, 0.0, 20.0], [11.0, 2.0, 4.0]])
+XYZ = ZYX[:, ::-1]
+MM = XYZ @ MATRIX.T + SHIFT
+
+
+def test_index_to_mm(answer):
+    mistakes = [
+        (ZYX @ MATRIX.T + SHIFT, "the index is not reversed: it is (z, y, x), A wants (x, y, z)"),
+        (XYZ @ MATRIX.T, "the shift, the affine's last column, is missing"),
+        (XYZ @ MATRIX + SHIFT, "the matrix is not transposed: points are rows, points @ matrix.T"),
+        (MM[:, ::-1], "the result is (z, y, x): world points are (x, y, z)"),
+    ]
+    compare("index_to_mm", answer.index_to_mm(AFFINE.copy(), ZYX.copy()), MM, mistakes)
+
+
+def test_mm_to_index(answer):
+    inverse = np.linalg.inv(MATRIX)
+    late = (MM @ inverse.T - SHIFT)[:, ::-1]
+    mistakes = [
+        (XYZ, "the index is (x, y, z): reverse the columns, an array's index is (z, y, x)"),
+        ((MM @ inverse.T)[:, ::-1], "the shift is not undone: invert the whole 4x4 affine"),
+        (late, "the shift is taken off after the matrix: it is in mm, so it goes first"),
+        (np.round(ZYX), "the index is rounded: a lesion's centre may lie between voxels"),
+        (np.floor(ZYX), "the index is cut to whole numbers: a centre may lie between voxels"),
+    ]
+    compare("mm_to_index", answer.mm_to_index(AFFINE.copy(), MM.copy()), ZYX, mistakes)
+
+
+def test_to_ras(answer):
+    stored = np.random.default_rng(1).normal(size=(4, 3, 5))
+    affine = np.diag([-0.5, 0.6, -0.8, 1.0])
+    affine[:3, 3] = 31, -40, 12
+    result = answer.to_ras(stored.copy(), affine.copy())
+    if not isinstance(result, tuple) or len(result) != 2:
+        fail("to_ras returns two things: the array and its affine")
+    flipped = stored[::-1, :, ::-1]
+    mistakes = [
+        (flipped, "the array is still (x, y, z): transpose(2, 1, 0) makes (z, y, x) of it"),
+        (stored.transpose(2, 1, 0), "nothing is flipped: x and z run the wrong way here"),
+        (np.flip(stored.T), "all axes are flipped: only those with a negative diagonal are"),
+    ]
+    compare("to_ras's array", result[0], flipped.transpose(2, 1, 0), mistakes)
+    right, sign_only, too_far = (np.diag([0.5, 0.6, 0.8, 1.0]) for _ in range(3))
+    right[:3, 3] = 31 - 3 * 0.5, -40, 12 - 4 * 0.8
+    sign_only[:3, 3] = affine[:3, 3]
+    too_far[:3, 3] = 31 - 4 * 0.5, -40, 12 - 5 * 0.8
+    mistakes = [
+        (affine, "the voxels moved in the world: the array is flipped, the affine is not"),
+        (sign_only, "the voxels moved in the world: the affine's shift must go to the other end"),
+        (too_far, "the shift is one voxel too far: the last index is n - 1, not n"),
+    ]
+    compare("to_ras's affine", result[1], right, mistakes)

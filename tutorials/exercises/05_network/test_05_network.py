@@ -1,0 +1,79 @@
+"""Grades exercise 5; the oracle for the parameters is the package's network itself."""
+
+import numpy as np
+from grading import compare, fail
+
+from weakunet.model import WeakUNet
+
+ENCODER = [(3, 1), (2, 2), (3, 1), (2, 2), (3, 1)]
+
+
+def _probe(layers):
+    """The receptive field, tried out: which of 64 inputs reach one output?"""
+    reached = [{i} for i in range(64)]
+    for k, stride in layers:
+        starts = range(0, len(reached) - k + 1, stride)
+        reached = [set().union(*reached[i : i + k]) for i in starts]
+    return len(reached[len(reached) // 2])
+
+
+def test_receptive_field(answer):
+    for layers in (ENCODER, [(3, 1)] * 3, [(2, 2), (2, 2), (5, 1)]):
+        pools = [stride for _, stride in layers]
+        jumps = np.cumprod([1, *pools])
+        ks = np.array([k for k, _ in layers])
+        wrong = [
+            (1 + (ks - 1).sum(), "the jump is missing: behind a pooling, neighbours lie 2 apart"),
+            (
+                1 + (ks - 1) @ jumps[1:],
+                "the jump grows too early: a pooling's own voxels lie close",
+            ),
+            (1 + ks @ jumps[:-1], "a layer adds (k - 1) jumps, not k: one voxel was there before"),
+            (np.prod(ks), "the sizes are multiplied: convolutions in a row ADD (k - 1) jumps"),
+        ]
+        right = _probe(layers)
+        wrong = [w for w in wrong if w[0] != right]
+        compare(f"receptive_field({layers})", answer.receptive_field(layers), right, wrong)
+
+
+def test_map_shapes(answer):
+    right = [(8, 84, 128, 168), (16, 42, 64, 84), (32, 21, 32, 42)]
+    mistakes = [
+        ([(c, d // 2, h // 2, w // 2) for c, d, h, w in right], "the first level is not halved"),
+        ([right[0], (16, 84, 64, 84), (32, 84, 32, 42)], "D is not halved: pooling is 2x2x2"),
+        ([right[0], (16, 42, 64, 84), (32, 42, 64, 84)], "each level is half of the level above"),
+    ]
+    shapes = answer.map_shapes((8, 16, 32), (84, 128, 168))
+    compare("map_shapes", shapes, right, mistakes)
+    answer.map_shapes((8, 16, 32), (84, 128, 4))  # 21 is odd, but nobody halves it
+    try:
+        answer.map_shapes((4, 8, 16, 32), (84, 128, 168))
+    except ValueError:
+        return
+    fail("21 voxels were halved: two poolings fit into the paper's 84 slices, the third must raise")
+
+
+def test_n_parameters(answer):
+    for channels in ((8, 16, 32), (4, 6), (32, 64, 128)):
+        network = WeakUNet(channels, rng=np.random.default_rng(0))
+        right = sum(array.size for array in network.params.values())
+        maps, below = np.array(channels[:-1]), np.array(channels[1:])
+        biases = sum(channels) + maps.sum() + 1
+        decoder = 27 * (maps + below) @ maps
+        mistakes = [
+            (
+                right - biases,
+                "the biases are missing: one per output channel, one in the last layer",
+            ),
+            (
+                right - 27 * maps @ maps,
+                "the skip is missing: the decoder reads the encoder's maps too",
+            ),
+            (
+                right - 27 * below @ maps,
+                "the decoder reads only the skip: the maps below come as well",
+            ),
+            (right - decoder - maps.sum(), "the decoder is missing"),
+            (right - channels[0] - 1, "the last layer is missing: a weight per map and one bias"),
+        ]
+        compare(f"n_parameters({channels})", answer.n_parameters(channels), right, mistakes)

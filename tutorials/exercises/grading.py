@@ -1,0 +1,101 @@
+"""What the exercises' tests share: take an answer, compare its results, name the mistake.
+
+A test knows the typical wrong results of its lesson (it computes them) and looks whether the answer
+is one of those; so that a student reads "dw is transposed" and not that two arrays differ.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(path) for path in (ROOT, ROOT / "tests") if str(path) not in sys.path]
+
+from cuda_on_cpu import harness  # noqa: E402 (it lies in tests/)
+
+
+def load_answer(folder):
+    """The module `exercise.py` of a folder; a CUDA answer, kernels.cu, lies beside it."""
+    path = Path(folder) / "exercise.py"
+    if not path.is_file():
+        pytest.fail(
+            f"{path}: no such file; an answer keeps the folder's and the file's name", False
+        )
+    spec = importlib.util.spec_from_file_location(f"answer_{abs(hash(path))}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def fail(message):
+    """End the test with one message and no traceback."""
+    pytest.fail(message, pytrace=False)
+
+
+def compare(what, actual, expected, mistakes=(), tolerance=1e-9):
+    """Fail unless `actual` is `expected` within `tolerance` of its largest magnitude.
+
+    what: the result's name. mistakes: pairs (the array that a mistake gives, the message); the
+    first that `actual` agrees with is named. Otherwise shape, NaN or the worst element is.
+    """
+    expected = np.asarray(expected, float)
+    if actual is None:
+        fail(f"{what} is None: the function does not return it")
+    try:
+        actual = np.asarray(actual, float)
+    except (TypeError, ValueError):
+        fail(f"{what} is {type(actual).__name__} {str(actual)[:60]}, not numbers {expected.shape}")
+    if _same(actual, expected, tolerance):
+        return
+    for wrong, message in mistakes:
+        assert not _same(expected, wrong, tolerance), f"the data do not show: {message}"
+        if _same(actual, wrong, tolerance):
+            fail(message)
+    if actual.shape != expected.shape:
+        fail(f"{what} has shape {actual.shape}, expected {expected.shape}")
+    if np.isnan(actual).any():
+        where = tuple(map(int, np.argwhere(np.isnan(actual))[0]))
+        fail(f"{what} is NaN in {np.isnan(actual).sum()} of {actual.size} places, first at {where}")
+    off = abs(actual - expected)
+    where = np.unravel_index(off.argmax(), off.shape)
+    fail(
+        f"{what} is wrong in {(off > tolerance * _scale(expected)).sum()} of {off.size} places; "
+        f"worst at {tuple(map(int, where))}: {actual[where]:.6g}, expected {expected[where]:.6g}"
+    )
+
+
+def _scale(expected):
+    return max(abs(expected).max(initial=0), 1e-300)
+
+
+def _same(a, b, tolerance):
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape != b.shape:
+        return False
+    scale = max(np.abs(b[np.isfinite(b)]).max(initial=0), 1e-300)
+    return np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
+
+
+def launch(answer, kernel, threads, args, seed=0):
+    """Run a kernel of the answer's kernels.cu on the CPU (the text is unchanged CUDA C).
+
+    threads and args as for backend.launch(); seed: the order in which the threads run. What does
+    not compile or gets stuck fails with the compiler's or the harness's lines.
+    """
+    if harness.reason_not_to_run():
+        pytest.skip(harness.reason_not_to_run())
+    path = Path(answer.__file__).with_name("kernels.cu")
+    try:
+        harness.CudaOnCpu(seed, sanitize=None).launch(path, kernel, threads, args)
+    except harness.KernelError as error:
+        if "divergent barrier" in str(error):
+            fail(
+                f"{error}\nA __syncthreads() stands where not all threads of the block come by: "
+                "inside an `if`, or after a `return`"
+            )
+        fail(str(error))
+    except (TypeError, ValueError) as error:
+        fail(f"{error}\nThe kernel's name and parameters must stay as they were")
