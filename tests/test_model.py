@@ -1,22 +1,28 @@
 """The network: identities of eqs. 2 and 3, its whole backward, and PyTorch where installed."""
 
+import json
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from weakunet.gradcheck import check_direction
+from weakunet.checkpoint import load_model, save_checkpoint
+from weakunet.gradcheck import check_direction, numerical_gradient, relative_error
+from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.loss import mse_backward, mse_forward
 from weakunet.model import WeakUNet
 
 
-def network(pooling, channels=(3, 4, 5), convs_per_level=2, seed=3):
+def network(pooling, channels=(3, 4, 5), convs_per_level=2, seed=3, upsampling=True):
     rng = np.random.default_rng(seed)
-    model = WeakUNet(channels, convs_per_level, pooling, 3, rng=rng, dtype=np.float64)
+    model = WeakUNet(channels, convs_per_level, pooling, 3, upsampling, rng=rng, dtype=np.float64)
     return model, rng
 
 
+@pytest.mark.parametrize("upsampling", [True, False])
 @pytest.mark.parametrize("pooling", ["max", "mean", "lmax"])
-def test_backward_of_the_whole_network_along_a_random_direction(pooling):
-    model, rng = network(pooling)
+def test_backward_of_the_whole_network_along_a_random_direction(pooling, upsampling):
+    model, rng = network(pooling, upsampling=upsampling)
     scans, counts = rng.random((2, 1, 8, 4, 12)), np.array([1.0, 5.0])
     model.backward(mse_backward(model.forward(scans), counts))
     grads = model.grads
@@ -136,3 +142,114 @@ def test_start_survives_maps_that_are_zero_everywhere():
     model.params["decoder0.conv1.b"][:] = -1e6
     model.start([rng.random((2, 1, 8, 8, 8))], 4.0)
     assert np.isfinite(model.params["linear.w"]).all()
+
+
+# -- the gradient in the image ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("upsampling", [True, False])
+@pytest.mark.parametrize("pooling", ["max", "mean", "lmax"])
+def test_gradient_in_the_image_is_the_numerical_one(pooling, upsampling):
+    model, rng = network(pooling, channels=(3, 4), convs_per_level=1, upsampling=upsampling)
+    scans, dcount = rng.random((2, 1, 4, 6, 2)), rng.standard_normal(2)
+    model.forward(scans)
+    dscans = model.backward(dcount, to_image=True)
+    numerical = numerical_gradient(lambda: float(dcount @ model.predict(scans)[0]), scans)
+    assert dscans.shape == scans.shape
+    assert relative_error(dscans, numerical) < 1e-6
+
+
+def test_gradient_in_the_image_is_left_out_again_when_nobody_asks():
+    model, rng = network("mean")
+    for to_image in (True, False):
+        model.forward(rng.random((1, 1, 4, 4, 4)))
+        assert (model.backward(np.ones(1), to_image) is not None) == to_image
+
+
+def test_guided_backward_stops_at_a_negative_gradient_behind_a_relu():
+    model, _ = network("mean", channels=(1,), convs_per_level=2)
+    for value in model.params.values():
+        value[...] = 0
+    for name, centre in (("encoder0.conv0.w", 1.0), ("encoder0.conv1.w", -1.0)):
+        model.params[name][0, 0, 1, 1, 1] = centre
+    model.params["encoder0.conv1.b"][:] = 10.0
+    model.params["linear.w"][:] = 1.0
+    scans = np.full((1, 1, 1, 1, 2), 0.9)
+    # count = mean of 10 - 4 (S - 0.4): d count / d S = -4 / 2 in each voxel; the second ReLU lets
+    # 1/2 through, the convolution turns it to -1/2, and the first ReLU drops that when guided
+    for guided, expected in ((False, -2.0), (True, 0.0)):
+        assert model.forward(scans) == pytest.approx(8.0)
+        np.testing.assert_allclose(model.backward(np.ones(1), True, guided), expected, atol=1e-12)
+
+
+# -- without the upsampling path -------------------------------------------------------------------
+
+
+def test_network_without_upsampling_pools_the_bottom_and_brings_the_map_up():
+    model, rng = network("mean", upsampling=False)
+    scans = rng.random((2, 1, 8, 4, 12))
+    f = model.features(scans)
+    assert f.shape == (2, 5, 2, 1, 3)
+    assert not any(name.startswith("decoder") for name in model.params)
+    count, heatmap = model.predict(scans)
+    assert heatmap.shape == scans.shape
+    w, b = model.params["linear.w"], model.params["linear.b"]
+    cam = np.tensordot(w, f, axes=(0, 1))[:, None]
+    np.testing.assert_allclose(cam.mean(axis=(1, 2, 3, 4)) + b, count, rtol=1e-12)
+    nearest = model.predict(scans, "nearest")[1]
+    np.testing.assert_allclose(nearest, cam.repeat(4, 2).repeat(4, 3).repeat(4, 4), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("block", "expected"), [(8, 2), (4, 1), (3, 1)])
+def test_block_of_the_network_without_upsampling_counts_input_voxels(block, expected):
+    rng = np.random.default_rng(0)
+    model = WeakUNet((2, 2, 2), 1, "lmax", block, upsampling=False, rng=rng)
+    assert model.global_pool.k == expected
+
+
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_enlarging_agrees_with_scipys_zoom_on_grid_cells(m):
+    x = np.random.default_rng(0).standard_normal((2, 1, 3, 1, 5))
+    for how, order in (("linear", 1), ("nearest", 0)):
+        expected = ndimage.zoom(x, (1, 1, m, m, m), order=order, mode="nearest", grid_mode=True)
+        np.testing.assert_allclose(enlarge3d(x, m, how), expected, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="'cubic' is none of linear, nearest"):
+        enlarge3d(x, 2, "cubic")
+
+
+def test_enlarging_is_exact_on_a_ramp_between_the_outermost_middles():
+    z, y, x = np.indices((4, 3, 5), dtype=np.float64)
+    fine = np.indices((16, 12, 20), dtype=np.float64)
+    coarse = (2 * z - y + 3 * x)[None, None]
+    # the coarse voxel j lies in the middle of 4j ... 4j + 3
+    expected = np.tensordot([2, -1, 3], (fine - 1.5) / 4, axes=(0, 0))
+    inside = (slice(2, -2),) * 3
+    np.testing.assert_allclose(enlarge3d(coarse, 4)[0, 0][inside], expected[inside], atol=1e-12)
+
+
+def test_checkpoint_from_before_the_option_is_a_network_with_upsampling(tmp_path):
+    model = WeakUNet((2, 3), rng=np.random.default_rng(0))
+    save_checkpoint(tmp_path / "new.npz", model)
+    arrays = dict(np.load(tmp_path / "new.npz"))
+    header = json.loads(str(arrays.pop("header")))
+    assert header["settings"].pop("upsampling") is True
+    np.savez(tmp_path / "old.npz", header=np.array(json.dumps(header)), **arrays)
+    assert load_model(tmp_path / "old.npz").settings == model.settings
+
+
+@pytest.mark.parametrize("upsampling", [True, False])
+def test_maps_and_gradients_on_cuda_are_those_of_numpy(cuda_on_cpu, monkeypatch, upsampling):
+    model, rng = network("lmax", channels=(2, 3), convs_per_level=1, upsampling=upsampling)
+    scans = rng.random((1, 1, 4, 4, 6))
+
+    def passes():
+        model.forward(scans)
+        gradient = model.backward(np.ones(1), to_image=True, guided=True)
+        return gradient, *(model.predict(scans, how)[1] for how in ("linear", "nearest"))
+
+    on_cuda = passes()
+    assert ("layers/relu", "relu_backward") in cuda_on_cpu.launched
+    monkeypatch.undo()
+    for ours, reference in zip(on_cuda, passes(), strict=True):
+        atol = 1e-12 * np.abs(reference).max()
+        np.testing.assert_allclose(ours, reference, rtol=0, atol=atol)

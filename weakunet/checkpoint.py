@@ -44,7 +44,7 @@ def load_checkpoint(path):
         training = {name: arrays.pop(name) for name in list(arrays) if name.startswith("training.")}
         _check_settings(header["settings"], header["shape"], arrays)
         model = WeakUNet(**header["settings"], rng=np.random.default_rng(0))
-        if model.settings != header["settings"]:
+        if model.settings != {"upsampling": True} | header["settings"]:  # older files do not say
             raise ValueError("its settings are of another program")
         model.shape = tuple(header["shape"])
         with np.errstate(over="ignore"):  # becomes infinite, which load refuses

@@ -14,16 +14,20 @@ the untrained pooled features is then 5 to 20 times their spread over scans, so 
 change of the features swamps the count, and whether a run learns is luck. `start` takes instead the
 positive w with which the untrained network predicts the mean count on average: then lesions add
 to the count from the first step on, and an empty region comes to give nothing.
+
+Without the upsampling path it is the regression network that the paper compares with (section 3, b
+and d): the encoder's last maps are pooled, and M, small, is brought up to the input's size.
 """
 
 import numpy as np
 
 from weakunet.backend import is_cuda, to_device, to_host
 from weakunet.layers.conv3d import Conv3D, conv3d_forward
+from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.linear import Linear, linear_forward
 from weakunet.layers.maxpool3d import MaxPool3D
-from weakunet.layers.relu import ReLU
+from weakunet.layers.relu import ReLU, relu_forward
 from weakunet.layers.upconv3d import UpConv3D
 
 # Intensities in [0, 1] are spread around 0 before the first convolution (ours): learning is faster.
@@ -37,7 +41,8 @@ class WeakUNet:
     ----------
     channels: feature maps per level, from the input's size down; the last is the bottom.
     convs_per_level: 3x3x3 convolutions per level, going down and going up.
-    pooling: 'max' | 'mean' | 'lmax'; block: edge of lmax's blocks, in voxels (see globalpool3d.py).
+    pooling: 'max' | 'mean' | 'lmax'; block: edge of lmax's blocks, in voxels of the INPUT
+    (see globalpool3d.py). upsampling: False leaves the decoder out.
     rng: draws the Gaussian weights. dtype: float32, or float64 for gradient checks.
 
     The paper's scale is channels=(32, 64, 128), convs_per_level=2. Sizes must divide by `multiple`.
@@ -49,6 +54,7 @@ class WeakUNet:
         convs_per_level=1,
         pooling="lmax",
         block=8,
+        upsampling=True,
         *,
         rng,
         dtype=np.float32,
@@ -58,6 +64,7 @@ class WeakUNet:
             "convs_per_level": convs_per_level,
             "pooling": pooling,
             "block": block,
+            "upsampling": upsampling,
         }
         self.multiple = 2 ** (len(channels) - 1)
         # (D, H, W) of the padded scans it was trained on: averaging global poolings depend on it
@@ -72,22 +79,27 @@ class WeakUNet:
 
         maps_in = (1, *channels)
         self.encoder = [
-            # nobody asks for the gradient in the image
+            # training has no use for the gradient in the image
             level(maps_in[i], maps_in[i + 1], needs_dx=i > 0)
             for i in range(len(channels))
         ]
         self.pools = [MaxPool3D() for _ in channels[1:]]
         self.decoder = [
             level(channels[i] + channels[i + 1], channels[i], UpConv3D)
-            for i in range(len(channels) - 1)
+            for i in range(len(channels) - 1 if upsampling else 0)
         ]
-        self.global_pool = GlobalPool3D(pooling, block)
-        self.linear = Linear(channels[0], rng=rng, dtype=dtype)
+        # how many input voxels a voxel of the last maps covers, along each axis
+        self.coarseness = 1 if upsampling else self.multiple
+        self.global_pool = GlobalPool3D(pooling, max(1, block // self.coarseness))
+        self.linear = Linear(channels[0 if upsampling else -1], rng=rng, dtype=dtype)
 
     # -- the passes ---------------------------------------------------------------------------
 
     def features(self, scans, keep=False):
-        """The last feature maps f (N, C, D, H, W) of scans (N, 1, D, H, W) in [0, 1]."""
+        """The last feature maps f (N, C, D, H, W) of scans (N, 1, D, H, W) in [0, 1].
+
+        Without upsampling they are `coarseness` times smaller along each axis.
+        """
         h = (scans - INPUT_CENTRE) * INPUT_GAIN
         skips = []
         for i, stack in enumerate(self.encoder):
@@ -119,27 +131,53 @@ class WeakUNet:
         w[~alive] = w[alive].mean() if alive.any() else 1 / len(level)
         self.load(self.params | {"linear.w": w, "linear.b": np.zeros(1)})
 
-    def backward(self, dcount):
-        """Set all gradients from the loss's gradient dcount (N,) in the predicted counts."""
-        dpooled = self.linear.backward(dcount)
-        dh = self.global_pool.backward(dpooled)
-        dskips = []
-        for i in range(len(self.decoder)):
-            upconv, *rest = self.decoder[i]
-            dskip, dh = upconv.backward(_backward(rest, dh))
-            dskips.append(dskip)
+    def backward(self, dcount, to_image=False, guided=False):
+        """Set all gradients from the loss's gradient dcount (N,) in the predicted counts.
+
+        Returns the gradient in the scans (N, 1, D, H, W) where `to_image` asks for it, else None.
+        """
+        df = self.global_pool.backward(self.linear.backward(dcount))
+        return self.backward_features(df, to_image, guided)
+
+    def backward_features(self, df, to_image=False, guided=False):
+        """As `backward`, from the gradient df in the last feature maps; the last layer has none."""
+        dh, dskips = self.backward_decoder(df, guided)
+        self.encoder[0][0].needs_dx = to_image
         for i in reversed(range(len(self.encoder))):
             if i < len(self.pools):
-                # a skip connection splits the forward path in two, so here two gradients add up
-                dh = self.pools[i].backward(dh) + dskips.pop()
-            dh = _backward(self.encoder[i], dh)
+                dh = self.pools[i].backward(dh)
+                if dskips:
+                    # a skip connection splits the forward path in two, so here two gradients add up
+                    dh = dh + dskips.pop()
+            dh = _backward(self.encoder[i], dh, guided)
+        return dh * INPUT_GAIN if to_image else None
 
-    def predict(self, scans):
-        """Counts (N,) and heatmaps (N, 1, D, H, W) of scans, from one pass (eqs. 2 and 3)."""
+    def backward_decoder(self, df, guided=False):
+        """The gradients in the bottom's maps and in each skip connection, from df; sets its own.
+
+        guided: every ReLU also drops what is negative of the gradient that comes in (guided
+        backpropagation, for pictures only, see baselines.py).
+        """
+        dh, dskips = df, []
+        for upconv, *rest in self.decoder:
+            dskip, dh = upconv.backward(_backward(rest, dh, guided))
+            dskips.append(dskip)
+        return dh, dskips
+
+    def predict(self, scans, interpolate="linear"):
+        """Counts (N,) and heatmaps (N, 1, D, H, W) of scans, from one pass (eqs. 2 and 3).
+
+        Without upsampling the heatmap is brought up, 'linear' or 'nearest' (see enlarge3d.py).
+        """
         f = self.features(scans)
         w, b = self.linear.params["w"], self.linear.params["b"]
-        heatmap = conv3d_forward(f, w.reshape(1, -1, 1, 1, 1), w[:1] * 0)
-        return linear_forward(self.global_pool.forward(f, keep=False), w, b), heatmap
+        count = linear_forward(self.global_pool.forward(f, keep=False), w, b)
+        return count, enlarge3d(self.heatmap(f), self.coarseness, interpolate)
+
+    def heatmap(self, f):
+        """M = sum_i w_i f_i (N, 1, D, H, W) of the last feature maps f, at their size (eq. 3)."""
+        w = self.linear.params["w"]
+        return conv3d_forward(f, w.reshape(1, -1, 1, 1, 1), w[:1] * 0)
 
     # -- the parameters -----------------------------------------------------------------------
 
@@ -202,7 +240,9 @@ def _forward(stack, h, keep):
     return h
 
 
-def _backward(stack, dh):
+def _backward(stack, dh, guided=False):
     for layer in reversed(stack):
         dh = layer.backward(dh)
+        if guided and isinstance(layer, ReLU):
+            dh = relu_forward(dh)
     return dh

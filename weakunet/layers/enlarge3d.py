@@ -1,0 +1,45 @@
+"""Bring a low-resolution map up to the input's size: linear or nearest, with aligned voxel CENTRES.
+
+A voxel of a map that was pooled m-fold covers the fine voxels jm ... jm + m - 1, so its middle lies
+at the fine position jm + (m - 1) / 2, and the fine voxel i at the coarse position (i + 1/2) / m -
+1/2. Linear interpolation between the two coarse middles on either side of it, axis by axis; beyond
+the outermost middles the map goes on constant. The network does not learn through this, so there is
+no backward. Plain array expressions: they run on either device.
+"""
+
+import numpy as np
+
+from weakunet import backend
+from weakunet.layers.upsample3d import upsample3d_forward
+
+HOW = ("linear", "nearest")
+
+
+def enlarge3d(x, m, how="linear"):
+    """(N, C, D, H, W) -> (N, C, mD, mH, mW), m a power of 2.
+
+    Raises ValueError for another `how` than 'linear' or 'nearest' (each voxel repeated).
+    """
+    if how not in HOW:
+        raise ValueError(f"enlarge3d: {how!r} is none of {', '.join(HOW)}")
+    if m == 1:
+        return x
+    if how == "linear":
+        for axis in (2, 3, 4):
+            x = _enlarge_axis(x, m, axis)
+        return x
+    while m > 1:
+        x, m = upsample3d_forward(x), m // 2
+    return x
+
+
+def _enlarge_axis(x, m, axis):
+    xp, n = backend.array_module(x), x.shape[axis]
+    position = np.clip((np.arange(n * m) + 0.5) / m - 0.5, 0, n - 1)
+    low = np.floor(position).astype(int)
+    high = np.minimum(low + 1, n - 1)
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    share = xp.asarray((position - low).astype(x.dtype).reshape(shape))
+    low, high = (xp.take(x, xp.asarray(at), axis=axis) for at in (low, high))
+    return low + (high - low) * share
