@@ -1,0 +1,97 @@
+"""One head, stored in each of the 48 axis orientations, has the same lesions in world mm.
+
+6 orders of the axes times 8 directions. The affine's entries are binary fractions, so that nothing
+is lost when a file keeps them as float32, and every comparison is exact.
+"""
+
+import csv
+import itertools
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+from nibabel.orientations import axcodes2ornt, ornt_transform
+from scipy import ndimage
+
+from weakunet import predict, preprocess
+from weakunet.checkpoint import save_checkpoint
+from weakunet.cohort import Scan, write_cohort
+from weakunet.model import WeakUNet
+
+AFFINE = np.array([[0.5, 0, 0, 40], [0, 0.625, 0, -30], [0, 0, 0.75, 10], [0, 0, 0, 1]])
+CODES = [
+    "".join(names)
+    for order in itertools.permutations(("RL", "AP", "SI"))
+    for names in itertools.product(*order)
+]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """A folder with raw/cohort.csv: the head and its ROI 48 times, subject RAS the first."""
+    folder = tmp_path_factory.mktemp("orientations")
+    (folder / "raw").mkdir()
+    rng = np.random.default_rng(0)
+    xyz = (250 + 100 * ndimage.gaussian_filter(rng.standard_normal((25, 23, 21)), 0.8)).astype("f4")
+    xyz[10:14, 8:12, 8:12] = 900  # fluid
+    roi = np.zeros(xyz.shape, np.uint8)
+    roi[8:18, 6:17, 7:14] = 1
+    scans = []
+    for codes in CODES:
+        paths = folder / "raw" / f"{codes}.nii", folder / "raw" / f"{codes}_roi.nii"
+        for path, array in zip(paths, (xyz, roi), strict=True):
+            turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
+            nibabel.save(nibabel.Nifti1Image(array, AFFINE).as_reoriented(turn), path)
+        scans.append(Scan(codes, paths[0], 3, paths[1]))
+    write_cohort(folder / "raw" / "cohort.csv", scans)
+    model = WeakUNet(channels=(2, 3, 4), rng=np.random.default_rng(0))
+    head = predict.read_scan(scans[0])[1].volume
+    model.params["linear.b"][:] = 6 - predict.predict_scan(model, head)[0]  # finds 6 lesions
+    save_checkpoint(folder / "m.npz", model)
+    return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(predict.figures, "overlay", lambda *arguments: None)
+
+
+def predict_all(table, folder, out):
+    arguments = ("--data", table, "--model", folder / "m.npz", "--out", out, "--device", "cpu")
+    predict.main([str(argument) for argument in arguments])
+    found = {codes: [] for codes in CODES}
+    with open(out / "detections.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            place = [float(row[name]) for name in ("x_mm", "y_mm", "z_mm")]
+            found[row["subject"]].append([*place, float(row["score"]), float(row["volume_mm3"])])
+    with open(out / "predictions.csv", newline="") as file:
+        counts = {row["subject"]: float(row["count_predicted"]) for row in csv.DictReader(file)}
+    return found, counts
+
+
+def test_raw_scan_in_each_of_48_orientations_has_the_same_lesions(cohort, no_pictures, tmp_path):
+    found, counts = predict_all(cohort / "raw" / "cohort.csv", cohort, tmp_path)
+    assert len(set(CODES)) == len(counts) == 48 and len(found["RAS"]) == 6
+    for codes in CODES:
+        assert (counts[codes], found[codes]) == (counts["RAS"], found["RAS"]), codes
+        raw = nibabel.load(cohort / "raw" / f"{codes}.nii")
+        image = nibabel.load(tmp_path / f"{codes}_lesions.nii.gz")
+        assert nibabel.aff2axcodes(image.affine) == tuple(codes)  # the file's own grid
+        assert np.array_equal(image.affine, raw.affine) and image.shape == raw.shape
+        labels = np.asarray(image.dataobj)
+        for n, row in enumerate(found["RAS"], start=1):
+            centre = apply_affine(image.affine, np.argwhere(labels == n)).mean(axis=0)
+            np.testing.assert_allclose(centre, row[:3], atol=5.01e-4)  # the table has 3 decimals
+
+
+def test_prepared_scan_of_each_of_48_orientations_has_the_same_lesions(
+    cohort, no_pictures, tmp_path
+):
+    table, prepared = str(cohort / "raw" / "cohort.csv"), tmp_path / "prepared"
+    preprocess.main(["--data", table, "--out", str(prepared), "--jobs", "1"])
+    found, counts = predict_all(prepared / "cohort.csv", cohort, tmp_path / "out")
+    raw, raw_counts = predict_all(cohort / "raw" / "cohort.csv", cohort, tmp_path / "raw")
+    assert (found, counts) == (raw, raw_counts)
+    first = (prepared / "RAS.nii.gz").read_bytes()
+    assert all((prepared / f"{codes}.nii.gz").read_bytes() == first for codes in CODES)
