@@ -84,7 +84,7 @@ class Run:
             for name, value in self.optimizer.state.items():
                 average = state[f"optimizer.{name}"]
                 same = (average.shape, average.dtype) == (value.shape, value.dtype)
-                if not same or not np.isfinite(average).all():
+                if not same or not np.isfinite(average).all() or (average < 0).any():
                     raise ValueError(f"optimizer.{name} is damaged")
                 value[...] = backend.to_device(average, device)
         except (KeyError, TypeError, ValueError) as error:
