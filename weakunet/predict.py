@@ -50,14 +50,22 @@ def predict_scan(model, volume):
     count : float, not rounded
     heatmap : (D, H, W) like the scan; outside the ROI the lowest value inside, never a detection
     """
+    count, heatmap = model.predict(to_network(model, volume))
+    return float(backend.to_host(count)[0]), from_network(heatmap, volume)
+
+
+def to_network(model, volume):
+    """The scan as the network takes it, (1, 1, D, H, W) on its device, padded as in training."""
     sizes = np.maximum(volume.array.shape, model.shape)
     sizes += -sizes % model.multiple
     padding = [(0, n - own) for n, own in zip(sizes, volume.array.shape, strict=True)]
-    padded = np.pad(volume.array, padding)[None, None]
-    count, heatmap = model.predict(backend.to_device(padded, model.device))
+    return backend.to_device(np.pad(volume.array, padding)[None, None], model.device)
+
+
+def from_network(heatmap, volume):
+    """A map (1, 1, D, H, W) of `to_network`'s size, cut to the scan and filled outside its ROI."""
     kept = tuple(slice(0, n) for n in volume.array.shape)
-    heatmap = backend.to_host(heatmap)[0, 0][kept]
-    return float(backend.to_host(count)[0]), fill_outside(heatmap, volume.array > 0)
+    return fill_outside(backend.to_host(heatmap)[0, 0][kept], volume.array > 0)
 
 
 def read_scan(scan, invert=False):
