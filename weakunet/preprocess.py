@@ -159,7 +159,7 @@ def _prepare_or_fail(arguments):
         return InputError(f"{arguments[0].image}: not enough memory; use --jobs 1 or crop the scan")
 
 
-def _claim_folder(out, settings):
+def claim_folder(out, settings):
     """Make the folder `out`, or check that it was begun with the same settings."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder; choose another --out")
@@ -201,7 +201,7 @@ def main(argv=None):
         "sigma_vox": SIGMA_VOX,
         "trim": TRIM,
     }
-    _claim_folder(args.out, settings)
+    claim_folder(args.out, settings)
     work = [(scan, args.out, args.invert, args.figures) for scan in scans]
     done = map_processes(_prepare_or_fail, work, args.jobs)
     results = [result for _, result in zip(progress(work, "preprocess"), done, strict=True)]
