@@ -1,0 +1,157 @@
+"""What can be wrong with one scan of a cohort by itself; check_cohort.py compares the scans.
+
+A scan with a region of interest in the table is raw, one without is prepared (in [0, 1], 0 outside
+the region, as python -m weakunet.preprocess writes it); then the voxels above 0 are its region.
+"""
+
+import dataclasses
+import hashlib
+
+import nibabel
+import numpy as np
+from scipy.spatial.distance import pdist
+
+from weakunet.cli import InputError
+from weakunet.cohort import RANGE_TOLERANCE, read_centres
+from weakunet.preprocess import TRIM
+from weakunet.slices import HALF_VOXEL, find_slice
+from weakunet.volumes import read_volume, require_same_grid, world_to_index
+
+LARGEST_REGION = 0.9  # share of the image: more is no mask
+MOST_LABELS = 4  # whole numbers above 0 in a mask: more is a segmentation
+SAME_PLACE_MM = 0.1
+FORMS_APART_VOX = 1.0  # qform and sform, at a corner
+
+
+@dataclasses.dataclass
+class Report:
+    """What was found wrong with a scan, and what is compared over the cohort (None: unknown)."""
+
+    subject: str
+    problems: list = dataclasses.field(default_factory=list)  # (check, what is wrong)
+    spacing_mm: tuple | None = None  # (z, y, x)
+    directions: np.ndarray | None = None  # (3, 3), columns: where x, y, z point in the world
+    content: str | None = None  # hash of size and voxels, however stored; None: constant
+    region_mm3: float | None = None
+    level: float | None = None  # a raw scan's median intensity in its region
+
+    def add(self, check, what):
+        self.problems.append((check, " ".join(str(what).split())))
+
+
+def check_scan(scan):
+    """Read all files of a Scan once; return its Report. One scan and its region are in memory."""
+    report = Report(scan.subject)
+    volume = region = None
+    try:
+        volume = read_volume(scan.image)
+        _check_image(report, scan, volume)
+        _check_forms(report, "image", scan.image)
+    except InputError as error:
+        report.add("image", error)
+    if scan.roi is None:
+        region = None if report.content is None else volume.array > 0
+    else:
+        region = _read_region(report, scan, volume)
+    if volume is not None and region is not None:
+        _check_region(report, scan, volume, region)
+    k = None
+    if volume is not None:
+        try:
+            k = find_slice(volume, scan.slice_z_mm, scan.image)
+        except InputError as error:
+            report.add("slice", error)
+        if k is not None and region is not None and not region[k].any():
+            report.add("slice", f"at z = {scan.slice_z_mm:g} mm there is nothing of the region")
+    if scan.centres is not None:
+        try:
+            _check_centres(report, scan, volume, region, k)
+        except InputError as error:
+            report.add("centres", error)
+    return report
+
+
+def _check_image(report, scan, volume):
+    report.spacing_mm = volume.spacing_mm
+    report.directions = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
+    skew = np.abs(report.directions.T @ report.directions - np.eye(3)).max()
+    if skew > 0.01:
+        report.add("affine", f"its axes are {np.degrees(np.arcsin(skew)):.1f} degrees off square")
+    low, high = float(volume.array.min()), float(volume.array.max())
+    if low == high:
+        report.add("intensity", f"every voxel is {low:g}")
+        return
+    if scan.roi is None and (low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE):
+        what = f"{low:g} to {high:g}, not [0, 1]: a raw scan? name its roi, then preprocess"
+        report.add("intensity", what)
+    content = hashlib.sha256(str(volume.array.shape).encode())
+    for plane in volume.array:
+        content.update((plane + 0.0).tobytes())  # -0 becomes 0
+    report.content = content.hexdigest()
+
+
+def _check_forms(report, check, path):
+    """A NIfTI file may place its voxels twice, and programs differ in which one they believe."""
+    header = nibabel.load(path).header
+    if "sform_code" not in header or header["sform_code"] == 0 or header["qform_code"] == 0:
+        return
+    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(header["dim"][1:4])[:, None] - 1)
+    apart = (header.get_sform() - header.get_qform()) @ np.vstack([corners, np.ones(8)])
+    apart_mm = np.linalg.norm(apart[:3], axis=0).max()
+    if apart_mm > FORMS_APART_VOX * min(header.get_zooms()[:3]):
+        report.add(check, f"qform and sform place a corner {apart_mm:.1f} mm apart")
+
+
+def _read_region(report, scan, volume):
+    try:
+        roi = read_volume(scan.roi)
+        _check_forms(report, "roi", scan.roi)
+        if volume is not None:
+            require_same_grid(volume, scan.image, roi, scan.roi)
+    except InputError as error:
+        report.add("roi", error)
+        return None
+    region = roi.array > 0
+    values = np.unique(roi.array[region])
+    if len(values) > MOST_LABELS and (values == np.floor(values)).all():
+        report.add("roi", f"holds {len(values)} labels, all of which are taken for the region")
+    if region.mean() > LARGEST_REGION:
+        report.add("roi", f"fills {region.mean():.0%} of the image; is it the mask?")
+    return region
+
+
+def _check_region(report, scan, volume, region):
+    if not region.any():
+        report.add("roi" if scan.roi else "image", "no voxel of the region is above 0")
+        return
+    report.region_mm3 = float(region.sum() * volume.voxel_mm3)
+    if scan.roi is not None and report.content is not None:
+        inside = volume.array[region]
+        report.level = float(np.median(inside))
+        if inside.min() == np.quantile(inside, 1 - TRIM):
+            report.add("intensity", f"99 % of the region has the same value, {inside.min():g}")
+
+
+def _check_centres(report, scan, volume, region, k):
+    """Number and places of the marked lesions; `k` is the slice that was counted, or None."""
+    centres_mm = read_centres(scan.centres)
+    if len(centres_mm) > 1 and pdist(centres_mm).min() < SAME_PLACE_MM:
+        report.add("centres", f"two within {SAME_PLACE_MM} mm of each other")
+    if volume is None:
+        return
+    places = world_to_index(volume, centres_mm)
+    if scan.slice_z_mm is None or k is not None:
+        counted = np.ones(len(places), bool) if k is None else abs(places[:, 0] - k) <= HALF_VOXEL
+        if scan.count is not None and scan.count != counted.sum():
+            where = "" if k is None else " in the slice"
+            report.add("counts", f"count {scan.count}, but {counted.sum()} centres{where}")
+    voxels = np.floor(places + 0.5).astype(int)
+    outside = ((voxels < 0) | (voxels >= volume.array.shape)).any(axis=1)
+    if outside.any():
+        mend = "; LPS coordinates? (RAS+ is asked for)" if outside.all() else ""
+        report.add("centres", f"{outside.sum()} of {len(voxels)} outside the image{mend}")
+    if region is not None:
+        boxes = [tuple(slice(max(0, i - 1), i + 2) for i in voxel) for voxel in voxels[~outside]]
+        away = sum(not region[box].any() for box in boxes)
+        if away:
+            report.add("centres", f"{away} of {len(voxels)} more than a voxel outside the region")
