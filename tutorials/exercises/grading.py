@@ -4,13 +4,19 @@ A test knows the typical wrong results of its lesson (it computes them) and look
 is one of those; so that a student reads "dw is transposed" and not that two arrays differ.
 """
 
+import faulthandler
 import importlib.util
+import os
+import re
+import signal
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+SECONDS = 60  # that a kernel may run; ours need a tenth of one, with the compiler
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(path) for path in (ROOT, ROOT / "tests") if str(path) not in sys.path]
 
@@ -83,19 +89,51 @@ def launch(answer, kernel, threads, args, seed=0):
     """Run a kernel of the answer's kernels.cu on the CPU (the text is unchanged CUDA C).
 
     threads and args as for backend.launch(); seed: the order in which the threads run. What does
-    not compile or gets stuck fails with the compiler's or the harness's lines.
+    not compile, gets stuck, never ends or dies fails with what is known about it.
     """
     if harness.reason_not_to_run():
         pytest.skip(harness.reason_not_to_run())
     path = Path(answer.__file__).with_name("kernels.cu")
-    try:
-        harness.CudaOnCpu(seed, sanitize=None).launch(path, kernel, threads, args)
-    except harness.KernelError as error:
-        if "divergent barrier" in str(error):
-            fail(
-                f"{error}\nA __syncthreads() stands where not all threads of the block come by: "
-                "inside an `if`, or after a `return`"
-            )
-        fail(str(error))
-    except (TypeError, ValueError) as error:
+
+    def run(sanitize=None):
+        try:
+            harness.CudaOnCpu(seed, sanitize).launch(path, kernel, threads, args)
+        except (harness.KernelError, TypeError, ValueError) as error:
+            return error
+        return None
+
+    died_of = _try_in_a_child(run)
+    if died_of == signal.SIGALRM:
+        fail(f"{kernel} has not ended after {SECONDS} s: does a loop never stop?")
+    if died_of is not None:
+        text = str(run("address")) if harness.reason_not_to_run("address") is None else ""
+        line = re.search(r"kernels\.cu:\d+", text)
+        fail(
+            f"{line.group() if line else kernel}: the program died of "
+            f"{signal.Signals(died_of).name}; most likely an index far outside its array"
+        )
+    error = run()
+    if "divergent barrier" in str(error):
+        fail(
+            f"{error}\nA __syncthreads() stands where not all threads of the block come by: inside "
+            "an `if`, or after a `return`"
+        )
+    if isinstance(error, (TypeError, ValueError)):
         fail(f"{error}\nThe kernel's name and parameters must stay as they were")
+    if error is not None:
+        fail(str(error))
+
+
+def _try_in_a_child(run):
+    """Run in a forked copy of this program first: the signal that it died of, or None."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads that the child does without (numpy's)
+        child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)
+        run()
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None

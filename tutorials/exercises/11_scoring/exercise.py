@@ -1,0 +1,37 @@
+"""Exercise 11: scoring detections. About 45 minutes.
+
+Grade with: python -m pytest tutorials/exercises/11_scoring
+"""
+
+import numpy as np  # noqa: F401
+
+
+def count_hits(detections, lesions, radius):
+    """(TP, FP, FN) of one scan: detections (n, 3) and lesions (m, 3), in voxels.
+
+    Matched ONE TO ONE: a lesion is found by at most one detection and a detection finds at most
+    one lesion, at a distance <= radius, and as many pairs are made as possible. Either may be
+    empty, shape (0, 3).
+    Hint: scipy.optimize.linear_sum_assignment finds the cheapest one-to-one matching of a cost
+    matrix. A cost of 0 within the radius and 1 beyond makes cheapest mean: as many as possible.
+    """
+    raise NotImplementedError("count_hits is yours to write")
+
+
+def rates(hits):
+    """(TPR, FPav, FDR) over scans: hits (S, 3) holds each scan's TP, FP, FN.
+
+    TPR pools all lesions, sum TP / sum (TP + FN); FPav = sum FP / S is the false positives a scan;
+    FDR = sum FP / sum (TP + FP). There is at least one lesion and one detection.
+    """
+    raise NotImplementedError("rates is yours to write")
+
+
+def bootstrap_interval(hits, rng, resamples):
+    """The 95 % bootstrap interval (low, high) of the TPR.
+
+    Lesions of one scan come and go together, so SCANS are drawn: S of them with replacement,
+    rng.integers(S, size=(resamples, S)), one row a resample; then the TPR of each, and its 2.5th
+    and 97.5th percentile (np.percentile). Every resample here holds a lesion.
+    """
+    raise NotImplementedError("bootstrap_interval is yours to write")

@@ -1,0 +1,80 @@
+"""Grades exercise 11; small cases that can be counted by hand."""
+
+import numpy as np
+from grading import compare
+
+HITS = np.array([[3, 1, 0], [0, 2, 1], [1, 0, 4], [2, 1, 1], [0, 3, 0], [6, 0, 1], [1, 1, 2]])
+TWICE = "a lesion is found by two detections: one to one, the second is a false positive"
+GREEDY = "a nearer pair took a partner that another one needed: as many pairs as possible"
+GATED = "the nearest partners were chosen first, the radius asked for later: pairs are lost"
+# detections and lesions along z, at radius 3, the right (TP, FP, FN), and wrong ones
+CASES = [
+    ([5], [2], (1, 0, 0), [((0, 1, 1), "a distance of exactly the radius is a hit: <=, not <")]),
+    ([5, 6, 20], [5], (1, 2, 0), [((2, 1, -1), TWICE), ((2, 1, 0), TWICE)]),
+    ([5], [4, 6], (1, 0, 1), [((2, -1, 0), "one detection found two lesions: one to one")]),
+    ([4, 1], [3, 7], (2, 0, 0), [((1, 1, 1), GREEDY)]),
+    ([4.9, 100], [0, 5], (1, 1, 1), [((0, 2, 2), GATED)]),
+    ([], [1, 2], (0, 0, 2), [((0, 0, 0), "no detection: every lesion is missed")]),
+    ([1, 2], [], (0, 2, 0), [((0, 0, 0), "no lesion: every detection is a false positive")]),
+    (
+        [1, 9],
+        [8, 30, 50],
+        (1, 1, 2),
+        [((1, 2, 1), "FP and FN are swapped: FN are the lesions left")],
+    ),
+]
+
+
+def test_count_hits(answer):
+    for detections, lesions, right, mistakes in CASES:
+        points = [
+            np.array([(z, 1, 1) for z in at], float).reshape(-1, 3) for at in (detections, lesions)
+        ]
+        hits = answer.count_hits(*points, 3.0)
+        compare(f"count_hits of detections {detections}, lesions {lesions}", hits, right, mistakes)
+
+
+def test_rates(answer):
+    result = answer.rates(HITS.copy())
+    tp, fp, fn = HITS.sum(axis=0)
+    lesions = HITS[:, 0] + HITS[:, 2]
+    own = HITS[lesions > 0, 0] / lesions[lesions > 0]
+    mistakes = [
+        (own.mean(), "the TPR is averaged over the scans: here all lesions are pooled"),
+        (own.sum() / len(HITS), "the TPR is averaged, and the scan without lesions counts as 0"),
+        (tp / (tp + fp), "this is the precision: the TPR divides by the LESIONS, TP + FN"),
+    ]
+    compare("TPR", result[0], tp / (tp + fn), mistakes)
+    mistakes = [
+        (fp / (lesions > 0).sum(), "the scan without lesions is left out: its FPs count as well"),
+        (fp / (tp + fn), "FPav is per scan, not per lesion"),
+        (fp, "FPav is the sum: divide by the number of scans"),
+    ]
+    compare("FPav", result[1], fp / len(HITS), mistakes)
+    mistakes = [
+        (tp / (tp + fp), "this is the precision: FDR = 1 - precision"),
+        (fp / (tp + fn), "FDR divides by the DETECTIONS, TP + FP"),
+    ]
+    compare("FDR", result[2], fp / (tp + fp), mistakes)
+
+
+def test_bootstrap_interval(answer):
+    draws = np.random.default_rng(11).integers(len(HITS), size=(500, len(HITS)))
+    tp, _, fn = np.moveaxis(HITS[draws], -1, 0)
+    pooled = tp.sum(axis=1) / (tp + fn).sum(axis=1)
+    own = np.divide(tp, tp + fn, out=np.zeros(tp.shape), where=tp + fn > 0).mean(axis=1)
+    all_tp, _, all_fn = HITS.sum(axis=0)
+    middle, sd = pooled.mean(), pooled.std()
+    mistakes = [
+        (np.full(2, all_tp / (all_tp + all_fn)), "no spread: draw WITH replacement (rng.integers)"),
+        (np.percentile(pooled, [5, 95]), "this is the 90 % interval: 2.5 and 97.5 leave 95 %"),
+        (
+            np.percentile(own, [2.5, 97.5]),
+            "each scan's own TPR is averaged: pool the drawn lesions",
+        ),
+        ((middle - sd, middle + sd), "this is mean -+ one standard deviation: take percentiles"),
+        ((middle - 1.96 * sd, middle + 1.96 * sd), "this assumes a Gaussian: take percentiles"),
+        ((pooled.min(), pooled.max()), "this is the range: take percentiles"),
+    ]
+    interval = answer.bootstrap_interval(HITS.copy(), np.random.default_rng(11), 500)
+    compare("bootstrap_interval", interval, np.percentile(pooled, [2.5, 97.5]), mistakes)
