@@ -1,0 +1,128 @@
+"""The whole comparison on a few scans and one epoch: what it writes, and that it goes on."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from weakunet import compare, compare_output, compare_seed
+from weakunet.cohort import LoadedScan
+from weakunet.volumes import Volume
+
+FEW = {"train": 4, "val": 3, "test": 3}
+
+
+def run(out, *more):
+    compare.main(["--out", str(out), "--epochs", "1", "--jobs", "1", *more])
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setitem(compare.COHORTS, "quick", compare.Cohort("tiny", FEW, {}, 1))
+
+
+def test_compare_writes_what_it_names_and_repeats_its_bits(tmp_path, few, capsys):
+    run(tmp_path / "a")
+    printed = capsys.readouterr().out
+    for name in (*compare_seed.METHODS.values(), "voxel-wise labels, same layers"):
+        assert name in printed
+    written = {path.name for path in (tmp_path / "a").iterdir()}
+    assert written >= {"table1.csv", "table1.md", "metrics.json", "per_scan.csv", "report.html"}
+    assert written >= {"figure2.png", "figure3.png", "figure3_maps.png", "counts.png"}
+    table = list(csv.DictReader((tmp_path / "a" / "table1.csv").open()))
+    assert [row["method"] for row in table if row["pooling"] == "max"] == list(compare_seed.METHODS)
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert {*compare_seed.METHODS, "regression_fcn_max"} <= set(metrics)
+    per_scan = list(csv.DictReader((tmp_path / "a" / "per_scan.csv").open()))
+    assert len(per_scan) == FEW["test"] * (7 + 6)
+    for row in per_scan:  # every lesion is found or missed
+        assert int(row["tp"]) + int(row["fn"]) == int(row["count"])
+    before = (tmp_path / "a" / "table1.csv").read_bytes()
+    weights = (tmp_path / "a/networks/lmax-fcn-seed10/best.npz").stat().st_mtime_ns
+    run(tmp_path / "a")  # nothing is trained again
+    assert (tmp_path / "a/networks/lmax-fcn-seed10/best.npz").stat().st_mtime_ns == weights
+    assert (tmp_path / "a" / "table1.csv").read_bytes() == before
+    run(tmp_path / "b")
+    assert (tmp_path / "b" / "table1.csv").read_bytes() == before
+
+
+def test_compare_refuses_a_folder_of_another_comparison(tmp_path, few, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path)
+    assert stop.value.code == 2 and str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_stopped_network_goes_on_with_the_same_bits(tmp_path):
+    def job(out, kind):
+        settings = compare.Settings(seed=3, epochs=2, batch=2)
+        return compare_seed.Job(kind, settings, FEW, tmp_path / out)
+
+    for kind in ("fcn", "coarse", "voxelwise"):
+        whole, parts = job("whole", kind), job("parts", kind)
+        assert not compare_seed.train_network(whole)
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        parts.stop_file.touch()
+        assert compare_seed.train_network(parts)  # stops after a batch
+        assert not (parts.folder / compare_seed.DONE).exists()
+        parts.stop_file.unlink()
+        assert not compare_seed.train_network(parts)
+        with np.load(whole.folder / "last.npz") as a, np.load(parts.folder / "last.npz") as b:
+            names = [n for n in a.files if n != "training.history"]  # which holds the seconds
+            assert all(np.array_equal(a[n], b[n]) for n in names)
+
+
+def test_small_first_starts_from_the_small_networks_weights(tmp_path):
+    settings = compare.Settings(seed=3, epochs=1, lr=0.0, gaussian_head=True)
+    small = compare_seed.Job("fcn", settings, FEW, tmp_path / "small")
+    large = compare_seed.Job("fcn", settings, FEW, tmp_path, first=small)
+    other = compare.Settings(seed=4, epochs=1, lr=0.0, gaussian_head=True)
+    other = compare_seed.Job("fcn", other, FEW, tmp_path)
+    for j in (large, other):
+        compare_seed.train_network(j)
+    first, same, unlike = (
+        compare_seed.load_model(j.folder / "best.npz").params["encoder0.conv0.w"]
+        for j in (small, large, other)
+    )
+    assert np.array_equal(first, same) and not np.array_equal(first, unlike)
+
+
+def test_mirrored_when_the_function_is_not_symmetric():
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+
+    def leftmost(volume):  # marks the low-x edge of what it is given
+        mark = np.zeros_like(volume.array)
+        mark[..., 0] = 1
+        return float(volume.array[0, 0, 0]), mark
+
+    count, mean = compare_seed.mirrored(leftmost, Volume(array, np.eye(4)), "x")
+    expected = np.zeros((2, 3, 4))
+    expected[..., [0, 3]] = 0.5  # half of it on either side once turned back
+    np.testing.assert_array_equal(mean, expected)
+    assert count == (0 + 3) / 2
+
+
+def test_smooth_is_in_millimetres_and_gives_nothing_outside():
+    array = np.zeros((9, 9, 9), np.float32)
+    array[4, 4, 4] = 1
+    image = np.ones_like(array)
+    image[0] = 0
+    spacing = np.diag([0.49, 0.49, 0.98, 1.0])  # x, y, z
+    result = compare_seed.smooth(array, Volume(image, spacing))
+    assert result[4, 4, 5] > result[5, 4, 4]  # z voxels are twice as far apart
+    assert (result[0] == result.min()).all()
+
+
+def test_examples_are_chosen_by_the_truth_alone():
+    volume = Volume(np.ones((4, 4, 4), np.float32), np.eye(4))
+    scans = [LoadedScan(f"s{n}", volume, n, np.zeros((n, 3))) for n in (9, 1, 5, 3, 7)]
+    assert [len(scans[i].centres_zyx) for i in compare_seed.examples(scans)] == [5, 9]
+
+
+def test_markdown_table_states_the_papers_figures(tmp_path):
+    row = dict.fromkeys(("fdr", "tpr_true", "fp_true", "froc_area", "tpr_at_limit"), 0.5)
+    row |= {"tpr": 0.625, "tpr_ci95": [0.5, 0.75], "fp_per_scan": 1.0, "fp_per_scan_ci95": [0, 2]}
+    row |= {"tpr_minus_best": 0.0, "tpr_minus_best_ci95": [0, 0], "fdr_ci95": [0, 1]}
+    text = compare_output.markdown_table({"max": {"regression_fcn": row}})
+    assert "62.5 [50.0, 75.0]" in text and "54.8 / 1.9 / 37.7" in text
