@@ -106,8 +106,8 @@ def test_overlay_keeps_the_voxels_proportions_and_the_front_up(drawn):
 
 def test_busiest_slices_are_those_with_most_points_and_none_twice():
     points = [(4, 0, 0), (4.2, 0, 0), (5, 0, 0), (9, 0, 0), (1, 0, 0), (1, 1, 1), (12, 0, 0)]
-    assert figures._busiest_slices(points, 14) == [1, 4, 9]
-    assert figures._busiest_slices([(20, 0, 0)], 14) == [7]  # outside the scan
+    assert figures.busiest_slices(points, 14) == [1, 4, 9]
+    assert figures.busiest_slices([(20, 0, 0)], 14) == [7]  # outside the scan
 
 
 def test_training_curves_show_both_errors_the_mean_and_r(drawn):

@@ -29,7 +29,11 @@ LINES = (  # colour, line, marker of each method
     ("#009E73", "-.", "^"),
     ("#CC79A7", ":", "D"),
     ("#000000", (0, (5, 1, 1, 1)), "v"),
-    ("#E69F00", (0, (1, 1)), "P"),
+    ("#B87A00", (0, (1, 1)), "P"),
+    ("#3A9BD8", (0, (8, 2)), "X"),
+    ("#6A3D9A", (0, (3, 1, 1, 1, 1, 1)), "p"),
+    ("#7F7F7F", (0, (6, 2, 2, 2)), "*"),
+    ("#8C564B", (0, (2, 2)), "<"),
 )
 OUTLINE = [patheffects.withStroke(linewidth=3.2, foreground="black")]  # seen on bright and on dark
 
@@ -73,7 +77,7 @@ def overlay(path, image, heatmap, labels, lesions_zyx=None, spacing_mm=None, **r
     (z, y, x), None: axes in voxels; radius in voxels or radius_mm, of a hit and the truth's rings.
     """
     marks, colour_of = judge_detections(labels, lesions_zyx, spacing_mm, **radius)
-    slices = _busiest_slices(np.vstack(list(marks.values())), len(image))
+    slices = busiest_slices(np.vstack(list(marks.values())), len(image))
     dy, dx = (1.0, 1.0) if spacing_mm is None else spacing_mm[1:]
     tall = np.clip(3.2 * image.shape[1] * dy / (image.shape[2] * dx), 2, 7)
     height = tall * len(slices) + 1.2
@@ -86,19 +90,13 @@ def overlay(path, image, heatmap, labels, lesions_zyx=None, spacing_mm=None, **r
         show_slice(row[0], image[z], spacing_mm, image.min(), image.max())
         show_slice(row[1], heatmap[slab].max(0), spacing_mm, *np.percentile(heatmap, [1, 99.9]))
         show_slice(row[2], colour_of[labels[slab].max(0)], spacing_mm)
-        limits = {"xlim": row[0].get_xlim(), "ylim": row[0].get_ylim()}
-        rx, ry, size = _ring(dy, dx, **radius)
-        angle = np.linspace(0, 2 * np.pi, 60)
-        for _, y, x in near_slice(() if lesions_zyx is None else lesions_zyx, z):
-            ring = x * dx + rx * np.cos(angle), y * dy + ry * np.sin(angle)
-            row[0].plot(*ring, color=GREEN, linewidth=1.6, path_effects=OUTLINE)
+        size = draw_rings(row[0], () if lesions_zyx is None else lesions_zyx, z, dy, dx, **radius)
         for name, points in marks.items():
             points = near_slice(points, z)
             row[1].plot(points[:, 2] * dx, points[:, 1] * dy, **_style(name))
         row[0].set_ylabel(f"slice z = {z}\ny, towards the front ({unit})")
-        row[0].set(**limits)
     truth = "" if lesions_zyx is None else f", truth ringed (radius {size})"
-    titles = ("image" + truth, "heatmap, highest of z − 1, z, z + 1", "segmentation of the same slices")
+    titles = ("image" + truth, "heatmap, highest of z − 1, z, z + 1", "segmentation, same slices")
     for panel, title in zip(axes[0], titles, strict=True):
         panel.set_title(title, fontsize=10)
     for panel in axes[-1]:
@@ -115,11 +113,18 @@ def _style(name):
     return style | {"markeredgecolor": colour, "markeredgewidth": 1.7, "path_effects": OUTLINE}
 
 
-def _ring(dy, dx, radius=RADIUS_VOX, radius_mm=None):
-    """Half axes of a hit's circle as drawn, and the radius in words."""
+def draw_rings(panel, lesions_zyx, z, dy, dx, radius=RADIUS_VOX, radius_mm=None):
+    """Ring the lesions in and next to slice z with a hit's radius; returns it in words."""
+    rx, ry, size = radius * dx, radius * dy, f"{radius:g} voxels"
     if radius_mm is not None:
-        return radius_mm, radius_mm, f"{radius_mm:g} mm"
-    return radius * dx, radius * dy, f"{radius:g} voxels"
+        rx, ry, size = radius_mm, radius_mm, f"{radius_mm:g} mm"
+    limits = {"xlim": panel.get_xlim(), "ylim": panel.get_ylim()}
+    angle = np.linspace(0, 2 * np.pi, 60)
+    for _, y, x in near_slice(lesions_zyx, z):
+        ring = x * dx + rx * np.cos(angle), y * dy + ry * np.sin(angle)
+        panel.plot(*ring, color=GREEN, linewidth=1.6, path_effects=OUTLINE)
+    panel.set(**limits)
+    return size
 
 
 def judge_detections(labels, lesions_zyx, spacing_mm, radius=RADIUS_VOX, radius_mm=None):
@@ -142,7 +147,7 @@ def judge_detections(labels, lesions_zyx, spacing_mm, radius=RADIUS_VOX, radius_
     return {"true positives": found[hits]} | missed, colour_of
 
 
-def _busiest_slices(points, depth, most=3):
+def busiest_slices(points, depth, most=3):
     """Up to `most` slices, each with the most points not yet shown; the middle one without any."""
     left, chosen = np.reshape(points, (-1, 3)), []
     while len(chosen) < most:
