@@ -14,10 +14,12 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from weakunet import ranks
 from weakunet.detect import components_above, thresholds_for_counts, whole_count
 
 RADIUS_VOX = 3.0  # the paper's: the average radius of its largest lesions
 ROUNDING = 1e-6  # centres come through an affine: 3 voxels can read 3.0000000001
+LEVELS = 40  # thresholds of a FROC by threshold
 SCALES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8)  # of the predicted count, for the FROC
 RATES = ("tpr", "tpr_per_scan", "fdr", "fp_per_scan")
 
@@ -84,7 +86,7 @@ def _ratio(part, whole):
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0)
 
 
-def froc_by_threshold(heatmaps, lesions, radius=RADIUS_VOX, spacings_mm=None, levels=40):
+def froc_by_threshold(heatmaps, lesions, radius=RADIUS_VOX, spacings_mm=None, levels=LEVELS):
     """Free-response ROC: ONE threshold over all scans, from the highest value to the lowest.
 
     Up to `levels` distinct values are all taken; of more, those that let 1 ... all voxels pass, in
@@ -92,20 +94,23 @@ def froc_by_threshold(heatmaps, lesions, radius=RADIUS_VOX, spacings_mm=None, le
     never passes. Returns: list of dict threshold, tpr (pooled), fp_per_scan.
     """
     spacings_mm = spacings_mm or [None] * len(heatmaps)
-    above = [heatmap[heatmap > heatmap.min()] for heatmap in heatmaps]
-    values = np.sort(np.concatenate([np.zeros(0, np.float32), *above]))[::-1]
-    distinct = np.unique(values)[::-1]
-    if len(distinct) > levels:
-        distinct = np.unique(values[np.geomspace(1, len(values), levels).round().astype(int) - 1])
-    curve = []
-    for threshold in np.sort(distinct)[::-1]:
-        hits = []
-        for heatmap, own, spacing_mm in zip(heatmaps, lesions, spacings_mm, strict=True):
-            floor = np.nextafter(heatmap.min(), heatmap.dtype.type(np.inf))
-            found = components_above(heatmap, max(threshold, floor)).centres_zyx
-            hits.append(count_hits(found, own, radius, spacing_mm))
-        curve.append(_point("threshold", threshold, hits))
-    return curve
+    bins = ranks.add_up(map(ranks.count_bins, heatmaps))
+    wanted = ranks.wanted_bins(bins, levels)
+    values = ranks.add_up(ranks.count_values(heatmap, wanted) for heatmap in heatmaps)
+    thresholds = ranks.thresholds(bins, values, levels)
+    hits = [
+        hits_at_thresholds(heatmap, thresholds, own, radius, spacing_mm)
+        for heatmap, own, spacing_mm in zip(heatmaps, lesions, spacings_mm, strict=True)
+    ]
+    return froc_curve("threshold", thresholds, hits)
+
+
+def hits_at_thresholds(heatmap, thresholds, lesions, radius=RADIUS_VOX, spacing_mm=None):
+    """(TP, FP, FN) of one scan at each threshold; its minimum, the background, never passes."""
+    floor = np.nextafter(heatmap.min(), heatmap.dtype.type(np.inf))
+    levels = [max(float(threshold), floor) for threshold in thresholds]
+    found = (components_above(heatmap, level).centres_zyx for level in levels)
+    return [count_hits(centres, lesions, radius, spacing_mm) for centres in found]
 
 
 def froc_by_count(heatmaps, counts, lesions, radius=RADIUS_VOX, spacings_mm=None, scales=SCALES):
@@ -115,12 +120,24 @@ def froc_by_count(heatmaps, counts, lesions, radius=RADIUS_VOX, spacings_mm=None
     is rounded half up.
     """
     spacings_mm = spacings_mm or [None] * len(heatmaps)
-    hits = []
-    for heatmap, count, own, spacing_mm in zip(heatmaps, counts, lesions, spacings_mm, strict=True):
-        found = thresholds_for_counts(heatmap, [whole_count(scale * count) for scale in scales])
-        centres = [components_above(heatmap, threshold).centres_zyx for threshold, _ in found]
-        hits.append([count_hits(centre, own, radius, spacing_mm) for centre in centres])
-    return [_point("scale", scale, [scan[k] for scan in hits]) for k, scale in enumerate(scales)]
+    scans = zip(heatmaps, counts, lesions, spacings_mm, strict=True)
+    hits = [
+        hits_at_counts(heatmap, count, own, radius, spacing_mm, scales)
+        for heatmap, count, own, spacing_mm in scans
+    ]
+    return froc_curve("scale", scales, hits)
+
+
+def hits_at_counts(heatmap, count, lesions, radius=RADIUS_VOX, spacing_mm=None, scales=SCALES):
+    """(TP, FP, FN) of one scan at each multiple of its count."""
+    found = thresholds_for_counts(heatmap, [whole_count(scale * count) for scale in scales])
+    centres = [components_above(heatmap, threshold).centres_zyx for threshold, _ in found]
+    return [count_hits(centre, lesions, radius, spacing_mm) for centre in centres]
+
+
+def froc_curve(name, settings, hits):
+    """The curve's points from every scan's hits at every setting (see `hits_at_counts`)."""
+    return [_point(name, each, [scan[k] for scan in hits]) for k, each in enumerate(settings)]
 
 
 def _point(name, setting, hits):
