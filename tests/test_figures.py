@@ -129,30 +129,6 @@ def test_training_curves_of_no_epoch_and_of_nan_are_drawn(drawn):
     assert len(drawn) == 2
 
 
-def test_count_scatter_names_the_agreement(drawn):
-    figures.count_scatter("x.png", [0, 2, 6, 8], [1, 1, 6, 10])
-    (axes,) = drawn[0].axes
-    assert axes.get_title() == "MSE 1.50   MAE 1.00   R² 0.85   ICC(A,1) 0.95"
-    np.testing.assert_array_equal(axes.collections[0].get_offsets()[3], [8, 10])
-    identity = axes.lines[0].get_xydata()
-    np.testing.assert_array_equal(identity[:, 0], identity[:, 1])
-    check_labels(drawn[0])
-
-
-def test_froc_draws_a_curve_and_a_mark_per_method_told_apart_without_colour(drawn):
-    methods = ["a", "b", "c", "d", "e", "f"]
-    curves = {m: [{"fp_per_scan": 0, "tpr": 0}, {"fp_per_scan": 2, "tpr": 0.5}] for m in methods}
-    figures.froc("x.png", curves, {m: {"fp_per_scan": 1, "tpr": 0.25} for m in methods})
-    (axes,) = drawn[0].axes
-    named = [line for line in axes.lines if line.get_label() in methods]
-    assert len({(line.get_linestyle(), line.get_marker()) for line in named}) == 6
-    assert len({line.get_marker() for line in named}) == 6
-    drawn_curves = [line for line in axes.lines if len(line.get_xdata()) == 2]
-    np.testing.assert_array_equal(drawn_curves[0].get_xydata(), [[0, 0], [2, 0.5]])
-    assert [line.get_xydata().tolist() for line in axes.lines].count([[1, 0.25]]) == 6
-    check_labels(drawn[0])
-
-
 def test_preprocess_figure_shows_the_middle_slice_of_every_step(drawn):
     steps = {f"step {k}": np.full((3, 4, 5), k, np.float32) for k in range(5)}
     steps["step 4"][1] = 7
@@ -165,10 +141,6 @@ def test_preprocess_figure_shows_the_middle_slice_of_every_step(drawn):
 PICTURES = {
     "overlay": lambda path: figures.overlay(path, *blocks(), [(2, 3, 5)], SPACING),
     "curves": lambda path: figures.training_curves(path, [(1, 1, 2, 3, 0.5, 6)], 4),
-    "scatter": lambda path: figures.count_scatter(path, [1, 2], [1, 3]),
-    "froc": lambda path: figures.froc(
-        path, {"a": [{"fp_per_scan": 1, "tpr": 1}]}, {"a": {"fp_per_scan": 1, "tpr": np.nan}}
-    ),
     "steps": lambda path: figures.preprocess_figure(path, {"scan": np.ones((3, 4, 5))}),
 }
 

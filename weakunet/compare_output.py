@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from weakunet import figures, figures_compare, report
+from weakunet import figures, figures_compare, figures_counts, report
 from weakunet.cli import InputError, write_csv, write_json, write_text
 from weakunet.compare_seed import CEILING, EXTRA, METHODS, SMOOTHING_MM
 from weakunet.compare_stats import FPAV_LIMIT, mean_curve
@@ -250,7 +250,7 @@ def draw(out, results):
         true = np.concatenate([r.true for r in results[own]])
         predicted = np.concatenate([r.counts[main] for r in results[own]])
         path = out / ("counts.png" if own == pool else f"counts_{own}.png")
-        figures_compare.counts_agreement(path, true, predicted)
+        figures_counts.counts_agreement(path, true, predicted)
         r2 = count_metrics(true, predicted)["count_r2"]
         caption = f"Counts of (e), global pooling {POOL_NAMES[own]}: R2 {r2:.2f}, all seeds' scans."
         pictures.append((path, caption))

@@ -10,39 +10,40 @@ they are detected and sought in that slice only. Training ends with the same `ev
 """
 
 import argparse
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from weakunet import figures
+from weakunet import figures, figures_compare, figures_counts
 from weakunet.cli import InputError, command, one_line, progress, write_csv, write_json
-from weakunet.cohort import (
-    SPLITS,
-    LoadedScan,
-    load_scan,
-    read_centres,
-    read_cohort,
-    read_table,
+from weakunet.cohort import SPLITS, read_cohort, read_table
+from weakunet.judging import (
+    MAIN,
+    NO_NETWORK,
+    PER_SCAN,
+    Reach,
+    hits_above,
+    judge,
+    load_prediction,
+    picture,
+    values_in_bins,
 )
-from weakunet.detect import components_above, detect_lesions, whole_count
 from weakunet.metrics import (
+    LEVELS,
     RADIUS_VOX,
-    count_hits,
+    SCALES,
     count_metrics,
     detection_metrics,
-    froc_by_count,
-    froc_by_threshold,
+    froc_curve,
 )
-from weakunet.outputs import is_bids, output_paths
-from weakunet.slices import find_slice, in_slice
-from weakunet.volumes import read_volume, require_same_grid, world_to_index
+from weakunet.parallel import cores, processes
+from weakunet.ranks import Tally, thresholds, wanted_bins
 
-PER_SCAN = "subject,method,count,count_predicted,threshold,n_detected,tp,fp,fn,tpr".split(",")
 FROC = ("method", "sweep", "setting", "tpr", "fp_per_scan")
 PICTURES = 4
-MAIN, NO_NETWORK = "regression_fcn", "intensities"
 
 
 @dataclass
@@ -73,62 +74,80 @@ def evaluate_maps(
     -------
     Evaluation
     """
-    unlabelled = [scan.subject for scan in scans if scan.centres_zyx is None]
-    if unlabelled:
-        raise InputError(f"{unlabelled[0]}: no lesion centres; add them to the cohort table")
     if not isinstance(counts_predicted, dict):
         counts_predicted = dict.fromkeys(maps, counts_predicted)
-    scans, maps = _cut_to_slices(scans, maps)
-    lesions = [scan.centres_zyx for scan in scans]
-    spacings_mm = None if radius_mm is None else [scan.volume.spacing_mm for scan in scans]
-    reach = (radius if radius_mm is None else radius_mm, spacings_mm)
+    cases = []
+    for scan, *own in zip(scans, *maps.values(), strict=True):
+        cases.append(functools.partial(tuple, (scan, dict(zip(maps, own, strict=True)))))
+    counts = {method: counts_predicted[method] for method in maps}
+    return evaluate_cases(cases, counts, out, Reach(radius, radius_mm), seed)
+
+
+def evaluate_cases(cases, counts, out=None, reach=None, seed=0, n_jobs=1):
+    """`evaluate_maps` of scans that are opened when they are needed, one at a time a process.
+
+    Every scan is opened three times: to judge it at its count and count its voxels' bins, to look
+    for the threshold FROC's thresholds (see ranks.py), and to judge it at those; a few once more,
+    for their pictures.
+
+    Parameters
+    ----------
+    cases : list of functions without arguments (see judging.py); pickled if n_jobs > 1
+    counts : method -> a predicted count for each
+    reach : Reach of a hit; None: the paper's
+    """
+    reach = reach or Reach(RADIUS_VOX)
     result = Evaluation({}, [], {}, [])
-    for method in progress(list(maps), "evaluate"):
-        counts = counts_predicted[method]
-        rows = _rows(scans, method, counts, maps[method], *reach)
-        hits = [row[6:9] for row in rows]
-        result.per_scan += rows
-        result.metrics[method] = detection_metrics(hits, seed)
+    own_counts = [dict(zip(counts, row, strict=True)) for row in zip(*counts.values(), strict=True)]
+    tasks = list(zip(cases, own_counts, strict=True))
+    rows, hits, tallies = ({method: make() for method in counts} for make in (list, list, Tally))
+    with processes(min(n_jobs, len(cases))) as each:
+        for judged in _watch(each(functools.partial(judge, reach), tasks), tasks, "judge"):
+            for method in counts:
+                for kept, one in zip((rows, hits), judged, strict=False):
+                    kept[method].append(one[method])
+                tallies[method].add(judged[2][method])
+        levels = _find_thresholds(each, cases, {m: tally.total() for m, tally in tallies.items()})
+        at_levels = each(functools.partial(hits_above, reach, levels), cases)
+        at_levels = list(_watch(at_levels, cases, "threshold FROC"))
+    for method in counts:
+        result.per_scan += rows[method]
+        result.metrics[method] = detection_metrics([row[6:9] for row in rows[method]], seed)
         if method != NO_NETWORK:
-            result.metrics[method] |= count_metrics(*_known_counts(scans, counts))
-        result.curves[method] = froc_by_count(maps[method], counts, lesions, *reach)
-        by_threshold = froc_by_threshold(maps[method], lesions, *reach)
+            result.metrics[method] |= count_metrics(*_known_counts(rows[method]))
+        result.curves[method] = froc_curve("scale", SCALES, hits[method])
+        own = [one[method] for one in at_levels]
+        by_threshold = froc_curve("threshold", levels[method], own)
         result.froc += [(method, "count", *point.values()) for point in result.curves[method]]
         result.froc += [(method, "threshold", *point.values()) for point in by_threshold]
     if out is not None:
         _write(result, Path(out))
-        ring = {"radius": radius} if radius_mm is None else {"radius_mm": radius_mm}
-        _draw(result, scans, counts_predicted, maps, Path(out), ring)
+        _draw(result, cases, rows, Path(out), reach)
         print(table(result.metrics))
     return result
 
 
-def _cut_to_slices(scans, maps):
-    """The scans and, method by method, their maps, each cut to the slice that was counted."""
-    cut = [in_slice(scan, *own) for scan, *own in zip(scans, *maps.values(), strict=True)]
-    columns = enumerate(maps, start=1)
-    return [row[0] for row in cut], {method: [row[i] for row in cut] for i, method in columns}
+def _find_thresholds(each, cases, bins):
+    """Method -> the thresholds of its threshold FROC, from the bins of all its voxels."""
+    wanted = {method: wanted_bins(own, LEVELS) for method, own in bins.items()}
+    tallies = {method: Tally() for method in bins}
+    found = each(functools.partial(values_in_bins, wanted), cases)
+    for counted in _watch(found, cases, "thresholds"):
+        for method, tally in tallies.items():
+            tally.add(counted[method])
+    return {m: thresholds(bins[m], tally.total(), LEVELS) for m, tally in tallies.items()}
 
 
-def _known_counts(scans, counts):
-    """True and predicted counts of the scans whose count the table gives."""
-    pairs = [(scan.count, own) for scan, own in zip(scans, counts, strict=True)]
-    pairs = np.array([pair for pair in pairs if pair[0] is not None], float).reshape(-1, 2)
+def _watch(results, items, what):
+    """The results of all items, with progress."""
+    for result, _ in zip(results, progress(items, what), strict=True):
+        yield result
+
+
+def _known_counts(rows):
+    """True and predicted counts of the scans whose count the table gives, from PER_SCAN rows."""
+    pairs = np.array([row[2:4] for row in rows if row[2] != ""], float).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
-
-
-def _rows(scans, method, counts, heatmaps, radius, spacings_mm):
-    """Rows of PER_SCAN for one method."""
-    rows = []
-    for i, (scan, count, heatmap) in enumerate(zip(scans, counts, heatmaps, strict=True)):
-        found = detect_lesions(heatmap, whole_count(count))
-        spacing_mm = spacings_mm and spacings_mm[i]
-        tp, fp, fn = count_hits(found.centres_zyx, scan.centres_zyx, radius, spacing_mm)
-        tpr = tp / (tp + fn) if tp + fn else ""  # not defined without lesions
-        known = "" if scan.count is None else scan.count
-        numbers = (known, float(count), found.threshold, tp + fp, tp, fp, fn, tpr)
-        rows.append((scan.subject, method, *numbers))
-    return rows
 
 
 def _write(result, out):
@@ -137,21 +156,21 @@ def _write(result, out):
     write_csv(out / "froc.csv", FROC, result.froc)
 
 
-def _draw(result, scans, counts_predicted, maps, out, ring):
+def _draw(result, cases, rows, out, reach):
     """FROC and count scatter, and overlays of a few scans from the fewest to the most lesions."""
     furthest = 3 * max(1.0, *(entry["fp_per_scan"] for entry in result.metrics.values()))
-    figures.froc(out / "froc.png", result.curves, result.metrics, furthest)
-    method = MAIN if MAIN in maps else list(maps)[-1]
-    known = _known_counts(scans, counts_predicted[method])
+    at_count = {name: (own["fp_per_scan"], own["tpr"]) for name, own in result.metrics.items()}
+    figures_compare.froc_curves(out / "froc.png", result.curves, at_count, furthest=furthest)
+    method = MAIN if MAIN in rows else list(rows)[-1]
+    known = _known_counts(rows[method])
     if len(known[0]):
-        figures.count_scatter(out / "counts.png", *known)
-    thresholds = [row[4] for row in result.per_scan if row[1] == method]
-    order = np.argsort([len(scan.centres_zyx) for scan in scans], kind="stable")
-    for i in order[np.linspace(0, len(scans) - 1, min(PICTURES, len(scans))).astype(int)]:
-        scan, heatmap = scans[i], maps[method][i]
-        labels = components_above(heatmap, thresholds[i]).labels
-        shown = (scan.volume.array, heatmap, labels, scan.centres_zyx, scan.volume.spacing_mm)
-        figures.overlay(out / f"{scan.subject}_overlay.png", *shown, **ring)
+        figures_counts.counts_agreement(out / "counts.png", *known)
+    lesions = [row[6] + row[8] for row in rows[method]]
+    order = np.argsort(lesions, kind="stable")
+    ring = {"radius": reach.radius} if reach.radius_mm is None else {"radius_mm": reach.radius_mm}
+    for i in order[np.linspace(0, len(cases) - 1, min(PICTURES, len(cases))).astype(int)]:
+        subject, shown = picture(cases[i], method, rows[method][i][4])
+        figures.overlay(out / f"{subject}_overlay.png", *shown, **ring)
 
 
 def table(metrics):
@@ -212,24 +231,6 @@ def choose_scans(scans, counts, split, data, predictions):
     return usable
 
 
-def load_prediction(scan, folder):
-    """The scan with its centres, its heatmap, and whether its image is a prepared one."""
-    path = output_paths(folder, scan.subject, is_bids(folder))["heatmap"]
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; predict on {scan.subject} again")
-    prepared = scan.roi is None  # as for weakunet.predict
-    if prepared:
-        loaded = load_scan(scan)
-    else:
-        volume = read_volume(scan.image)
-        centres_zyx = world_to_index(volume, read_centres(scan.centres))
-        k = find_slice(volume, scan.slice_z_mm, scan.image)
-        loaded = LoadedScan(scan.subject, volume, scan.count, centres_zyx, k)
-    heatmap = read_volume(path)
-    require_same_grid(loaded.volume, scan.image, heatmap, path)
-    return loaded, heatmap.array, prepared
-
-
 def positive(text):
     """Parse an option that must be a number above 0."""
     value = float(text)
@@ -251,18 +252,20 @@ def main(argv=None):
     radius.add_argument("--radius", type=positive, default=RADIUS_VOX, help="of a hit, in voxels")
     radius.add_argument("--radius-mm", type=positive, help="of a hit, in mm")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap intervals")
+    parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)
     if (args.out / "metrics.json").exists():
         raise InputError(f"{args.out}: holds an evaluation already; choose another --out")
     table_path = args.predictions / "predictions.csv"
     counts = read_predictions(table_path)
     chosen = choose_scans(read_cohort(args.data), counts, args.split, args.data, table_path)
-    loaded = [load_prediction(scan, args.predictions) for scan in progress(chosen, "read")]
-    scans, heatmaps, prepared = map(list, zip(*loaded, strict=True))
-    maps = {NO_NETWORK: [scan.volume.array for scan in scans]} if all(prepared) else {}
-    maps[MAIN] = heatmaps
-    own = [counts[scan.subject] for scan in scans]
-    evaluate_maps(scans, own, maps, args.out, args.radius, args.radius_mm, args.seed)
+    with_image = all(scan.roi is None for scan in chosen)  # a raw one is no map
+    load = functools.partial(load_prediction, folder=args.predictions, with_image=with_image)
+    cases = [functools.partial(load, scan) for scan in chosen]
+    own = [counts[scan.subject] for scan in chosen]
+    methods = [NO_NETWORK, MAIN] if with_image else [MAIN]
+    reach = Reach(args.radius, args.radius_mm)
+    evaluate_cases(cases, dict.fromkeys(methods, own), args.out, reach, args.seed, args.jobs)
     print(f"written: {args.out}")
 
 

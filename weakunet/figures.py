@@ -16,14 +16,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import ndimage
 
 from weakunet.cli import atomic_path
-from weakunet.metrics import RADIUS_VOX, count_metrics, match_detections
+from weakunet.metrics import RADIUS_VOX, match_detections
 
 # after Okabe and Ito's colour-blind-safe palette; the first three are seen on black as well
 GREEN, BLUE, RED = "#00C48C", "#56B4E9", "#FF5A1F"
 MARKS = {"true positives": ("o", GREEN), "false positives": ("s", BLUE)}
 MARKS |= {"false negatives": ("^", RED), "detections": ("s", BLUE)}
 TRAINING, VALIDATION = "#D55E00", "#0072B2"
-LINES = (  # colour, line, marker of each method
+LINES = (  # colour, line, marker of each method or series
     ("#0072B2", "-", "o"),
     ("#D55E00", "--", "s"),
     ("#009E73", "-.", "^"),
@@ -49,6 +49,12 @@ def save_figure(figure, path):
     """Write the figure to `path` as PNG, atomically and without anything but the picture."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def line_style(k, **changed):
+    """Colour, line and marker of the k-th method or series."""
+    colour, line, marker = LINES[k % len(LINES)]
+    return {"color": colour, "linestyle": line, "marker": marker, "markersize": 9} | changed
 
 
 def show_slice(panel, axial, spacing_mm, low=0.0, high=1.0, cmap="gray"):
@@ -217,50 +223,4 @@ def training_curves(path, history, mean_error=None):
     correlation.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for panel in (error, correlation):
         panel.grid(alpha=0.3)
-    save_figure(figure, path)
-
-
-def count_scatter(path, true, predicted):
-    """Predicted against true counts, the line of identity, and the agreement in the title."""
-    figure = new_figure(5.6, 5.4)
-    axes = figure.subplots()
-    true, predicted = np.asarray(true, float), np.asarray(predicted, float)
-    ends = np.concatenate([true, predicted, [0, 1]])
-    limits = (ends.min() - 0.7, ends.max() + 0.7)
-    axes.plot(limits, limits, color="grey", linestyle="--", label="identity")
-    label = f"scans ({len(true)}, darker where they coincide)"
-    style = {"color": VALIDATION, "alpha": 0.6, "edgecolors": "white", "s": 40, "zorder": 3}
-    axes.scatter(true, predicted, label=label, **style)
-    agreement = count_metrics(true, predicted)
-    named = {"count_mse": "MSE", "count_mae": "MAE", "count_r2": "R²", "count_icc": "ICC(A,1)"}
-    axes.set_title("   ".join(f"{name} {agreement[key]:.2f}" for key, name in named.items()))
-    axes.set(xlim=limits, ylim=limits, aspect="equal")
-    axes.set(xlabel="true count (lesions)", ylabel="predicted count (lesions)")
-    axes.legend(loc="upper left", fontsize=9)
-    axes.grid(alpha=0.3)
-    save_figure(figure, path)
-
-
-def froc(path, curves, points, furthest=None):
-    """Free-response ROC as the paper's Fig. 3, one curve a method.
-
-    Parameters: curves, method -> list of dict fp_per_scan, tpr (see metrics.froc_by_count); points,
-    method -> dict with the same keys: where the predicted count puts it; furthest FPav shown.
-    """
-    figure = new_figure(7, 5)
-    axes = figure.subplots()
-    for k, (method, curve) in enumerate(curves.items()):
-        colour, line, marker = LINES[k % len(LINES)]
-        x, y = ([point[key] for point in curve] for key in ("fp_per_scan", "tpr"))
-        axes.plot(x, y, color=colour, linestyle=line, linewidth=1.8)
-        style = {"color": colour, "marker": marker, "markersize": 9, "markeredgecolor": "white"}
-        at = points[method]
-        axes.plot(at["fp_per_scan"], at["tpr"], linestyle="none", zorder=3, **style)
-        axes.plot([], [], linestyle=line, label=method.replace("_", " "), **style)
-    axes.set(xlim=(0, furthest), ylim=(0, 1.02))
-    axes.set_xlabel("FPav (false positives per scan)")
-    axes.set_ylabel("TPR (fraction of the lesions found)")
-    axes.set_title("line: the count multiplied; mark: the count as predicted", fontsize=10)
-    axes.legend()
-    axes.grid(alpha=0.3)
     save_figure(figure, path)

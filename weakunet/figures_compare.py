@@ -1,4 +1,4 @@
-"""The comparison's pictures: the paper's Fig. 3, intervals beside Table 1, counts, and studies.
+"""Methods side by side: the paper's Fig. 3, left and right, and its Table 1 as a picture.
 
 A method has the same colour, line and marker wherever the same methods are given in the same order,
 so that it can be followed in grey. Hollow markers are the paper's own figures, on its own scans.
@@ -9,28 +9,20 @@ import textwrap
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from matplotlib.transforms import ScaledTranslation
 
 from weakunet.figures import (
     GREEN,
-    LINES,
     OUTLINE,
     busiest_slices,
     draw_rings,
+    line_style,
     new_figure,
     save_figure,
     show_slice,
 )
-from weakunet.metrics import count_metrics
 
 HEAT, ABOVE = "inferno", "#00E5FF"
 HOLLOW = {"linestyle": "none", "markerfacecolor": "none", "markeredgewidth": 1.6, "markersize": 9}
-
-
-def _style(k, **changed):
-    """Colour, line and marker of the k-th method."""
-    colour, line, marker = LINES[k % len(LINES)]
-    return {"color": colour, "linestyle": line, "marker": marker, "markersize": 9} | changed
 
 
 def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm, slice_index=None):
@@ -136,14 +128,14 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
     axes = figure.subplots()
     handles = []
     for k, method in enumerate(curves):
-        _draw_curves(axes, seeds[method], furthest, _style(k, marker=None, linewidth=1.8))
+        _draw_curves(axes, seeds[method], furthest, line_style(k, marker=None, linewidth=1.8))
         if method in operating:
-            mark = _style(k, linestyle="none", markeredgecolor="white", zorder=4)
+            mark = line_style(k, linestyle="none", markeredgecolor="white", zorder=4)
             axes.plot(*operating[method], **mark)
         if method in paper:
-            axes.plot(*paper[method], **_style(k, **HOLLOW))
+            axes.plot(*paper[method], **line_style(k, **HOLLOW))
         name = textwrap.fill(method.replace("_", " "), 34)
-        handles.append(Line2D([], [], label=name, **_style(k, markeredgecolor="white")))
+        handles.append(Line2D([], [], label=name, **line_style(k, markeredgecolor="white")))
     grey = {"color": "grey", "marker": "o", "markersize": 9, "linestyle": "none"}
     handles.append(Line2D([], [], label="filled: at the predicted count", **grey))
     if paper:
@@ -199,7 +191,7 @@ def method_bars(path, blocks, paper=None):
             at = np.array([scale * own[key] for own in found])
             low, high = np.array([np.multiply(scale, own[f"{key}_ci95"]) for own in found]).T
             apart = 0.32 * ((k + 0.5) / len(blocks) - 0.5)
-            style = _style(k, linestyle="none", markersize=7, capsize=3, label=name)
+            style = line_style(k, linestyle="none", markersize=7, capsize=3, label=name)
             error = np.maximum([at - low, high - at], 0)
             panel.errorbar(at, np.add(rows, apart), xerr=error, **style)
         rows = [i for i, method in enumerate(methods) if method in (paper or {})]
@@ -215,113 +207,3 @@ def method_bars(path, blocks, paper=None):
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
     save_figure(figure, path)
-
-
-def counts_agreement(path, true, predicted, labels=None):
-    """Predicted against true counts, and their differences after Bland and Altman (1986).
-
-    On the right: difference against mean, the mean difference (bias) and the 95 % limits of
-    agreement, bias +- 1.96 standard deviations. On the left, true counts are shifted by up to 0.18
-    so that equal scans do not hide each other.
-
-    Parameters: true, predicted (n,), counts, not rounded; labels (n,), the group of each scan (a
-    seed, say), which gives it its marker, or None.
-    """
-    true, predicted = np.asarray(true, float), np.asarray(predicted, float)
-    labels = np.full(len(true), "scans") if labels is None else np.asarray(labels)
-    figure = new_figure(10.4, 5.0)
-    scatter, differences = figure.subplots(1, 2)
-    shifted = true + np.random.default_rng(0).uniform(-0.18, 0.18, len(true))
-    for k, group in enumerate(dict.fromkeys(labels.tolist())):
-        own = labels == group
-        style = _style(k, linestyle="none", markersize=7, alpha=0.65, markeredgecolor="white")
-        scatter.plot(shifted[own], predicted[own], label=f"{group} ({own.sum()})", **style)
-        differences.plot(((true + predicted) / 2)[own], (predicted - true)[own], **style)
-    ends = np.concatenate([true, predicted, [0, 1]])
-    limits = (ends.min() - 0.7, ends.max() + 0.7)
-    scatter.plot(limits, limits, color="grey", linestyle="--", label="identity", zorder=1)
-    scatter.set(xlim=limits, ylim=limits, aspect="equal")
-    scatter.set(xlabel="true count (lesions)", ylabel="predicted count (lesions)")
-    agreement = count_metrics(true, predicted)
-    named = {"count_r2": "R²", "count_icc": "ICC(A,1)", "count_mae": "MAE", "count_mse": "MSE"}
-    title = "   ".join(f"{name} {agreement[key]:.2f}" for key, name in named.items())
-    scatter.set_title(title, fontsize=10)
-    scatter.legend(loc="upper left", fontsize=9)
-    _limits_of_agreement(differences, predicted - true)
-    for panel in (scatter, differences):
-        panel.grid(alpha=0.3)
-    save_figure(figure, path)
-
-
-def _limits_of_agreement(panel, difference):
-    panel.axhline(0, color="grey", linewidth=0.8)
-    panel.set(xlabel="mean of true and predicted (lesions)")
-    panel.set(ylabel="predicted − true (lesions)")
-    if len(difference) < 2:
-        return
-    bias, reach = difference.mean(), 1.96 * difference.std(ddof=1)
-    panel.axhline(bias, color="black")
-    for limit in (bias - reach, bias + reach):
-        panel.axhline(limit, color="black", linestyle="--")
-        panel.annotate(_signed(limit), (1.01, limit), **_BESIDE)
-    panel.annotate(_signed(bias), (1.01, bias), **_BESIDE)
-    panel.set_title("solid: bias   dashed: 95 % limits of agreement", fontsize=10)
-    furthest = 1.15 * max(abs(difference).max(), abs(bias) + reach, 0.5)
-    panel.set_ylim(-furthest, furthest)
-
-
-def _signed(value):
-    return f"{value:+.2f}".replace("-", "−")
-
-
-_BESIDE = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
-
-
-def study_lines(path, study, x_label, panels, log_x=False, caption=None):
-    """Draw a study: a row of panels, in each a line with error bars for every series.
-
-    Parameters
-    ----------
-    study : its name, printed above unless there is a caption
-    x_label : what was varied, with its unit
-    panels : list of (y_label, {series: (x, mean, low, high)}), sequences of one length, low and
-        high the ends of the bars; x may be words; a panel may lack a series
-    log_x : True for a logarithmic x axis, labelled at the values studied
-    caption : one line instead of the name, or None
-    """
-    series = list(dict.fromkeys(name for _, lines in panels for name in lines))
-    figure = new_figure(max(5.2, 3.9 * len(panels)), 4.0)
-    figure.get_layout_engine().set(w_pad=0.1)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for panel, (y_label, lines) in zip(axes, panels, strict=True):
-        for name, points in lines.items():
-            k = series.index(name)
-            aside = 4 / 72 * (k - (len(series) - 1) / 2)  # bars at the same x lie side by side
-            _error_bars(panel, *points, ScaledTranslation(aside, 0, figure.dpi_scale_trans), k)
-        panel.set(xlabel=x_label, ylabel=y_label)
-        panel.margins(x=0.08)
-        if log_x:
-            _log_axis(panel, sorted({value for x, *_ in lines.values() for value in x}))
-        panel.grid(alpha=0.3)
-    handles = [Line2D([], [], label=name, **_style(k)) for k, name in enumerate(series)]
-    if len(series) > 1:
-        style = {"ncols": min(3, len(series)), "frameon": False, "handlelength": 4}
-        figure.legend(handles=handles, loc="outside lower center", **style)
-    figure.suptitle(caption or study, fontsize=11)
-    save_figure(figure, path)
-
-
-def _error_bars(panel, x, mean, low, high, aside, k):
-    error = np.maximum([np.subtract(mean, low), np.subtract(high, mean)], 0)
-    style = _style(k, markersize=7, capsize=3)
-    if any(isinstance(value, str) for value in x):
-        style["linestyle"] = "none"  # nothing lies between two words
-    line, caps, bars = panel.errorbar(x, mean, yerr=error, **style)
-    for artist in (line, *caps, *bars):
-        artist.set_transform(panel.transData + aside)  # afterwards: the axes fit what is unmoved
-
-
-def _log_axis(panel, values):
-    panel.set_xscale("log")
-    panel.set_xticks(values, [f"{value:g}" for value in values])
-    panel.minorticks_off()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weakunet import figures_compare
+from weakunet import figures_counts
 from weakunet.checkpoint import load_model, save_checkpoint
 from weakunet.cli import InputError, command, progress, write_csv, write_json
 from weakunet.compare import COHORTS, FIRST_SEED
@@ -175,7 +175,7 @@ def draw(out, study, rows):
             lines[series] = (x, mean, low, high)
         panels.append((f"{label} (validation)", lines))
     path = out / f"study_{study}.png"
-    figures_compare.study_lines(path, study, X_LABEL[study], panels, log_x=study == "scans")
+    figures_counts.study_lines(path, study, X_LABEL[study], panels, log_x=study == "scans")
 
 
 @command

@@ -1,0 +1,215 @@
+"""Pictures of methods, counts and studies: what is drawn where, labelled how."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from weakunet import figures, figures_compare, figures_counts
+
+SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures drawn by the test, instead of files."""
+    kept = []
+    for module in (figures_compare, figures_counts):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def curve(*points):
+    return [{"fp_per_scan": x, "tpr": y} for x, y in points]
+
+
+def marked(axes, hollow):
+    """(x, y) of the markers drawn without a line, filled or hollow."""
+    lines = [line for line in axes.lines if line.get_linestyle() == "None"]
+    lines = [line for line in lines if (line.get_markerfacecolor() == "none") == hollow]
+    return [tuple(point) for line in lines for point in line.get_xydata().tolist()]
+
+
+def test_method_maps_show_one_slice_with_each_maps_own_scale_and_threshold(drawn):
+    image = np.random.default_rng(0).uniform(size=(9, 8, 16))
+    ramp = np.linspace(-5, 5, image.size).reshape(image.shape)
+    spot = np.zeros(image.shape)
+    spot[6, 3, 4:6] = 3.0  # one slice above the one shown
+    centres = [(5, 3, 4), (5, 6, 10), (1, 2, 2)]
+    maps, levels = {"(a) ramp": ramp, "(e) spot": spot}, {"(a) ramp": None, "(e) spot": 2.0}
+    figures_compare.method_maps("x.png", image, maps, levels, centres, SPACING)
+    panels = [axes for axes in drawn[0].axes if axes.images and axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["image, slice z = 5", *maps]
+    np.testing.assert_array_equal(panels[0].images[0].get_array(), image[5])
+    np.testing.assert_array_equal(panels[1].images[0].get_array(), ramp[6])  # highest of 4, 5, 6
+    np.testing.assert_allclose(panels[1].images[0].get_clim(), np.percentile(ramp, [1, 99.9]))
+    for axes in panels:
+        rings = [line.get_xydata() for line in axes.lines]
+        np.testing.assert_allclose([ring.mean(0) for ring in rings], [[2, 3], [5, 6]], atol=0.1)
+    assert not panels[1].collections
+    edges = np.array(panels[2].collections[0].get_segments())
+    assert len(edges) == 6  # around two voxels
+    np.testing.assert_allclose(edges.min((0, 1)), [3.5 * 0.5, 2.5])
+    np.testing.assert_allclose(edges.max((0, 1)), [5.5 * 0.5, 3.5])
+    bars = [axes for axes in drawn[0].axes if axes not in panels]
+    stated = [[text.get_text() for text in axes.get_xticklabels()] for axes in bars]
+    low, high = (f"{end:.3g}" for end in np.percentile(ramp, [1, 99.9]))
+    assert [low, high] == [stated[1][0], stated[1][2]]
+    assert panels[0].get_ylabel() == "y (mm)" and panels[0].get_xlabel() == "x (mm)"
+
+
+def test_method_maps_without_lesions_detections_or_spacing_are_drawn(drawn):
+    flat = np.zeros((5, 4, 4))
+    levels = {"(a)": np.inf}
+    figures_compare.method_maps("x.png", flat, {"(a)": flat}, levels, np.zeros((0, 3)), None)
+    panel = drawn[0].axes[0]
+    assert panel.get_title() == "image, slice z = 2" and panel.get_xlabel() == "x (voxels)"
+
+
+def test_method_maps_take_the_slice_that_is_asked_for(drawn):
+    image = np.random.default_rng(0).uniform(size=(5, 4, 4))
+    figures_compare.method_maps("x.png", image, {"(a)": image}, {}, [(1, 1, 1)], None, 3)
+    np.testing.assert_array_equal(drawn[0].axes[0].images[0].get_array(), image[3])
+
+
+def test_froc_draws_each_method_told_apart_without_colour(drawn):
+    methods = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
+    curves = {m: curve((1, 0.2), (2, 0.5)) for m in methods}
+    operating = {m: (1, 0.25) for m in methods}
+    figures_compare.froc_curves("x.png", curves, operating, {"e": (1.9, 0.548)}, 4)
+    (axes,) = drawn[0].axes
+    lines = [line for line in axes.lines if line.get_linestyle() != "None"]
+    assert [line.get_xydata().tolist() for line in lines] == [[[0, 0], [1, 0.2], [2, 0.5]]] * 10
+    named = drawn[0].legends[0].legend_handles[:10]
+    assert len({line.get_marker() for line in named}) == 10
+    assert len({str(line._dash_pattern) for line in named}) == 10
+    assert marked(axes, hollow=False) == [(1, 0.25)] * 10
+    assert marked(axes, hollow=True) == [(1.9, 0.548)]
+    assert axes.get_xlim() == (0, 4) and "FPav" in axes.get_xlabel() and "TPR" in axes.get_ylabel()
+    texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert texts[:10] == methods and "paper" in texts[-1]
+
+
+def test_froc_of_seeds_is_their_mean_within_their_band_as_far_as_both_reach(drawn):
+    seeds = [curve((1, 0.2), (2, 0.4)), curve((3, 0.9), (1, 0.6))]  # FPav in any order
+    figures_compare.froc_curves("x.png", {"e": seeds}, {"e": (1, 0.4)}, furthest=5)
+    (axes,) = drawn[0].axes
+    x, y = axes.lines[0].get_xydata().T
+    assert x[-1] == 2
+    for at, mean in ((0.5, 0.2), (1, 0.4), (2, (0.4 + 0.75) / 2)):
+        assert np.interp(at, x, y) == pytest.approx(mean, abs=2e-3)
+    band = axes.collections[0].get_paths()[0].vertices
+    assert band[np.isclose(band[:, 0], 2), 1].max() == pytest.approx(0.75)
+    assert band[np.isclose(band[:, 0], 2), 1].min() == pytest.approx(0.4)
+    assert "seed" in axes.get_title()
+
+
+def test_froc_without_curves_or_with_nan_is_drawn(drawn):
+    figures_compare.froc_curves("x.png", {}, {})
+    figures_compare.froc_curves("x.png", {"a": curve((1, np.nan))}, {"a": (np.nan, np.nan)})
+    assert len(drawn) == 2 and drawn[1].axes[0].get_xlim() == (0, 1.5)
+
+
+def rates(tpr, fp):
+    return {"tpr": tpr, "tpr_ci95": [tpr - 0.1, tpr + 0.2]} | {
+        "fp_per_scan": fp,
+        "fp_per_scan_ci95": [fp - 0.3, fp + 0.4],
+    }
+
+
+def test_method_bars_put_blocks_and_the_paper_on_one_row_a_method(drawn):
+    blocks = {"max": {"(a)": rates(0.4, 2.0), "(e)": rates(0.5, 1.0)}}
+    blocks["local maxima"] = {"(e)": rates(0.7, 0.5)}
+    figures_compare.method_bars("x.png", blocks, {"(a)": (2.3, 0.406)})
+    tpr, fp = drawn[0].axes
+    assert [text.get_text() for text in tpr.get_yticklabels()] == ["(a)", "(e)"]
+    at, rows = tpr.containers[0].lines[0].get_data()
+    np.testing.assert_allclose(at, [40, 50])
+    np.testing.assert_allclose(rows, [0, 1], atol=0.3)
+    assert marked(tpr, hollow=True) == [(40.6, 0)] and marked(fp, hollow=True) == [(2.3, 0)]
+    (bar,) = fp.containers[1].lines[2]
+    np.testing.assert_allclose(bar.get_segments()[0][:, 0], [0.2, 0.9])
+    assert fp.containers[1].get_label() == "local maxima"
+
+
+def test_counts_agreement_states_agreement_bias_and_limits(drawn):
+    figures_counts.counts_agreement("x.png", [0, 2, 6, 8], [1, 1, 6, 10])
+    scatter, differences = drawn[0].axes
+    assert scatter.get_title() == "R² 0.85   ICC(A,1) 0.95   MAE 1.00   MSE 1.50"
+    x, y = scatter.lines[0].get_data()
+    np.testing.assert_allclose(x, [0, 2, 6, 8], atol=0.18)
+    np.testing.assert_array_equal(y, [1, 1, 6, 10])
+    x, y = differences.lines[0].get_data()
+    np.testing.assert_array_equal(x, [0.5, 1.5, 6, 9])
+    np.testing.assert_array_equal(y, [1, -1, 0, 2])
+    # differences 1, -1, 0, 2: mean 0.5, sd sqrt(5 / 3) = 1.2910, limits 0.5 -+ 1.96 x 1.2910
+    assert [text.get_text() for text in differences.texts] == ["−2.03", "+3.03", "+0.50"]
+    assert "true count" in scatter.get_xlabel() and "predicted − true" in differences.get_ylabel()
+
+
+def test_counts_agreement_gives_every_group_its_marker(drawn):
+    figures_counts.counts_agreement("x.png", [1, 2, 3], [1, 2, 4], ["s0", "s1", "s0"])
+    scatter = drawn[0].axes[0]
+    named = {line.get_label(): line for line in scatter.lines}
+    assert len(named["s0 (2)"].get_xdata()) == 2 and len(named["s1 (1)"].get_xdata()) == 1
+    assert named["s0 (2)"].get_marker() != named["s1 (1)"].get_marker()
+
+
+def test_counts_agreement_of_one_scan_or_none_is_drawn(drawn):
+    figures_counts.counts_agreement("x.png", [2], [3])
+    figures_counts.counts_agreement("x.png", [], [])
+    assert len(drawn) == 2
+
+
+def test_study_gives_a_series_the_same_line_in_every_panel(drawn):
+    one = ([50, 100], [0.1, 0.2], [0.0, 0.1], [0.3, 0.5])
+    panels = [("R²", {"max": one, "ours": one}), ("TPR", {"ours": one})]
+    figures_counts.study_lines("x.png", "scans", "training scans", panels, log_x=True)
+    left, right = drawn[0].axes
+    first, second = (container.lines for container in left.containers)
+    (only,) = (container.lines for container in right.containers)
+    assert only[0].get_marker() == second[0].get_marker() != first[0].get_marker()
+    np.testing.assert_array_equal(only[0].get_xydata(), [[50, 0.1], [100, 0.2]])
+    ends = first[2][0].get_segments()
+    np.testing.assert_allclose(ends, [[[50, 0], [50, 0.3]], [[100, 0.1], [100, 0.5]]])
+    assert [text.get_text() for text in left.get_xticklabels()] == ["50", "100"]
+    assert left.get_xlim()[0] < 50 and left.get_xlim()[1] > 100 and left.get_ylim()[1] >= 0.5
+    assert [axes.get_ylabel() for axes in (left, right)] == ["R²", "TPR"]
+    assert left.get_xlabel() == "training scans" and drawn[0].get_suptitle() == "scans"
+
+
+def test_study_of_words_draws_no_line_between_them(drawn):
+    points = (["max", "mean"], [1, 2], [0, 1], [2, 3])
+    figures_counts.study_lines("x.png", "pooling", "pooling", [("TPR", {"e": points})])
+    (axes,) = drawn[0].axes
+    assert axes.containers[0].lines[0].get_linestyle() == "None"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["max", "mean"]
+
+
+SCAN = np.random.default_rng(0).uniform(size=(3, 4, 5))
+PICTURES = {
+    "maps": lambda path: figures_compare.method_maps(
+        path, SCAN, {"(a)": SCAN}, {"(a)": 0.5}, [(1, 2, 2)], SPACING
+    ),
+    "froc": lambda path: figures_compare.froc_curves(
+        path, {"a": [curve((1, 1)), curve((2, 1))]}, {"a": (1, 0.5)}, {"a": (2, 0.5)}
+    ),
+    "bars": lambda path: figures_compare.method_bars(path, {"max": {"(a)": rates(0.5, 1)}}),
+    "counts": lambda path: figures_counts.counts_agreement(path, [1, 2], [1, 3]),
+    "study": lambda path: figures_counts.study_lines(
+        path, "noise", "noise (%)", [("R²", {"e": ([1, 2], [1, 2], [0, 1], [2, 3])})]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_picture_is_a_png_and_the_same_bytes_twice(name, tmp_path):
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    PICTURES[name](first)
+    PICTURES[name](second)
+    assert first.read_bytes() == second.read_bytes() and imread(first).std() > 0.01
+
+
+def test_every_line_style_differs_in_line_and_marker():
+    styles = [figures.line_style(k) for k in range(len(figures.LINES))]
+    for key in ("color", "linestyle", "marker"):
+        assert len({str(style[key]) for style in styles}) == len(styles)
