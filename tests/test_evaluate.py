@@ -149,7 +149,8 @@ def folders(two, tmp_path):
 
 def evaluate(folder, *options):
     named = {"predictions": "predicted", "data": "cohort.csv", "out": "out"}
-    return main([*(f"--{name}={folder / path}" for name, path in named.items()), *options])
+    arguments = [f"--{name}={folder / path}" for name, path in named.items()]
+    return main([*arguments, "--jobs=1", *options])
 
 
 def test_command_gives_the_figures_of_the_arrays(two, folders):
