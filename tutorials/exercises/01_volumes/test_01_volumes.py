@@ -1,7 +1,7 @@
 """Grades exercise 1."""
 
 import numpy as np
-from grading import compare, fail
+from grading import compare, parts
 
 # a tilted scan of 0.49 x 0.6 x 0.8 mm
 AFFINE = np.array(
@@ -41,15 +41,14 @@ def test_to_ras(answer):
     affine = np.diag([-0.5, 0.6, -0.8, 1.0])
     affine[:3, 3] = 31, -40, 12
     result = answer.to_ras(stored.copy(), affine.copy())
-    if not isinstance(result, tuple) or len(result) != 2:
-        fail("to_ras returns two things: the array and its affine")
+    array, its_affine = parts("to_ras", result, "array, affine")
     flipped = stored[::-1, :, ::-1]
     mistakes = [
         (flipped, "the array is still (x, y, z): transpose(2, 1, 0) makes (z, y, x) of it"),
         (stored.transpose(2, 1, 0), "nothing is flipped: x and z run the wrong way here"),
         (np.flip(stored.T), "all axes are flipped: only those with a negative diagonal are"),
     ]
-    compare("to_ras's array", result[0], flipped.transpose(2, 1, 0), mistakes)
+    compare("to_ras's array", array, flipped.transpose(2, 1, 0), mistakes)
     right, sign_only, too_far = (np.diag([0.5, 0.6, 0.8, 1.0]) for _ in range(3))
     right[:3, 3] = 31 - 3 * 0.5, -40, 12 - 4 * 0.8
     sign_only[:3, 3] = affine[:3, 3]
@@ -59,4 +58,4 @@ def test_to_ras(answer):
         (sign_only, "the voxels moved in the world: the affine's shift must go to the other end"),
         (too_far, "the shift is one voxel too far: the last index is n - 1, not n"),
     ]
-    compare("to_ras's affine", result[1], right, mistakes)
+    compare("to_ras's affine", its_affine, right, mistakes)

@@ -1,7 +1,7 @@
 """Grades exercise 3; the oracle is the package, which is itself checked numerically."""
 
 import numpy as np
-from grading import compare, fail
+from grading import compare, fail, parts
 
 from weakunet.layers.conv3d import conv3d_backward, conv3d_forward
 
@@ -51,8 +51,7 @@ def _case(c_in, c_out):
 def test_conv3d_backward(answer):
     for dy, x, w in (_case(3, 3), _case(2, 4)):  # with as many channels out as in, and with more
         result = answer.conv3d_backward(dy.copy(), x.copy(), w.copy())
-        if not isinstance(result, tuple) or len(result) != 3:
-            fail("conv3d_backward returns three things: dx, dw, db")
+        result = parts("conv3d_backward", result, "dx, dw, db")
         dx, dw, db = conv3d_backward(dy, x, w)
         compare("dw", result[1], dw, _dw_mistakes(dy, x, w, dw))
         compare("dx", result[0], dx, _dx_mistakes(dy, w, dx))

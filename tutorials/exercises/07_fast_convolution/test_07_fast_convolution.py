@@ -1,7 +1,7 @@
 """Grades exercise 7. The kernel runs in several orders of its threads: a missing barrier shows."""
 
 import numpy as np
-from grading import compare, fail, launch
+from grading import compare, fail, launch, parts
 from scipy import ndimage
 
 from weakunet.layers.conv3d import conv3d_forward
@@ -12,7 +12,7 @@ ORDERS = range(6)
 
 def test_count_work(answer):
     c_in, c_out, shape, k = 16, 32, (4, 6, 10), 3
-    result = answer.count_work(c_in, c_out, shape, k)
+    result = parts("count_work", answer.count_work(c_in, c_out, shape, k), "FLOP, bytes")
     products = c_in * c_out * k**3 * 240  # one for each weight and voxel
     mistakes = [
         (products, "a multiply-add counts as one: it is two FLOP, a product and a sum"),

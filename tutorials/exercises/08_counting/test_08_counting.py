@@ -1,7 +1,7 @@
 """Grades exercise 8."""
 
 import numpy as np
-from grading import compare, fail
+from grading import compare, fail, parts
 
 from weakunet.gradcheck import numerical_gradient
 from weakunet.optim import adadelta_update
@@ -11,7 +11,7 @@ RNG = np.random.default_rng(8)
 
 def test_mse(answer):
     y, t = RNG.normal(3, 2, size=5), RNG.integers(0, 9, size=5).astype(float)
-    loss, dy = answer.mse(y.copy(), t.copy())
+    loss, dy = parts("mse", answer.mse(y.copy(), t.copy()), "loss, dy")
     off = y - t
     mistakes = [
         ((off**2).sum(), "the loss is a sum: divide by the number of scans"),
@@ -53,7 +53,7 @@ def test_adadelta_step(answer):
     w, g, old_g2, old_s2 = RNG.normal(size=4), RNG.normal(size=4), np.full(4, 0.3), np.full(4, 0.02)
     rho, eps = 0.9, 1e-3
     kept = [a.copy() for a in (w, g, old_g2, old_s2)]
-    result = answer.adadelta_step(w, g, old_g2, old_s2, rho, eps)
+    result = parts("adadelta_step", answer.adadelta_step(w, g, old_g2, old_s2, rho, eps), "w, G, S")
     if any(not np.array_equal(a, b) for a, b in zip((w, g, old_g2, old_s2), kept, strict=True)):
         fail("an argument is changed in place: return new arrays")
     right = [a.copy() for a in kept]

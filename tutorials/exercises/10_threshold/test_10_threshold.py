@@ -1,7 +1,7 @@
 """Grades exercise 10; the oracle is scipy.ndimage.label at every level."""
 
 import numpy as np
-from grading import compare, fail
+from grading import compare, fail, parts
 from scipy import ndimage
 
 RNG = np.random.default_rng(10)
@@ -27,8 +27,7 @@ def test_component_numbers(answer):
     for digits in (9, 1):  # all voxels different; many that tie
         heatmap = ndimage.gaussian_filter(RNG.normal(size=(5, 8, 9)), 0.7).round(digits)
         result = answer.component_numbers(heatmap.copy())
-        if not isinstance(result, tuple) or len(result) != 2:
-            fail("component_numbers returns two things: levels and numbers")
+        result = parts("component_numbers", result, "levels, numbers")
         levels = np.unique(heatmap)[::-1]
         ties = "equal voxels are counted one after the other: they are ONE level"
         mistakes = [

@@ -1,7 +1,7 @@
 """Grades exercise 11; small cases that can be counted by hand."""
 
 import numpy as np
-from grading import compare
+from grading import compare, parts
 
 HITS = np.array([[3, 1, 0], [0, 2, 1], [1, 0, 4], [2, 1, 1], [0, 3, 0], [6, 0, 1], [1, 1, 2]])
 TWICE = "a lesion is found by two detections: one to one, the second is a false positive"
@@ -35,7 +35,7 @@ def test_count_hits(answer):
 
 
 def test_rates(answer):
-    result = answer.rates(HITS.copy())
+    result = parts("rates", answer.rates(HITS.copy()), "TPR, FPav, FDR")
     tp, fp, fn = HITS.sum(axis=0)
     lesions = HITS[:, 0] + HITS[:, 2]
     own = HITS[lesions > 0, 0] / lesions[lesions > 0]
