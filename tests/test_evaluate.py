@@ -294,3 +294,13 @@ def test_radius_that_is_not_positive_is_refused(option, value, folders):
     with pytest.raises(SystemExit) as stopped:
         evaluate(folders, f"{option}={value}")
     assert stopped.value.code == 2
+
+
+def test_two_processes_give_the_bytes_of_one(folders):
+    evaluate(folders, "--seed=3")
+    (folders / "out").rename(folders / "one")
+    evaluate(folders, "--seed=3", "--jobs=2")
+    names = sorted(path.name for path in (folders / "one").iterdir())
+    assert names == sorted(path.name for path in (folders / "out").iterdir())
+    for name in names:
+        assert (folders / "one" / name).read_bytes() == (folders / "out" / name).read_bytes(), name
