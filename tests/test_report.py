@@ -288,8 +288,9 @@ def focus(browser, selector):
 
 def test_slider_turns_the_slices_in_a_browser(browser):
     assert browser.errors == []
-    assert browser.value(SAYS).startswith("slice z = 4 of 0 to 5")  # the busiest
+    assert browser.value(SAYS).startswith("slice z = 4 (0 to 5)")  # the busiest
     first = browser.value(PIXELS)
+    assert "true positives 0, false positives 1, false negatives 1" in browser.value(SAYS)
     focus(browser, "#slice")
     browser.press("ArrowRight")
     assert browser.value(SAYS).startswith("slice z = 5 ") and browser.value(PIXELS) != first
