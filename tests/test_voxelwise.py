@@ -1,0 +1,233 @@
+"""The ceiling: labels, loss, gradients, the loop and its threshold."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from weakunet import voxelwise
+from weakunet.augment import draw_transform, warp
+from weakunet.checkpoint import load_checkpoint, load_model
+from weakunet.cli import InputError
+from weakunet.cohort import LoadedScan
+from weakunet.gradcheck import check_direction
+from weakunet.model import WeakUNet
+from weakunet.train import Settings
+from weakunet.training import Run
+from weakunet.volumes import Volume
+
+PAPER_MM = (0.8, 0.49, 0.49)
+
+
+def volume(array, spacing_zyx=PAPER_MM):
+    return Volume(array, np.diag([*spacing_zyx[::-1], 1.0]))
+
+
+def simulated(n, seed, shape=(6, 8, 8)):
+    """Scans with one to three bright voxels as lesions."""
+    rng, scans = np.random.default_rng(seed), []
+    for i in range(n):
+        array = rng.uniform(0.2, 0.4, shape).astype(np.float32)
+        centres = rng.integers(0, shape, (rng.integers(1, 4), 3))
+        array[tuple(centres.T)] = 1
+        scans.append(LoadedScan(f"s{i}", volume(array), len(centres), centres.astype(float)))
+    return scans
+
+
+def network(dtype=np.float32):
+    return WeakUNet((4, 4), rng=np.random.default_rng(4), dtype=dtype)
+
+
+# -- labels ----------------------------------------------------------------------------------------
+
+
+def test_labels_at_the_papers_spacing_are_eleven_voxels():
+    labels = voxelwise.draw_labels((5, 7, 7), np.array([[2.0, 3, 3]]), PAPER_MM)
+    expected = np.zeros((5, 7, 7))
+    expected[2, 2:5, 2:5] = 1  # 0.49 and 0.69 mm away; the next, 0.98 mm
+    expected[1, 3, 3] = expected[3, 3, 3] = 1  # 0.8 mm; beside them, 0.94 mm
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_labels_are_the_nearest_voxel_where_voxels_are_large():
+    centres = np.array([[1.4, 0.5, 2.0]])
+    labels = voxelwise.draw_labels((3, 3, 3), centres, (5, 5, 5))
+    assert np.argwhere(labels).tolist() == [[1, 1, 2]]
+
+
+def test_labels_are_cut_at_the_edge_and_empty_for_centres_outside():
+    labels = voxelwise.draw_labels((5, 7, 7), np.array([[0.0, 0, 0]]), PAPER_MM)
+    assert labels.sum() == 5
+    outside = np.array([[-9.0, 0, 0], [2, 30, 3]])
+    assert voxelwise.draw_labels((5, 7, 7), outside, PAPER_MM).sum() == 0
+    assert voxelwise.draw_labels((5, 7, 7), np.zeros((0, 3)), PAPER_MM).sum() == 0
+
+
+def run_of(scans, **settings):
+    return Run(network(), Settings(**settings), Path())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_move_as_the_scan_does(seed):
+    scan = simulated(1, 3, (9, 12, 11))[0]
+    scan.centres_zyx = np.array([[4.3, 5.6, 5.1], [5.0, 7.0, 3.0]])  # stays inside
+    matrix = draw_transform(np.random.default_rng(seed), (9, 12, 11))
+    array = scan.volume.array
+    moved, labels, counts = voxelwise._example(run_of([scan]), scan, array, matrix)
+    still = voxelwise.draw_labels(array.shape, scan.centres_zyx, scan.volume.spacing_mm)
+    assert still.sum() > 15
+    np.testing.assert_array_equal(labels, warp(still, matrix))
+    np.testing.assert_array_equal(moved, warp(array, matrix))
+    np.testing.assert_array_equal(counts, moved > 0)
+
+
+def test_only_the_slice_that_was_labelled_counts():
+    scan = simulated(1, 3)[0]
+    scan.slice_index = 1
+    flipped = np.diag([-1.0, 1, 1])
+    matrix = np.hstack([flipped, [[5.0], [0], [0]]])  # z -> 5 - z
+    _, _, counts = voxelwise._example(run_of([scan]), scan, scan.volume.array, matrix)
+    assert counts[4].all()
+    assert counts.sum() == counts[4].size
+
+
+# -- loss and gradients ----------------------------------------------------------------------------
+
+
+def test_loss_by_hand():
+    logits, labels = np.array([0.0, 0.0, 3.0, 9.0]), np.array([1.0, 0.0, 0.0, 1.0])
+    counts = np.array([True, True, True, False])
+    loss, dlogits = voxelwise.voxel_loss(logits, labels, counts)
+    c = voxelwise.POSITIVE_WEIGHT
+    assert loss == pytest.approx((c * np.log(2) + np.log(2) + np.log(1 + np.exp(3))) / 3)
+    sigmoid = 1 / (1 + np.exp(-3))
+    np.testing.assert_allclose(dlogits, [-0.5 * c / 3, 0.5 / 3, sigmoid / 3, 0], rtol=1e-12)
+
+
+def test_loss_of_huge_logits_is_finite():
+    logits = np.array([1e4, -1e4], np.float32)
+    loss, dlogits = voxelwise.voxel_loss(logits, np.array([0, 1], np.float32), np.ones(2, bool))
+    assert loss == pytest.approx((1e4 + voxelwise.POSITIVE_WEIGHT * 1e4) / 2)
+    np.testing.assert_allclose(dlogits, [0.5, -voxelwise.POSITIVE_WEIGHT / 2])
+
+
+def batch(rng):
+    scans, labels = rng.random((2, 1, 4, 6, 4)), rng.random((2, 1, 4, 6, 4)) < 0.2
+    return scans, labels.astype(float), scans > 0.3
+
+
+def test_gradients_of_the_network_along_a_random_direction():
+    rng, model = np.random.default_rng(0), network(np.float64)
+    arrays = batch(rng)
+    voxelwise.forward_backward(model, *arrays)
+    grads = model.grads
+
+    def loss():
+        return voxelwise.forward_backward(model, *arrays)
+
+    assert check_direction(loss, model.params, grads, rng) < 1e-6
+    head = {name: model.params[name] for name in ("linear.w", "linear.b")}
+    assert check_direction(loss, head, grads, rng) < 1e-6
+
+
+def test_gradients_on_cuda_are_those_of_numpy(cuda_on_cpu, monkeypatch):
+    model, arrays = network(np.float64), batch(np.random.default_rng(0))
+    loss = voxelwise.forward_backward(model, *arrays)
+    grads = model.grads
+    assert any("conv3d" in file for file, _ in cuda_on_cpu.launched)
+    monkeypatch.undo()
+    assert loss == pytest.approx(voxelwise.forward_backward(model, *arrays), rel=1e-12)
+    for name, grad in model.grads.items():
+        atol = 1e-10 * abs(grad).max()
+        np.testing.assert_allclose(grads[name], grad, rtol=0, atol=atol)
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def test_training_learns_and_goes_on_with_the_same_bits_after_a_stop(tmp_path, capsys):
+    scans = {"train": simulated(12, 1), "val": simulated(4, 2)}
+    settings = Settings(epochs=4, seed=3, eps=1e-4, batch=2)
+    whole = tmp_path / "whole"
+    assert voxelwise.train_voxelwise(network(), settings, scans, whole) is False
+    assert "epoch 4/4" in capsys.readouterr().out
+    with open(whole / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(voxelwise.COLUMNS)
+    losses = [float(row["val_loss"]) for row in rows]
+    assert len(rows) == 4
+    assert losses[-1] < 0.9 * losses[0]
+    assert load_model(whole / "best.npz").shape == (6, 8, 8)
+
+    batches = iter(range(100))
+    parts = tmp_path / "parts"
+    stopped = voxelwise.train_voxelwise(
+        network(), settings, scans, parts, lambda: next(batches) == 8
+    )
+    assert stopped is True  # in the middle of the second epoch, which starts anew
+    assert voxelwise.train_voxelwise(network(), settings, scans, parts) is False
+    (one, state), (two, other) = (load_checkpoint(out / "last.npz") for out in (whole, parts))
+    for name, value in one.params.items():
+        np.testing.assert_array_equal(value, two.params[name])
+    np.testing.assert_array_equal(state["history"][:, :5], other["history"][:, :5])
+
+
+def test_training_starts_at_the_weighted_log_odds(tmp_path):
+    scans = {"train": simulated(3, 1), "val": simulated(1, 2)}
+    model = network()
+    voxelwise.train_voxelwise(model, Settings(epochs=1, lr=0), scans, tmp_path)
+    lesion = sum(
+        voxelwise.draw_labels((6, 8, 8), scan.centres_zyx, PAPER_MM).sum()
+        for scan in scans["train"]
+    )
+    odds = voxelwise.POSITIVE_WEIGHT * lesion / (3 * 6 * 8 * 8 - lesion)
+    assert model.params["linear.b"][0] == pytest.approx(np.log(odds), rel=1e-6)
+
+
+def test_training_needs_centres(tmp_path):
+    scans = {"train": simulated(1, 1), "val": simulated(1, 2)}
+    scans["val"][0].centres_zyx = None
+    with pytest.raises(InputError, match="s0: no lesion centres"):
+        voxelwise.train_voxelwise(network(), Settings(), scans, tmp_path)
+
+
+def test_training_that_diverges_says_so(tmp_path):
+    scans = {"train": simulated(2, 1), "val": simulated(1, 2)}
+    model = network()
+    model.params["encoder0.conv0.b"][:] = np.nan
+    with np.errstate(invalid="ignore"), pytest.raises(InputError, match="diverged in epoch 1"):
+        voxelwise.train_voxelwise(model, Settings(epochs=1), scans, tmp_path)
+
+
+# -- the threshold ---------------------------------------------------------------------------------
+
+
+def test_threshold_is_the_highest_that_gives_both_scans_their_count():
+    maps = np.zeros((2, 1, 1, 40))
+    maps[0, 0, 0, [5, 15, 25]] = 5, 3, 1
+    maps[1, 0, 0, [5, 15, 25]] = 4, 2, 0.5
+    maps += np.linspace(0, 0.1, 40)  # else all but the peaks are the minimum
+    level = voxelwise.components_threshold(list(maps), [1, 1])
+    assert level == maps[1, 0, 0, 5]
+    assert [voxelwise.count_components(own, level) for own in maps] == [1, 1]
+
+
+def test_threshold_has_the_least_error_of_all_levels_tried():
+    rng = np.random.default_rng(2)
+    maps = [rng.standard_normal((4, 9, 9)) for _ in range(3)]
+    counts = [4, 7, 5]
+
+    def error(level):
+        found = [voxelwise.count_components(own, level) for own in maps]
+        return sum((n - count) ** 2 for n, count in zip(found, counts, strict=True))
+
+    values = np.sort(np.concatenate([own.reshape(-1) for own in maps]))[::-1]
+    best = min(error(level) for level in values[: len(values) // 10])
+    assert error(voxelwise.components_threshold(maps, counts)) == best
+
+
+def test_threshold_of_constant_maps_lets_nothing_pass():
+    level = voxelwise.components_threshold([np.ones((2, 2, 2))], [1])
+    assert level == np.inf
+    assert voxelwise.count_components(np.ones((2, 2, 2)), level) == 0
