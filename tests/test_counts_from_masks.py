@@ -10,6 +10,7 @@ import pytest
 from skimage.measure import label, regionprops
 
 from weakunet.cohort import read_centres, read_cohort
+from weakunet.volumes import Volume
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import counts_from_masks  # noqa: E402
@@ -98,6 +99,13 @@ def test_random_masks_agree_with_scikit_image(tmp_path):
     middles = {tuple(np.round(to_mm(*region.centroid), 2)) for region in large}
     found = {tuple(np.round(centre, 2)) for centre in read_centres(cohort["a"].centres)}
     assert len(found - middles) == 0 and len(found) == cohort["a"].count
+
+
+def test_a_lesion_of_exactly_the_smallest_volume_counts():
+    share = Volume(mask((1, 1, 1), (1, 1, 2), (5, 5, 5)), np.diag([1.0, 1, 1, 1]))
+    for min_mm3, count, n_small in ((1, 2, 0), (2, 1, 1), (2.1, 0, 2)):
+        result = counts_from_masks.count_lesions(share, min_mm3=min_mm3)
+        assert (len(result[0]), result[2]) == (count, n_small)
 
 
 def test_raters_are_joined_by_the_share_that_agrees(tmp_path):

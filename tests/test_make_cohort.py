@@ -150,6 +150,8 @@ def test_pattern_finds_a_subject_by_the_text_that_recurs(tmp_path):
         "s1": ["s1_x_T2.nii"],
         "s3": ["s3__T2.nii"],
     }
+    shortest = find_files(str(tmp_path / "a[1]/s1/{subject}_*.nii"))
+    assert list(shortest) == ["s1", "s2"]
     for pattern, problem in (("*.nii", "no {subject}"), ("{subject}.gz", "no file fits")):
         with pytest.raises(InputError, match=problem):
             find_files(str(tmp_path / pattern))
