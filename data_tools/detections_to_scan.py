@@ -1,0 +1,119 @@
+"""Carry what was predicted on registered scans back to the scans as they came from the scanner.
+
+    python data_tools/detections_to_scan.py --predictions predictions --transforms registered \\
+        --data cohort.csv --out in-scans
+
+--predictions is the folder of `weakunet.predict`, --transforms that of register_to_mni.py, --data
+(or --scan) the original scans. Writes DIR/detections.csv: the same table, x_mm, y_mm, z_mm in the
+original scan's world and i, j, k in its file; and per scan, on its own grid, the label image
+(nearest neighbour) and the heatmap (linear; outside, its lowest value), and the points for 3D
+Slicer, all under the names that they had. A detection too small for the original's voxels keeps the
+one at its centre. volume_mm3 stays what was measured: a rigid transform changes no volume.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
+
+import numpy as np
+from scan_tools import add_scan_arguments, scans_asked_for
+
+from weakunet.cli import InputError, command, progress, write_csv
+from weakunet.cohort import read_table
+from weakunet.outputs import is_bids, output_paths, start_bids, write_markups
+from weakunet.predict import DETECTIONS
+from weakunet.spaces import move_points, read_matrix, resample
+from weakunet.volumes import index_to_file, read_volume, world_to_index, write_volume
+
+
+def read_detections(path):
+    """The table of `weakunet.predict` by subject: {subject: rows}, a row a dict, numbers read."""
+    by_subject = {}
+    for line, row in read_table(path, DETECTIONS):
+        try:
+            row |= {name: float(row[name]) for name in ("x_mm", "y_mm", "z_mm", "score")}
+            row["detection"] = int(row["detection"])
+        except ValueError as error:
+            raise InputError(f"{path}: line {line}: {error}; predict again") from None
+        by_subject.setdefault(row["subject"], []).append(row)
+    return by_subject
+
+
+def carry_labels(labels, image, matrix, rows, places_zyx):
+    """The label image on the grid of the Volume `image`, every detection in it that lies in it.
+
+    Parameters: labels, a Volume of whole numbers; matrix (4, 4) from its world to that of `image`;
+    rows, dict with `detection`, whose centres are at places_zyx (n, 3) in `image`.
+    """
+    carried = resample(labels, image, 0, matrix).astype(np.int32)
+    present = set(np.unique(carried).tolist())
+    for row, place in zip(rows, np.round(places_zyx).astype(int), strict=True):
+        inside = ((place >= 0) & (place < carried.shape)).all()
+        if row["detection"] not in present and inside and carried[tuple(place)] == 0:
+            carried[tuple(place)] = row["detection"]
+    return carried
+
+
+def carry_scan(scan, rows, files, new_files, matrix_path):
+    """Write a scan's carried images and points; return its rows of detections.csv.
+
+    files, new_files: as of output_paths, where the prediction is and where to write.
+    """
+    matrix = np.linalg.inv(read_matrix(matrix_path))  # template to scan
+    image = read_volume(scan.image)
+    centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in rows]
+    centres_mm = move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
+    places_zyx = world_to_index(image, centres_mm)
+    labels, heatmap = read_volume(files["lesions"]), read_volume(files["heatmap"])
+    carried = carry_labels(labels, image, matrix, rows, places_zyx)
+    write_volume(new_files["lesions"], carried, image)
+    lowest = float(heatmap.array.min())
+    write_volume(new_files["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
+    scores = [row["score"] for row in rows]
+    write_markups(new_files["markups"], scan.subject, centres_mm.tolist(), scores)
+    places = index_to_file(image, places_zyx).round(3) + 0.0
+    names = ("i", "j", "k", "x_mm", "y_mm", "z_mm")
+    for row, place in zip(rows, np.hstack([places, centres_mm]).tolist(), strict=True):
+        row |= dict(zip(names, place, strict=True))
+    return [[row[name] for name in DETECTIONS] for row in rows]
+
+
+@command
+def main(argv=None):
+    """Carry the predictions that the arguments name."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_scan_arguments(parser, "original scans, as given to register_to_mni.py")
+    parser.add_argument("--predictions", type=Path, required=True, help="folder to carry back")
+    parser.add_argument("--transforms", type=Path, required=True, help="with the matrices")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder to write to")
+    args = parser.parse_args(argv)
+    scans, out = scans_asked_for(parser, args), args.out
+    by_subject = read_detections(args.predictions / "detections.csv")
+    if (out / "detections.csv").exists():
+        raise InputError(f"{out}: holds detections already; choose another --out")
+    bids = is_bids(args.predictions)
+    files = {scan.subject: output_paths(args.predictions, scan.subject, bids) for scan in scans}
+    scans = [scan for scan in scans if files[scan.subject]["lesions"].is_file()]
+    strangers = sorted(set(by_subject) - {scan.subject for scan in scans})
+    if strangers or not scans:
+        who = f"subject {strangers[0]!r} of its table" if strangers else "no scan"
+        raise InputError(
+            f"{args.predictions}: {who} is among the original scans with a label image here; "
+            "name the originals as the registered scans were named"
+        )
+    if bids:
+        start_bids(out, [scan.subject for scan in scans])
+    table = []
+    for scan in progress(scans, "to scan"):
+        new_files = output_paths(out, scan.subject, bids)
+        matrix_path = args.transforms / f"{scan.subject}_to_template.txt"
+        rows = by_subject.get(scan.subject, [])
+        table += carry_scan(scan, rows, files[scan.subject], new_files, matrix_path)
+    write_csv(out / "detections.csv", DETECTIONS, table)
+    print(f"{len(table)} detections in {len(scans)} scans: {out / 'detections.csv'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What the tools between spaces share: which scans they work on, and pictures to check them by.
+
+Used by register_to_mni.py, detections_to_scan.py and roi_from_freesurfer.py.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from skimage.feature import canny
+
+from weakunet.cohort import read_cohort
+from weakunet.figures import new_figure, save_figure
+from weakunet.predict import scans_from_files
+from weakunet.spaces import plane, resample
+from weakunet.volumes import index_to_world
+
+ORANGE = "#FF8C00"  # seen on black, grey and white, and by the colour-blind
+RIGHT, FRONT, UP = "x, towards the patient's right", "y, towards the front", "z, upwards"
+PLANES = ((2, "sagittal", FRONT, UP), (1, "coronal", RIGHT, UP), (0, "axial", RIGHT, FRONT))
+
+
+def add_scan_arguments(parser, what):
+    """Let a command take scans by name or from a cohort table; `what` says which they are."""
+    parser.add_argument("--scan", type=Path, nargs="+", help=f"{what}, named after their files")
+    parser.add_argument("--data", type=Path, help=f"or a cohort table of {what}")
+
+
+def scans_asked_for(parser, args):
+    """The Scans that --scan or --data names; a usage error unless exactly one of them is given."""
+    if (args.data is None) == (not args.scan):
+        parser.error("give either --data cohort.csv or --scan with one or more scans")
+    return (
+        read_cohort(args.data)
+        if args.data
+        else scans_from_files(args.scan, roi=None, slice_z_mm=None)
+    )
+
+
+def is_up_to_date(results, sources):
+    """Whether all these files exist and no source is newer than a result."""
+    if not all(path.is_file() for path in (*results, *sources)):
+        return False
+    return min(map(os.path.getmtime, results)) >= max(map(os.path.getmtime, sources))
+
+
+def check_picture(path, grid, middle_zyx, rows):
+    """Three orthogonal slices through one place, a row of them for each image, and lines over it.
+
+    Parameters
+    ----------
+    grid : Volume whose slices are shown; everything else is resampled onto them
+    middle_zyx : (3,) voxel indices of `grid`: the place
+    rows : of (title, image, over), Volumes on any grid; the lines are the borders of `over` where
+        it is a mask (bool), else its edges (Canny)
+    """
+    middle = [int(round(float(i))) for i in middle_zyx]
+    sizes = np.array(grid.array.shape) * grid.spacing_mm
+    widths = [sizes[1], sizes[2], sizes[2]]
+    tall = 11.3 / sum(widths) * max(sizes[0], sizes[1])
+    figure = new_figure(13, (tall + 0.9) * len(rows) + 0.3)
+    panels = figure.subplots(len(rows), 3, squeeze=False, width_ratios=widths)
+    for line, (title, image, over) in zip(panels, rows, strict=True):
+        for panel, (axis, name, across, up) in zip(line, PLANES, strict=True):
+            _draw(panel, plane(grid, axis, middle[axis]), axis, image, over)
+            panel.set(xlabel=f"{across} (mm)", ylabel=f"{up} (mm)")
+            panel.set_title(name if axis != 1 else f"{title}\n{name}", fontsize=10)
+    at = ", ".join(f"{mm:.1f}" for mm in index_to_world(grid, middle)[0].round(1) + 0.0)
+    figure.suptitle(f"{Path(path).stem}: slices through (x, y, z) = ({at}) mm", size=11)
+    save_figure(figure, path)
+
+
+def _draw(panel, flat, axis, image, over):
+    """One slice: the image in grey, the lines over it; axes in the grid's own mm."""
+    dy, dx = (step for i, step in enumerate(flat.spacing_mm) if i != axis)
+    picture = resample(image, flat, 1).squeeze(axis)
+    h, w = picture.shape
+    extent = (-dx / 2, (w - 0.5) * dx, -dy / 2, (h - 0.5) * dy)
+    low, high = picture.min(), np.percentile(picture, 99.5)
+    style = {"origin": "lower", "extent": extent, "interpolation": "nearest"}
+    panel.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1e-9), **style)
+    if over.array.dtype == bool:
+        mask = resample(over, flat, 0).squeeze(axis)
+        if mask.any() and not mask.all():
+            panel.contour(mask, [0.5], colors=ORANGE, linewidths=1.3, extent=extent)
+        return
+    lines = resample(over, flat, 1).squeeze(axis).astype(np.float64)
+    lines /= max(np.percentile(lines, 99.5), 1e-9)
+    edges = canny(lines, sigma=2 / max(dy, dx), low_threshold=0.05, high_threshold=0.12)
+    colour = np.zeros((h, w, 4))
+    colour[edges] = (1, 0.55, 0, 1)
+    panel.imshow(colour, **style)

@@ -1,0 +1,236 @@
+"""Registration of a real head, turned and shifted by a known amount, and the way back."""
+
+import csv
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+from nibabel.orientations import axcodes2ornt
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from weakunet.cohort import Scan, read_centres, read_cohort, write_cohort
+from weakunet.spaces import read_matrix, write_matrix
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
+import detections_to_scan  # noqa: E402
+import register_to_mni  # noqa: E402
+
+TEMPLATES = Path("/usr/share/mricron/templates")  # Debian's mricron-data
+HEADER = "subject,detection,i,j,k,x_mm,y_mm,z_mm,score,volume_mm3".split(",")
+
+
+def turn_and_shift(degrees, mm):
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    matrix[:3, 3] = mm
+    return matrix
+
+
+def save(path, array_ijk, affine, codes="RAS"):
+    """Write (i, j, k) RAS voxels as NIfTI, stored in another orientation."""
+    image = nibabel.Nifti1Image(array_ijk, affine)
+    image.set_sform(affine, 1)
+    stored = nibabel.orientations.ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
+    nibabel.save(image.as_reoriented(stored), path)
+    return path
+
+
+def moved_onto(image, matrix, affine, shape, order):
+    """What a scanner sees, on its own grid, of `image` moved by `matrix`; (i, j, k)."""
+    step = np.linalg.inv(image.affine) @ np.linalg.inv(matrix) @ affine
+    voxels = np.asarray(image.dataobj, np.float32)
+    return ndimage.affine_transform(voxels, step[:3, :3], step[:3, 3], shape, order=order)
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
+    """Two scans of the real head at 2 mm, one that is none, and what the command makes of them."""
+    head, labels = TEMPLATES / "ch2better.nii.gz", TEMPLATES / "aal.nii.gz"
+    if not head.is_file():
+        pytest.skip(f"no {head}: install Debian's package mricron-data")
+    try:
+        importlib.metadata.version("itk-elastix")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("no itk-elastix: pip install -r data_tools/requirements.txt")
+    folder = tmp_path_factory.mktemp("registration")
+    head, labels = nibabel.load(head), nibabel.load(labels)
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, 3] = -74, -106, -69
+    small = moved_onto(head, np.eye(4), affine, (75, 92, 78), 1)
+    save(folder / "template.nii.gz", small, affine)
+    truth = {
+        "only_affine": turn_and_shift((9, -7, 12), (20, -25, 30)),
+        "resampled": turn_and_shift((-11, 6, -8), (-12, 30, 18)),
+    }
+    save(folder / "only_affine.nii.gz", small, truth["only_affine"] @ affine)
+    grid = np.diag([1.7, 1.8, 3.0, 1])
+    grid[:3, 3] = -100, -105, -85
+    scan = moved_onto(head, truth["resampled"], grid, (112, 124, 68), 1)
+    scan = np.where(scan > 8, 300 - scan, 0)  # another contrast
+    save(folder / "resampled.nii.gz", scan.astype(np.float32), grid, "PSL")
+    nuclei = nibabel.Nifti1Image(np.isin(labels.dataobj, range(71, 77)).astype("u1"), labels.affine)
+    roi = moved_onto(nuclei, truth["resampled"], grid, (112, 124, 68), 0)
+    save(folder / "roi.nii.gz", roi.astype(np.uint8), grid)
+    (folder / "none.nii.gz").write_bytes(b"no image")
+    points = np.argwhere(np.asarray(nuclei.dataobj))[::900]
+    points_mm = apply_affine(nuclei.affine, points)
+    lines = apply_affine(truth["resampled"], points_mm)
+    np.savetxt(folder / "c.csv", lines, "%.4f", ",", header="x_mm,y_mm,z_mm", comments="")
+    scans = [
+        Scan("only_affine", folder / "only_affine.nii.gz", 0),
+        Scan("none", folder / "none.nii.gz", 1),
+        Scan("resampled", folder / "resampled.nii.gz", 9, folder / "roi.nii.gz"),
+    ]
+    scans[2] = Scan(**vars(scans[2]) | {"centres": folder / "c.csv"})
+    write_cohort(folder / "cohort.csv", scans)
+    arguments = [
+        "--data",
+        str(folder / "cohort.csv"),
+        "--template",
+        str(folder / "template.nii.gz"),
+    ]
+    arguments += ["--out", str(folder / "out"), "--spacing-mm", "2", "2", "2", "--jobs", "1"]
+    with pytest.raises(SystemExit) as end:
+        register_to_mni.main(arguments)
+    assert end.value.code == 2
+    brain_mm = apply_affine(labels.affine, np.argwhere(np.asarray(labels.dataobj))[::50])
+    return folder, truth, brain_mm, points_mm, nuclei, arguments
+
+
+def test_a_known_turn_and_shift_is_recovered_within_half_a_degree_and_half_a_millimetre(registered):
+    folder, truth, brain_mm, *_ = registered
+    for name, matrix in truth.items():
+        both = np.loadtxt(folder / "out" / f"{name}_to_template.txt") @ matrix
+        assert np.rad2deg(Rotation.from_matrix(both[:3, :3]).magnitude()) < 0.5
+        assert np.linalg.norm(apply_affine(both, brain_mm) - brain_mm, axis=1).max() < 0.5
+
+
+def test_image_roi_and_centres_arrive_in_the_template(registered):
+    folder, _, _, points_mm, nuclei, _ = registered
+    row = read_cohort(folder / "out" / "cohort.csv")[1]
+    assert (row.subject, row.count) == ("resampled", 9)
+    assert np.abs(read_centres(row.centres) - points_mm).max() < 0.5
+    template = nibabel.load(folder / "template.nii.gz")
+    image = nibabel.load(row.image)
+    assert image.header.get_zooms() == (2, 2, 2)
+    # edge to edge the same box, so at the same spacing the same voxels
+    assert image.shape == template.shape and np.allclose(image.affine, template.affine)
+    wanted = template.get_fdata()
+    inner = ndimage.minimum_filter(wanted, 3) > 60  # away from the skin of the brain
+    assert np.corrcoef(image.get_fdata()[inner], wanted[inner])[0, 1] < -0.9  # 300 minus the head
+    roi = nibabel.load(row.roi)
+    wanted = moved_onto(nuclei, np.eye(4), roi.affine, roi.shape, 0)
+    both = np.logical_and(roi.get_fdata(), wanted).sum()
+    assert 2 * both / (roi.get_fdata().sum() + wanted.sum()) > 0.85
+
+
+def test_a_failed_scan_is_named_and_what_is_done_is_kept(registered, capsys):
+    folder, *_, arguments = registered
+    assert not list((folder / "out").glob("none*"))
+    assert (folder / "out" / "resampled_check.png").stat().st_size > 10_000
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*_*")}
+    with pytest.raises(SystemExit):
+        register_to_mni.main(arguments)
+    *_, failure, last = capsys.readouterr().err.splitlines()
+    assert "failed: " in failure and "none.nii.gz" in failure and "1 of 3 scans failed" in last
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*_*")}
+
+
+def test_the_same_scan_gives_the_same_matrix_and_files_by_name_need_no_table(registered):
+    folder, *_ = registered
+    register_to_mni.main(
+        ["--scan", str(folder / "only_affine.nii.gz"), "--out", str(folder / "again")]
+        + ["--template", str(folder / "template.nii.gz"), "--spacing-mm", "4", "4", "4"]
+    )
+    ours, before = (folder / name / "only_affine_to_template.txt" for name in ("again", "out"))
+    assert ours.read_text() == before.read_text()
+    assert nibabel.load(folder / "again" / "only_affine.nii.gz").header.get_zooms() == (4, 4, 4)
+
+
+def test_without_elastix_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    path = str(save(tmp_path / "scan.nii.gz", np.ones((8, 8, 8), np.float32), np.eye(4)))
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as end:
+        register_to_mni.main(["--scan", path, "--template", path, "--out", str(out)])
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and message.count("\n") == 1 and not out.exists()
+    assert "pip install -r" in message and "itk-elastix" in message
+
+
+def write_prediction(folder, matrix, points_mm):
+    """A prediction on a registered scan: two detections, the second of one small voxel."""
+    labels = np.zeros((60, 60, 40), np.int32)
+    affine = np.diag([0.5, 0.5, 0.8, 1])
+    affine[:3, 3] = -15, -15, -16
+    for n, point in enumerate(points_mm, start=1):
+        at = np.round(apply_affine(np.linalg.inv(affine), point)).astype(int)
+        reach = 3 if n == 1 else 0
+        labels[tuple(slice(i - reach, i + reach + 1) for i in at)] = n
+    save(folder / "predictions" / "s1_lesions.nii.gz", labels, affine)
+    heatmap = labels.astype(np.float32) - 3
+    save(folder / "predictions" / "s1_heatmap.nii.gz", heatmap, affine)
+    rows = [["s1", n, 0, 0, 0, *point, 1.5, 2.5] for n, point in enumerate(points_mm, start=1)]
+    with open(folder / "predictions" / "detections.csv", "w", newline="") as file:
+        csv.writer(file).writerows([HEADER, *rows])
+    write_matrix(folder / "registered" / "s1_to_template.txt", matrix, "a test")
+
+
+def test_detections_come_back_to_the_scans_own_world_and_voxels(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    to_template = turn_and_shift((20, -15, 30), (8, -5, 12))
+    points_mm = np.array([[2.0, -4.0, 1.6], [-6.5, 5.0, -4.0]])
+    write_prediction(tmp_path, to_template, points_mm)
+    affine = turn_and_shift((4, -3, 8), (-44, -32, -38)) @ np.diag([2.0, 1.5, 2.5, 1])
+    scan = save(tmp_path / "s1.nii.gz", np.ones((44, 44, 32), np.float32), affine, "LIP")
+    folders = [("--" + name, str(tmp_path / name)) for name in ("predictions", "out")]
+    folders.append(("--transforms", str(tmp_path / "registered")))
+    detections_to_scan.main(["--scan", str(scan), *(word for pair in folders for word in pair)])
+    with open(tmp_path / "out" / "detections.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == HEADER and [row["volume_mm3"] for row in rows] == ["2.5", "2.5"]
+    found_mm = np.array([[float(row[name]) for name in HEADER[5:8]] for row in rows])
+    expected_mm = apply_affine(np.linalg.inv(to_template), points_mm)
+    np.testing.assert_allclose(found_mm, expected_mm, atol=6e-4)
+    stored = nibabel.load(scan)
+    places = np.array([[float(row[name]) for name in "ijk"] for row in rows])
+    np.testing.assert_allclose(apply_affine(stored.affine, places), expected_mm, atol=3e-3)
+    labels = nibabel.load(tmp_path / "out" / "s1_lesions.nii.gz")
+    assert labels.shape == stored.shape and np.allclose(labels.affine, stored.affine)
+    at = tuple(np.round(places).astype(int).T)
+    assert labels.get_fdata()[at].tolist() == [1, 2]
+    assert np.sum(labels.get_fdata() == 2) == 1  # half a voxel's volume, kept
+    assert abs(np.sum(labels.get_fdata() == 1) * 7.5 - 343 * 0.2) < 25  # mm3
+    # where the scan's voxel lies far from the lesion: the heatmap's lowest
+    assert nibabel.load(tmp_path / "out" / "s1_heatmap.nii.gz").get_fdata()[0, 0, 0] == -3
+
+
+def test_a_detection_of_a_scan_that_is_not_named_is_refused(tmp_path, capsys):
+    (tmp_path / "predictions").mkdir()
+    write_prediction(tmp_path, np.eye(4), np.zeros((2, 3)))
+    scan = save(tmp_path / "other.nii.gz", np.ones((8, 8, 8), np.float32), np.eye(4))
+    command = ["--scan", str(scan), "--predictions", str(tmp_path / "predictions")]
+    command += ["--transforms", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        detections_to_scan.main(command)
+    assert "'s1'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["1 2 3\n4 5 6", "a b", "", "1 0 0 0\n0 1 0 0\n0 0 0 0\n0 0 0 1", "nan " * 16]
+)
+@pytest.mark.filterwarnings("ignore:loadtxt")
+def test_a_file_that_is_no_matrix_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "m.txt"
+    path.write_text(text)
+    with pytest.raises(Exception, match=r"m\.txt.*matrix") as error:
+        read_matrix(path)
+    assert type(error.value).__name__ == "InputError"
