@@ -37,6 +37,7 @@ class Stub:
 @pytest.fixture
 def stub(monkeypatch):
     monkeypatch.setattr(predict, "load_model", lambda path: Stub())
+    monkeypatch.setattr(predict, "file_digest", str)
     return Stub
 
 
@@ -66,7 +67,7 @@ def save(path, array, affine=AFFINE):
 def run(*arguments):
     """Run the command in this process; returns its exit code."""
     try:
-        predict.main([str(argument) for argument in arguments])
+        predict.main(["--jobs=1", *map(str, arguments)])
     except SystemExit as stop:
         return stop.code
     return 0

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+WRITING = ".writing-"  # how the name of a file begins until it is whole
+
 
 class InputError(Exception):
     """Bad input: one line that names the file and says how to mend it."""
@@ -61,9 +63,7 @@ def atomic_path(path):
     """Yield a temporary path beside `path`; on success it replaces `path` in one step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=".writing-", suffix="".join(path.suffixes)
-    )
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=WRITING, suffix="".join(path.suffixes))
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())
     try:
@@ -76,6 +76,12 @@ def atomic_path(path):
         raise
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def clear_leftovers(folder):
+    """Remove the half-written files that a killed run left: one run at a time in a folder."""
+    for path in Path(folder).rglob(f"{WRITING}*"):
+        path.unlink(missing_ok=True)
 
 
 def _umask():

@@ -7,21 +7,25 @@ One pass of the network gives the count (eq. 2) and the heatmap (eq. 3 of sectio
 is thresholded so that its number of connected components is the count. A scan with an ROI mask is
 raw: it is prepared in memory as `weakunet.preprocess` does, and the results are put back on its
 whole grid. A scan without one must be prepared already. Images go out on the scan file's own grid.
+A run that was stopped or killed goes on with the same command.
 Where the count is that of one slice (the table's slice_z_mm), detections are in that slice only.
 """
 
 import argparse
+import functools
+import hashlib
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from weakunet import backend, figures
+from weakunet import backend, figures, resume
 from weakunet.checkpoint import load_model
 from weakunet.cli import InputError, command, progress, write_csv
 from weakunet.cohort import LoadedScan, Scan, load_scan, read_centres, read_cohort
 from weakunet.detect import detect_lesions, fill_outside, whole_count
 from weakunet.outputs import is_bids, output_paths, start_bids, write_markups
+from weakunet.parallel import cores, map_processes
 from weakunet.preprocess import crop_box, prepare, put_back
 from weakunet.slices import find_slice, in_slice
 from weakunet.volumes import (
@@ -148,6 +152,7 @@ def parse_arguments(argv):
     parser.add_argument("--invert", action="store_true", help="as for preprocess, for raw T1 scans")
     parser.add_argument("--bids", action="store_true", help="name the files as BIDS derivatives")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once (CPU)")
     args = parser.parse_args(argv)
     if (args.data is None) == (not args.images):
         parser.error("give either --data cohort.csv or one or more scans")
@@ -164,44 +169,96 @@ def parse_arguments(argv):
     return args
 
 
+def predict_cohort(scans, model_path, out, device="cpu", invert=False, bids=False, n_jobs=1):
+    """Predict on scans, leaving out those that are done; yield each one's rows, or its InputError.
+
+    On a GPU one process does all; on CPU cores `n_jobs` share the scans. See `write_prediction`.
+    """
+    done = {}
+    for scan in scans:
+        done[scan.subject] = resume.noted(out, scan.subject, *_files(scan, out, bids))
+    todo = [scan for scan in scans if done[scan.subject] is None]
+    if len(todo) < len(scans):
+        print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
+    how = {"out": out, "invert": invert, "bids": bids}
+    if device == "cpu" and min(n_jobs, len(todo)) > 1:
+        work = functools.partial(_predict_in_worker, model_path, **how)
+        results = map_processes(work, todo, n_jobs)
+    else:
+        model = load_model(model_path).to(device)
+        results = (_predict_or_fail(model, scan, **how) for scan in todo)
+    for scan in scans:
+        yield next(results) if done[scan.subject] is None else done[scan.subject]
+
+
+def _files(scan, out, bids):
+    """What a scan's results are made from, and the files that hold them."""
+    sources = [path for path in (scan.image, scan.roi, scan.centres) if path is not None]
+    return sources, list(output_paths(out, scan.subject, bids).values())
+
+
+def _predict_or_fail(model, scan, out, invert, bids):
+    try:
+        with backend.explain_out_of_memory():
+            rows = write_prediction(model, scan, out, invert, bids)
+    except InputError as error:
+        return error
+    except MemoryError:
+        return InputError(f"{scan.image}: not enough memory; use --jobs 1 or crop the scan")
+    resume.note(out, scan.subject, _files(scan, out, bids)[0], rows)
+    return rows
+
+
+def _predict_in_worker(model_path, scan, **how):
+    return _predict_or_fail(_worker_model(model_path), scan, **how)
+
+
+_worker_model = functools.cache(load_model)
+
+
 @command
 def main(argv=None):
     """Predict: see the module's first lines."""
     args = parse_arguments(argv)
-    if args.out.exists() and not args.out.is_dir():
-        raise InputError(f"{args.out}: not a folder; choose another --out")
-    table = args.out / "predictions.csv"
-    if table.exists():
+    out, table = args.out, args.out / "predictions.csv"
+    if table.exists() and not resume.is_begun(out):
         raise InputError(f"{table}: the folder holds predictions already; choose another --out")
-    if is_bids(args.out) and not args.bids:
-        raise InputError(f"{args.out}: holds BIDS names; add --bids, or choose another --out")
-    model = load_model(args.model).to(backend.pick_device(args.device))
+    if is_bids(out) and not args.bids:
+        raise InputError(f"{out}: holds BIDS names; add --bids, or choose another --out")
+    load_model(args.model)  # its error comes first
+    device = backend.pick_device(args.device)
+    how = {"device": device, "invert": args.invert, "bids": args.bids}
+    resume.begin(out, {"model": file_digest(args.model), **how})
     if args.bids:
-        start_bids(args.out, [scan.subject for scan in args.scans])
-    predictions, detections, failed = [], [], []
-    for scan in progress(args.scans, "predict"):
-        try:
-            with backend.explain_out_of_memory():
-                prediction, rows = write_prediction(model, scan, args.out, args.invert, args.bids)
-        except InputError as error:
-            failed.append((scan.subject, error))
-            continue
-        predictions.append(prediction)
-        detections += rows
+        start_bids(out, [scan.subject for scan in args.scans])
+    found = predict_cohort(args.scans, args.model, out, **how, n_jobs=args.jobs)
+    results = [rows for rows, _ in zip(found, progress(args.scans, "predict"), strict=True)]
+    failed = [
+        (scan.subject, error)
+        for scan, error in zip(args.scans, results, strict=True)
+        if isinstance(error, InputError)
+    ]
     if len(failed) == len(args.scans) == 1:
         raise failed[0][1]
     for subject, error in failed:
         print(f"failed: {subject}: {error}", file=sys.stderr)
-    if predictions:
-        where = args.out / "detections.csv"
-        write_csv(where, DETECTIONS, detections)
-        write_csv(table, PREDICTIONS, predictions)
-        print(f"{len(detections)} lesions in {len(predictions)} scans: {where}")
+    predicted = [rows for rows in results if not isinstance(rows, InputError)]
+    if predicted:
+        detections = [row for _, rows in predicted for row in rows]
+        write_csv(out / "detections.csv", DETECTIONS, detections)
+        write_csv(table, PREDICTIONS, [prediction for prediction, _ in predicted])
+        print(f"{len(detections)} lesions in {len(predicted)} scans: {out / 'detections.csv'}")
     if failed:
         raise InputError(
-            f"{args.out}: {len(failed)} of {len(args.scans)} scans failed, named above and left "
-            "out of the tables; mend them and predict into another folder"
+            f"{out}: {len(failed)} of {len(args.scans)} scans failed, named above and left "
+            "out of the tables; mend them and run the same command again"
         )
+    resume.finish(out)
+
+
+def file_digest(path):
+    """What tells a file's content from any other."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -28,9 +28,16 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from weakunet.cli import InputError, atomic_path, command, progress, write_json
+from weakunet.cli import (
+    InputError,
+    atomic_path,
+    clear_leftovers,
+    command,
+    progress,
+    write_json,
+)
 from weakunet.cohort import read_centres, read_cohort, write_cohort
-from weakunet.parallel import map_processes
+from weakunet.parallel import cores, map_processes
 from weakunet.volumes import Volume, read_volume, require_same_grid, write_volume
 
 DILATION_VOX = 3
@@ -173,6 +180,7 @@ def claim_folder(out, settings):
             raise InputError(
                 f"{path}: begun with other settings, {earlier}; choose another --out or remove it"
             )
+        clear_leftovers(out)
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: the folder holds other files; choose another --out")
     else:
@@ -188,7 +196,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, help="folder for the prepared scans")
     parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
     parser.add_argument("--figures", action="store_true", help="a picture per scan of the steps")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="scans in memory at once")
+    parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)
     scans = read_cohort(args.data)
     for scan in scans:
