@@ -293,6 +293,7 @@ def test_slider_turns_the_slices_in_a_browser(browser):
     assert "true positives 0, false positives 1, false negatives 1" in browser.value(SAYS)
     focus(browser, "#slice")
     browser.press("ArrowRight")
+    assert "true positives 0, false positives 0, false negatives 0" in browser.value(SAYS)
     assert browser.value(SAYS).startswith("slice z = 5 ") and browser.value(PIXELS) != first
 
 
