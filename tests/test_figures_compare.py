@@ -72,21 +72,21 @@ def test_method_maps_take_the_slice_that_is_asked_for(drawn):
 
 
 def test_froc_draws_each_method_told_apart_without_colour(drawn):
-    methods = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]
+    methods = list("abcdefghijkl")
     curves = {m: curve((1, 0.2), (2, 0.5)) for m in methods}
     operating = {m: (1, 0.25) for m in methods}
     figures_compare.froc_curves("x.png", curves, operating, {"e": (1.9, 0.548)}, 4)
     (axes,) = drawn[0].axes
     lines = [line for line in axes.lines if line.get_linestyle() != "None"]
-    assert [line.get_xydata().tolist() for line in lines] == [[[0, 0], [1, 0.2], [2, 0.5]]] * 10
-    named = drawn[0].legends[0].legend_handles[:10]
-    assert len({line.get_marker() for line in named}) == 10
-    assert len({str(line._dash_pattern) for line in named}) == 10
-    assert marked(axes, hollow=False) == [(1, 0.25)] * 10
+    assert [line.get_xydata().tolist() for line in lines] == [[[0, 0], [1, 0.2], [2, 0.5]]] * 12
+    named = drawn[0].legends[0].legend_handles[:12]
+    assert len({line.get_marker() for line in named}) == 12
+    assert len({str(line._dash_pattern) for line in named}) == 12
+    assert marked(axes, hollow=False) == [(1, 0.25)] * 12
     assert marked(axes, hollow=True) == [(1.9, 0.548)]
     assert axes.get_xlim() == (0, 4) and "FPav" in axes.get_xlabel() and "TPR" in axes.get_ylabel()
     texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert texts[:10] == methods and "paper" in texts[-1]
+    assert texts[:12] == methods and "paper" in texts[-1]
 
 
 def test_froc_of_seeds_is_their_mean_within_their_band_as_far_as_both_reach(drawn):

@@ -34,6 +34,8 @@ LINES = (  # colour, line, marker of each method or series
     ("#6A3D9A", (0, (3, 1, 1, 1, 1, 1)), "p"),
     ("#7F7F7F", (0, (6, 2, 2, 2)), "*"),
     ("#8C564B", (0, (2, 2)), "<"),
+    ("#D81B60", (0, (4, 1)), ">"),
+    ("#556B2F", (0, (1, 3)), "h"),
 )
 OUTLINE = [patheffects.withStroke(linewidth=3.2, foreground="black")]  # seen on bright and on dark
 
