@@ -26,6 +26,7 @@ from weakunet.cli import InputError, command, progress
 from weakunet.cohort import SPLITS, write_cohort
 from weakunet.phantom import draw_count, draw_lesions, scan_rng, smooth_noise
 from weakunet.preprocess import DILATION_VOX, dilate_mask, invert_contrast
+from weakunet.spaces import resample
 from weakunet.volumes import Volume, index_to_world, read_volume
 
 MARGIN_VOX = 2  # shown around the box that preprocessing crops
@@ -34,16 +35,6 @@ BIAS, BIAS_SMOOTH_MM = 0.05, 25.0
 FLUID = 0.5  # brighter voxels of the region are taken for fluid
 NOISE = 0.02  # sd of the noise, of the scan's full scale
 CONTRAST = (0.35, 0.60)  # of the lesions, of the full scale
-
-
-def resample(volume, like, order):
-    """Interpolate a Volume onto the grid of the Volume `like`, by world coordinates; 0 outside."""
-    step = np.linalg.inv(volume.affine) @ like.affine  # (x, y, z) of `like` to those of `volume`
-    swap = [2, 1, 0]
-    matrix, offset = step[:3, :3][np.ix_(swap, swap)], step[:3, 3][swap]
-    return ndimage.affine_transform(
-        volume.array, matrix, offset, like.array.shape, order=order, mode="constant"
-    )
 
 
 def region_volume(volume, labels, path):

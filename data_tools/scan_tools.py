@@ -71,11 +71,14 @@ def check_picture(path, grid, middle_zyx, rows):
 
 
 def _draw(panel, flat, axis, image, over):
-    """One slice: the image in grey, the lines over it; axes in the grid's own mm."""
-    dy, dx = (step for i, step in enumerate(flat.spacing_mm) if i != axis)
+    """One slice: the image in grey, the lines over it; axes in mm, the world's if they are its."""
+    along = np.count_nonzero(flat.affine[:3, :3].round(6)) == 3
+    first = flat.affine[2::-1, 3] if along else np.zeros(3)  # z, y, x
+    dy, dx = np.delete(flat.spacing_mm, axis)
+    y, x = np.delete(first, axis)
     picture = resample(image, flat, 1).squeeze(axis)
     h, w = picture.shape
-    extent = (-dx / 2, (w - 0.5) * dx, -dy / 2, (h - 0.5) * dy)
+    extent = (x - dx / 2, x + (w - 0.5) * dx, y - dy / 2, y + (h - 0.5) * dy)
     low, high = picture.min(), np.percentile(picture, 99.5)
     style = {"origin": "lower", "extent": extent, "interpolation": "nearest"}
     panel.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1e-9), **style)

@@ -1,6 +1,7 @@
 """Registration of a real head, turned and shifted by a known amount, and the way back."""
 
 import csv
+import dataclasses
 import importlib.metadata
 import sys
 from pathlib import Path
@@ -13,12 +14,15 @@ from nibabel.orientations import axcodes2ornt
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from weakunet.cli import InputError
 from weakunet.cohort import Scan, read_centres, read_cohort, write_cohort
-from weakunet.spaces import read_matrix, write_matrix
+from weakunet.spaces import box_grid, read_matrix, resample, write_matrix
+from weakunet.volumes import Volume
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import detections_to_scan  # noqa: E402
 import register_to_mni  # noqa: E402
+import rigid_elastix  # noqa: E402
 
 TEMPLATES = Path("/usr/share/mricron/templates")  # Debian's mricron-data
 HEADER = "subject,detection,i,j,k,x_mm,y_mm,z_mm,score,volume_mm3".split(",")
@@ -82,11 +86,11 @@ def registered(tmp_path_factory):
     lines = apply_affine(truth["resampled"], points_mm)
     np.savetxt(folder / "c.csv", lines, "%.4f", ",", header="x_mm,y_mm,z_mm", comments="")
     scans = [
-        Scan("only_affine", folder / "only_affine.nii.gz", 0),
-        Scan("none", folder / "none.nii.gz", 1),
-        Scan("resampled", folder / "resampled.nii.gz", 9, folder / "roi.nii.gz"),
+        Scan("only_affine", folder / "only_affine.nii.gz", 0, slice_z_mm=35),
+        Scan("none", folder / "none.nii.gz", 1, slice_z_mm=0),
+        Scan("resampled", folder / "resampled.nii.gz", 9, folder / "roi.nii.gz", slice_z_mm=20),
     ]
-    scans[2] = Scan(**vars(scans[2]) | {"centres": folder / "c.csv"})
+    scans[2] = dataclasses.replace(scans[2], centres=folder / "c.csv")
     write_cohort(folder / "cohort.csv", scans)
     arguments = [
         "--data",
@@ -111,10 +115,13 @@ def test_a_known_turn_and_shift_is_recovered_within_half_a_degree_and_half_a_mil
 
 
 def test_image_roi_and_centres_arrive_in_the_template(registered):
-    folder, _, _, points_mm, nuclei, _ = registered
+    folder, truth, _, points_mm, nuclei, _ = registered
     row = read_cohort(folder / "out" / "cohort.csv")[1]
     assert (row.subject, row.count) == ("resampled", 9)
     assert np.abs(read_centres(row.centres) - points_mm).max() < 0.5
+    middle_mm = -100 + 1.7 * 111 / 2, -105 + 1.8 * 123 / 2, 20
+    slice_mm = apply_affine(np.linalg.inv(truth["resampled"]), middle_mm)
+    assert row.slice_z_mm == pytest.approx(slice_mm[2], abs=0.5)
     template = nibabel.load(folder / "template.nii.gz")
     image = nibabel.load(row.image)
     assert image.header.get_zooms() == (2, 2, 2)
@@ -150,6 +157,59 @@ def test_the_same_scan_gives_the_same_matrix_and_files_by_name_need_no_table(reg
     ours, before = (folder / name / "only_affine_to_template.txt" for name in ("again", "out"))
     assert ours.read_text() == before.read_text()
     assert nibabel.load(folder / "again" / "only_affine.nii.gz").header.get_zooms() == (4, 4, 4)
+
+
+def ramps(shape, affine):
+    """Three Volumes (z, y, x): the world's x, y and z in mm at each voxel."""
+    mm = apply_affine(affine, np.moveaxis(np.indices(shape[::-1]), 0, -1)).transpose(2, 1, 0, 3)
+    return [Volume(np.ascontiguousarray(mm[..., i]), affine) for i in range(3)]
+
+
+@pytest.mark.parametrize("voxel_mm", [0.5, 2.0, 3.0, 4.1])
+def test_shrinking_leaves_every_place_where_it_was(voxel_mm):
+    affine = turn_and_shift((5, -8, 3), (-7, 12, 30)) @ np.diag([0.8, 1.0, 1.6, 1])
+    for i, volume in enumerate(ramps((12, 18, 25), affine)):
+        small = rigid_elastix.shrink(volume, voxel_mm)
+        whole = tuple(slice(0, n - 1) for n in small.array.shape)  # the last may be cut off
+        wanted = ramps(small.array.shape, small.affine)[i].array
+        np.testing.assert_allclose(small.array[whole], wanted[whole], atol=1e-9)
+        assert small.array.shape == tuple(
+            np.ceil(np.array(n) / max(1, round(voxel_mm / step)) - 0.5).astype(int)
+            for n, step in zip((12, 18, 25), (1.6, 1.0, 0.8), strict=True)
+        )
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_resampling_goes_by_the_world_and_through_the_matrix(order):
+    affine = turn_and_shift((5, -8, 3), (-7, 12, 30)) @ np.diag([0.8, 1.0, 1.6, 1])
+    matrix = turn_and_shift((-4, 9, 15), (3, -2, 6))
+    grid = turn_and_shift((2, 3, -4), (0, 0, 0)) @ np.diag([0.7, 0.6, 0.9, 1])
+    grid[:3, 3] = apply_affine(matrix @ affine, (8, 6, 5)) - (2, 2, 2)
+    like = Volume(np.zeros((5, 6, 7)), grid)
+    wanted = [volume.array for volume in ramps((5, 6, 7), np.linalg.inv(matrix) @ grid)]
+    for volume, mm in zip(ramps((16, 18, 25), affine), wanted, strict=True):
+        got = resample(volume, like, order, matrix, fill=np.nan)
+        np.testing.assert_allclose(got, mm, atol=1e-9 if order == 1 else 0.01)
+
+
+def test_the_nearest_voxel_counts_up_to_the_images_outer_edges():
+    volume = Volume(np.arange(1, 4.0).reshape(1, 1, 3), np.eye(4))
+    fine = np.diag([0.25, 1, 1, 1])
+    fine[0, 3] = -0.875
+    got = resample(volume, Volume(np.zeros((1, 1, 16)), fine), 0, fill=-1)[0, 0]
+    assert got.tolist() == [-1] * 2 + [1] * 4 + [2] * 4 + [3] * 4 + [-1] * 2
+
+
+def test_a_grid_fills_the_box_edge_to_edge_and_refuses_a_spacing_that_does_not_fit():
+    affine = np.diag([2.0, 3, 4, 1])
+    affine[:3, 3] = 5, 6, 7
+    volume = Volume(np.zeros((5, 4, 3)), affine)  # x from 4 to 10, y 4.5 to 16.5, z 5 to 25
+    grid = box_grid(volume, (0.5, 0.7, 8))
+    assert grid.array.shape == (2, 17, 12)  # 2.5 voxels of 8 mm, 17.1 of 0.7
+    np.testing.assert_allclose(grid.affine[:3, 3], (4.25, 4.85, 9))
+    for bad in ((0, 1, 1), (1, -1, 1), (1, 1, np.nan), (50, 1, 1), (0.001, 0.001, 0.001)):
+        with pytest.raises(InputError, match="spacing"):
+            box_grid(volume, bad)
 
 
 def test_without_elastix_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
@@ -231,6 +291,5 @@ def test_a_detection_of_a_scan_that_is_not_named_is_refused(tmp_path, capsys):
 def test_a_file_that_is_no_matrix_is_refused_by_name(tmp_path, text):
     path = tmp_path / "m.txt"
     path.write_text(text)
-    with pytest.raises(Exception, match=r"m\.txt.*matrix") as error:
+    with pytest.raises(InputError, match=r"m\.txt.*matrix"):
         read_matrix(path)
-    assert type(error.value).__name__ == "InputError"

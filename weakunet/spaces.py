@@ -57,20 +57,18 @@ def resample(volume, like, order, matrix=None, fill=0):
     ----------
     order : of the spline; 0 the nearest voxel (labels), 1 linear, 3 cubic, which may overshoot
     matrix : (4, 4) from the world of `volume` to that of `like`; None: they are the same
-    fill : the value outside `volume`
+    fill : the value outside `volume`, whose voxels reach half a voxel beyond their centres
     """
     step = np.linalg.inv(volume.affine) @ np.linalg.inv(np.eye(4) if matrix is None else matrix)
     step = step @ like.affine  # (x, y, z) indices of `like` to those of `volume`
     swap = [2, 1, 0]
-    return ndimage.affine_transform(
-        volume.array,
-        step[:3, :3][np.ix_(swap, swap)],
-        step[:3, 3][swap],
-        like.array.shape,
-        order=order,
-        mode="grid-constant",  # up to the voxels' outer edges, where "constant" stops half-way
-        cval=fill,
-    )
+    place = step[:3, :3][np.ix_(swap, swap)], step[:3, 3][swap], like.array.shape
+    # scipy's own filling would blend the outermost voxels with `fill`, and splines would ring
+    array = ndimage.affine_transform(volume.array, *place, order=order, mode="nearest")
+    ones = np.ones(volume.array.shape, np.uint8)
+    inside = ndimage.affine_transform(ones, *place, order=0, mode="grid-constant")
+    array[inside == 0] = fill
+    return array
 
 
 def box_grid(volume, spacing_mm):

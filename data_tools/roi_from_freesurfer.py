@@ -1,0 +1,172 @@
+"""Make ROI masks from label images: FreeSurfer's aseg.mgz and its like, or any other.
+
+    roi_from_freesurfer.py --labels 'fs/{subject}/mri/aseg.mgz' --data cohort.csv --out rois
+    roi_from_freesurfer.py --labels aal.nii.gz --structures 71 72 --scan a.nii.gz --out rois
+    roi_from_freesurfer.py --list
+
+Writes DIR/SUBJECT_roi.nii.gz, the structures' mask on the scan's own grid (nearest neighbour, by
+world coordinates), DIR/SUBJECT_roi.png to check it, and from a cohort table DIR/cohort.csv, with
+the roi column filled. Structures are names (a name without its side means both), numbers or groups:
+
+    basal-ganglia      caudate, putamen, pallidum and accumbens (the paper's region; the default)
+    hippocampus        the hippocampi
+    midbrain           173 of brainstemSsLabels.mgz; aseg.mgz has the whole brain stem only (16),
+                       and its VentralDC is more than the midbrain and less
+    centrum-semiovale  white matter above the highest voxel of the lateral ventricles, a common
+                       approximation: all of it from aseg.mgz; from wmparc.mgz that which belongs to
+                       no gyrus (5001, 5002). "Above" is along z of the scan's world: in a scan
+                       registered to MNI the same for all heads
+
+Scans that were registered lie in the template's world, FreeSurfer's labels in the scanner's: then
+give `--transform 'registered/{subject}_to_template.txt'`, and with --data its cohort.csv.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
+
+import numpy as np
+from freesurfer_labels import GROUPS, NAMES, NUMBERS, PAIRS, describe
+from scan_tools import add_scan_arguments, check_picture, scans_asked_for
+
+from weakunet.cli import InputError, command, one_line, progress
+from weakunet.cohort import write_cohort
+from weakunet.spaces import move_points, read_matrix, resample
+from weakunet.volumes import Volume, index_to_world, read_volume, write_volume
+
+
+def label_numbers(structure):
+    """The numbers of a structure: a number, a name in any case, or a group. Raises InputError."""
+    if structure.isdecimal() and int(structure) > 0:
+        return [int(structure)]
+    members = GROUPS.get(structure.lower(), (structure,))
+    if not all(name.lower() in NUMBERS for name in members):
+        raise InputError(f"no structure is called {structure!r}; --list shows the names")
+    return [number for name in members for number in NUMBERS[name.lower()]]
+
+
+def select_structures(labels, structures, matrix, path):
+    """The union of the structures as a bool array (D, H, W); what is absent is named on stderr.
+
+    Parameters: labels, a Volume of whole numbers; matrix (4, 4) from its world to the scan's, which
+    says what is above the ventricles; path, for the InputError when there is none of a structure.
+    """
+    numbers = labels.array.round().astype(np.int64)
+    if (numbers != labels.array).any():
+        raise InputError(f"{path}: voxels that are no whole numbers; give the label image")
+    present = np.unique(numbers[numbers != 0]).tolist()
+    mask = np.zeros(numbers.shape, bool)
+    for structure in structures:
+        asked = label_numbers(structure)
+        if not set(asked) & set(present):
+            have = one_line(", ".join(map(describe, present)), 300)
+            raise InputError(
+                f"{path}: nothing of {structure!r} ({', '.join(map(describe, asked))}); "
+                f"it holds {have or 'only 0'}"
+            )
+        part = np.isin(numbers, asked)
+        if structure.lower() == "centrum-semiovale":
+            part &= above_ventricles(Volume(numbers, labels.affine), matrix, path)
+        else:
+            for number in sorted(set(asked) - set(present)):
+                print(f"note: {path}: no voxel is {describe(number)}", file=sys.stderr)
+        mask |= part
+    return mask
+
+
+def above_ventricles(labels, matrix, path):
+    """Where (D, H, W) the world's z, after `matrix`, exceeds that of every ventricle voxel."""
+    ventricles = np.isin(labels.array, PAIRS["Lateral-Ventricle"])
+    if not ventricles.any():
+        raise InputError(
+            f"{path}: no lateral ventricle (4, 43), above which the centrum semiovale lies; "
+            "give aseg.mgz or wmparc.mgz"
+        )
+    to_z = (matrix @ labels.affine)[2]  # z is linear in the voxel's x, y and z
+    z, y, x = np.ogrid[tuple(slice(n) for n in labels.array.shape)]
+    height = to_z[0] * x + to_z[1] * y + to_z[2] * z + to_z[3]
+    return height > height[ventricles].max()
+
+
+def write_roi(scan, labels_path, structures, matrix_path, out):
+    """Write one scan's mask and its picture; return the Scan with its roi."""
+    matrix = np.eye(4) if matrix_path is None else read_matrix(matrix_path)
+    labels, image = read_volume(labels_path), read_volume(scan.image)
+    region = Volume(select_structures(labels, structures, matrix, labels_path), labels.affine)
+    mask = resample(region, image, 0, matrix)
+    if not mask.any():
+        middle_mm = index_to_world(region, np.argwhere(region.array).mean(axis=0))
+        at = move_points(matrix, middle_mm)[0].round(1).tolist()
+        raise InputError(
+            f"{labels_path}: the region, around {at} mm, is not in {scan.image}; "
+            "check both images' affines, and --transform where the scan was registered"
+        )
+    expected_vox = region.array.sum() * region.voxel_mm3 / image.voxel_mm3
+    if mask.sum() < 0.95 * expected_vox:
+        share = 1 - mask.sum() / expected_vox
+        print(f"note: {scan.image}: {share:.0%} of the region lies outside", file=sys.stderr)
+    sizes = (mask.sum(axis=other) for other in ((1, 2), (0, 2), (0, 1)))
+    busiest = [int(size.argmax()) for size in sizes]
+    title = f"{', '.join(structures)}, outlined"
+    picture = out / f"{scan.subject}_roi.png"
+    check_picture(picture, image, busiest, [(title, image, Volume(mask, image.affine))])
+    path = out / f"{scan.subject}_roi.nii.gz"
+    write_volume(path, mask, image)
+    return dataclasses.replace(scan, roi=path)
+
+
+class _ListNames(argparse.Action):
+    def __call__(self, parser, *_):
+        print("groups:", *(f"  {name}: {', '.join(GROUPS[name])}" for name in GROUPS), sep="\n")
+        print("numbers:", *(f"  {describe(number)}" for number in NAMES), sep="\n")
+        parser.exit()
+
+
+def parse_arguments(argv):
+    """The command line as a namespace, its scans in `scans`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_scan_arguments(parser, "scans whose grid the masks take")
+    parser.add_argument("--labels", required=True, help="label image; {subject}: the scan's name")
+    parser.add_argument("--structures", nargs="+", default=["basal-ganglia"], metavar="NAME")
+    parser.add_argument("--transform", help="SUBJECT_to_template.txt, with {subject} for the name")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--list", action=_ListNames, nargs=0, help="print names and numbers")
+    args = parser.parse_args(argv)
+    args.scans = scans_asked_for(parser, args)
+    return args
+
+
+@command
+def main(argv=None):
+    """Write the masks the arguments ask for."""
+    args = parse_arguments(argv)
+    for structure in args.structures:
+        label_numbers(structure)
+    for option in (args.labels, args.transform):
+        if option and "{subject}" not in option and len(args.scans) > 1:
+            raise InputError(f"{option}: one file for several scans; put {{subject}} in its name")
+    if args.data and (args.out / "cohort.csv").resolve() == args.data.resolve():
+        raise InputError(f"{args.data}: would be overwritten; choose another --out")
+    done, failed = [], []
+    for scan in progress(args.scans, "roi"):
+        labels, transform = (
+            option and Path(option.replace("{subject}", scan.subject))
+            for option in (args.labels, args.transform)
+        )
+        try:
+            done.append(write_roi(scan, labels, args.structures, transform, args.out))
+        except InputError as error:
+            failed.append(error)
+            print(f"failed: {error}", file=sys.stderr)
+    if done and args.data:
+        write_cohort(args.out / "cohort.csv", done)
+    print(f"{len(done)} ROI masks: {args.out}")
+    if failed:
+        raise InputError(f"{len(failed)} of {len(args.scans)} scans failed, named above")
+
+
+if __name__ == "__main__":
+    main()
