@@ -4,8 +4,9 @@
     python -m weakunet.preprocess --data phantom/cohort.csv --out prepared
 
 Writes, per scan, SUBJECT.nii.gz (raw intensities), SUBJECT_roi.nii.gz (the region of interest) and
-SUBJECT_centres.csv (the lesions, for evaluation only), and cohort.csv with counts and splits. The
-scans are those of weakunet.phantom.simulate_cohort for the same preset and seed.
+SUBJECT_centres.csv (the lesions, for evaluation only), and cohort.csv with counts, splits and, for
+the presets that count one slice (slice, paper), its height. The scans are those of
+weakunet.phantom.simulate_cohort for the same preset and seed.
 """
 
 import argparse
@@ -20,14 +21,14 @@ from weakunet.phantom import PRESETS, SPLITS, raw_volumes, scan_rng, simulate_sc
 from weakunet.volumes import index_to_world, write_volume
 
 
-def write_scan(folder, subject, image, roi, centres_mm, split):
+def write_scan(folder, subject, image, roi, centres_mm, split, slice_z_mm=None):
     """Write a raw scan (Volumes `image`, `roi`; (n, 3) `centres_mm`); return its row."""
     paths = [folder / f"{subject}{end}" for end in (".nii.gz", "_roi.nii.gz", "_centres.csv")]
     write_volume(paths[0], image.array, image)
     write_volume(paths[1], roi.array, roi)
     rows = [[f"{mm:.3f}" for mm in centre] for centre in centres_mm]
     write_csv(paths[2], ["x_mm", "y_mm", "z_mm"], rows)
-    return Scan(subject, paths[0], len(centres_mm), paths[1], split, paths[2])
+    return Scan(subject, paths[0], len(centres_mm), paths[1], split, paths[2], slice_z_mm)
 
 
 def require_new(folder):
@@ -54,7 +55,15 @@ def main(argv=None):
         raw, roi, centres_zyx = simulate_scan(arguments.preset, scan_rng(arguments.seed, split, i))
         image, mask = raw_volumes(raw, roi)
         centres_mm = index_to_world(image, centres_zyx)
-        table.append(write_scan(arguments.out, f"{split}{i:04d}", image, mask, centres_mm, split))
+        scan = (
+            f"{split}{i:04d}",
+            image,
+            mask,
+            centres_mm,
+            split,
+            PRESETS[arguments.preset].slice_z_mm,
+        )
+        table.append(write_scan(arguments.out, *scan))
     write_cohort(arguments.out / "cohort.csv", table)
     print(f"wrote {len(table)} scans: {arguments.out / 'cohort.csv'}")
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from weakunet import phantom, preprocess
 from weakunet.cohort import load_scan, read_cohort
 from weakunet.detect import detect_lesions
 from weakunet.metrics import match_detections
+from weakunet.slices import in_slice
 from weakunet.volumes import read_volume
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
@@ -24,7 +26,7 @@ def tiny():
 
 @pytest.mark.parametrize("preset", phantom.PRESETS)
 def test_every_scan_is_of_the_preset_size_and_prepared(preset):
-    scans = phantom.simulate_cohort(preset, {"val": 6}, seed=0)["val"]
+    scans = phantom.simulate_cohort(preset, {"val": 1 if preset == "paper" else 6}, seed=0)["val"]
     for scan in scans:
         assert scan.volume.array.shape == phantom.PRESETS[preset].shape
         assert all(size % 4 == 0 for size in scan.volume.array.shape)
@@ -79,6 +81,23 @@ def test_lesions_are_bright_apart_and_in_the_mask():
     assert away.max() < 2 + 0.4 + 0.6  # half the length, the bend, a voxel
 
 
+def test_lesion_is_listed_for_a_slice_if_half_its_contrast_is_seen_there():
+    inside = np.zeros((9, 12, 12), bool)
+    inside[1:8, 5:7, 5:7] = True
+    seen = 0
+    for seed in range(120):
+        arguments = (1, inside, (0.8, 0.49, 0.49))
+        rng = np.random.default_rng(seed)
+        added, centres = phantom.draw_lesions(rng, *arguments, contrast=(1, 1), slice_index=4)
+        visible = added[4].max() >= 0.5
+        assert len(centres) == visible
+        seen += visible
+        if visible:
+            middle = (4, *ndimage.center_of_mass(added[4]))
+            np.testing.assert_allclose(centres, [middle], atol=1e-6)
+    assert 30 < seen < 90
+
+
 def test_lesions_are_fewer_where_there_is_no_room():
     inside = np.zeros((5, 5, 5), bool)
     inside[2, 2, 2] = True
@@ -102,6 +121,39 @@ def test_intensities_find_about_forty_percent_of_the_lesions(tiny):
         found += len(match_detections(centres, scan.centres_zyx, radius=3))
         lesions += scan.count
     assert 0.33 < found / lesions < 0.48
+
+
+@pytest.fixture(scope="module")
+def sliced():
+    """80 prepared scans of which one slice is counted."""
+    return phantom.simulate_cohort("slice", {"train": 80}, seed=2)["train"]
+
+
+def test_sliced_scans_list_what_is_in_the_slice(sliced):
+    for scan in sliced:
+        assert scan.slice_index == 10
+        np.testing.assert_allclose(scan.centres_zyx[:, 0], 10, atol=1e-6)
+    assert 2.2 < np.mean([scan.count for scan in sliced]) < 3.8
+
+
+def test_intensities_find_about_forty_percent_of_the_lesions_in_the_slice(sliced):
+    hits = 0
+    for scan in sliced:
+        cut, image = in_slice(scan, scan.volume.array)
+        found = detect_lesions(image, cut.count).centres_zyx
+        hits += len(match_detections(found, cut.centres_zyx, radius=3))
+    assert 0.33 < hits / sum(scan.count for scan in sliced) < 0.51
+
+
+def test_left_side_of_two_is_the_right_one_mirrored():
+    kind = phantom.PRESETS["paper"]
+    _, roi, tissue = phantom._template(kind.shape, kind.sides, kind.ventricle)
+    margin = phantom.MARGIN_VOX
+    assert np.array_equal(tissue, tissue[:, :, ::-1])
+    assert not roi[:, :, roi.shape[2] // 2].any()  # two regions
+    assert (roi & ~tissue).sum() > 0.02 * roi.sum()  # fluid, as above
+    counted = kind.slice_index + margin
+    assert np.array_equal(roi[counted], tissue[counted])  # none of it in the slice
 
 
 def global_features(scan):
@@ -151,6 +203,19 @@ def test_files_prepare_to_the_simulated_cohort(tmp_path):
         np.testing.assert_allclose(prepared.volume.affine, scan.volume.affine, atol=1e-6)
         np.testing.assert_allclose(prepared.centres_zyx, scan.centres_zyx, atol=0.01)
         assert prepared.count == scan.count
+
+
+def test_files_of_a_sliced_preset_name_the_slice(tmp_path):
+    options = ["--preset", "slice", "--train", "1", "--val", "0", "--test", "0"]
+    make_phantom.main(["--out", str(tmp_path / "raw"), *options])
+    raw = str(tmp_path / "raw" / "cohort.csv")
+    preprocess.main(["--data", raw, "--out", str(tmp_path / "out"), "--jobs", "1"])
+    (simulated,) = phantom.simulate_cohort("slice", {"train": 1}, seed=0)["train"]
+    (row,) = read_cohort(tmp_path / "out" / "cohort.csv")
+    prepared = load_scan(row)
+    assert (row.slice_z_mm, prepared.slice_index) == (0.4, simulated.slice_index)
+    np.testing.assert_allclose(prepared.centres_zyx, simulated.centres_zyx, atol=0.01)
+    assert prepared.count == simulated.count
 
 
 def test_make_phantom_refuses_a_folder_that_holds_a_cohort(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Simulated scans of one basal ganglia with a known number of lesions at known places.
+"""Simulated scans of the basal ganglia with a known number of lesions at known places.
 
 A scan is the same anatomy in every subject (the scans are registered, paper section 2.1) up to a
 small smooth warp, with texture, a bias field, partial volume and Rician noise; its lesions are
@@ -7,6 +7,10 @@ spikes, voids) come in numbers that do not depend on the count, so that nothing 
 tells it. The ventricle fills more than 2 % of the mask: with less, trimming the highest 1 % would
 make an image's gain depend on its lesions, and a network could count without looking. The phantom
 is ours; the paper's scans are not public.
+
+Where a preset is `sliced`, lesions are everywhere as before, but only those visible in one slice
+are counted and listed, as in the paper: a tube that adds at least half its contrast to a voxel of
+it. The lesions next to the slice, seen faintly or not at all, are what a network must not count.
 
 Intensities are given relative to a full scale of 1 (white matter .40); lengths are in
 millimetres.
@@ -20,32 +24,16 @@ from scipy import ndimage
 
 from weakunet import preprocess
 from weakunet.cohort import SPLITS, LoadedScan
+from weakunet.phantom_lesions import draw_count, draw_lesions
 from weakunet.volumes import Volume, index_to_world, world_to_index
 
 SPACING_MM = (0.8, 0.49, 0.49)  # z, y, x, as the paper's scans
 MARGIN_VOX = 2  # what the raw image shows around the box that preprocessing crops
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Size of the prepared scan and what is in it."""
-
-    shape: tuple  # (D, H, W) after preprocessing
-    mean_count: float  # of the negative binomial the counts are drawn from
-    max_count: int
-    blobs: int  # at most so many smooth bright blobs
-    spikes: int  # at most so many single bright voxels
-    voids: int  # at most so many dark blobs
-
-
-PRESETS = {
-    "tiny": Preset((16, 32, 32), 3.1, 10, blobs=3, spikes=9, voids=2),
-    "mid": Preset((20, 40, 40), 4.2, 15, blobs=3, spikes=12, voids=2),
-    "standard": Preset((24, 48, 48), 5.0, 20, blobs=4, spikes=16, voids=2),
-}
+BLOB_REACH_MM = 16.0  # beyond it a blob adds less than float32 can hold
 
 # centre, half axes (x right, y anterior, z superior; the box is -1..1), angle about z, contrast
 VENTRICLE = ((-0.46, 0.30, 0.10), (0.21, 0.42, 0.62), -12.0, 0.45)
+HIGH_VENTRICLE = ((-0.46, 0.30, 0.62), (0.21, 0.42, 0.30), -12.0, 0.45)  # not in the middle slice
 NUCLEI = (
     ((-0.10, 0.45, 0.15), (0.21, 0.30, 0.50), -12.0, 0.16),  # caudate
     ((0.40, -0.02, 0.00), (0.20, 0.60, 0.55), 12.0, 0.14),  # putamen
@@ -53,9 +41,49 @@ NUCLEI = (
 )
 
 
-def draw_count(rng, mean, largest, dispersion=1.8):
-    """Draw a count: negative binomial (variance mean + mean^2 / dispersion), cut at `largest`."""
-    return int(min(rng.negative_binomial(dispersion, dispersion / (dispersion + mean)), largest))
+@dataclass(frozen=True)
+class Preset:
+    """Size of the prepared scan and what is in it."""
+
+    shape: tuple  # (D, H, W) after preprocessing
+    mean_count: float  # of the negative binomial that the numbers of lesions are drawn from
+    max_count: int
+    blobs: int  # at most so many smooth bright blobs
+    spikes: int  # at most so many single bright voxels
+    voids: int  # at most so many dark blobs
+    contrast: tuple = (0.24, 0.42)  # range of the lesions' brightness
+    ventricle: tuple = VENTRICLE
+    sides: int = 1  # 2: the left one, too, mirrored
+    sliced: bool = False  # only the slice above the middle is counted
+
+    @property
+    def slice_index(self):
+        """Along z in the prepared scan, or None."""
+        return self.shape[0] // 2 if self.sliced else None
+
+    @property
+    def slice_z_mm(self):
+        """The world height of the slice (the middle of the scan is at 0 mm), or None."""
+        return SPACING_MM[0] * (0.5 - self.shape[0] % 2 / 2) if self.sliced else None
+
+
+PRESETS = {
+    "tiny": Preset((16, 32, 32), 3.1, 10, blobs=3, spikes=9, voids=2),
+    "mid": Preset((20, 40, 40), 4.2, 15, blobs=3, spikes=12, voids=2),
+    "standard": Preset((24, 48, 48), 5.0, 20, blobs=4, spikes=16, voids=2),
+    "slice": Preset((20, 40, 40), 15.0, 60, blobs=3, spikes=12, voids=2, sliced=True),
+    "paper": Preset(
+        (84, 128, 168),
+        95.0,
+        400,
+        blobs=60,
+        spikes=600,
+        voids=40,
+        ventricle=HIGH_VENTRICLE,
+        sides=2,
+        sliced=True,
+    ),
+}
 
 
 def smooth_noise(rng, shape, spacing_mm, sd_mm):
@@ -77,56 +105,6 @@ def _blur_matrix(size, sd_vox):
     return weight / np.linalg.norm(weight, axis=1, keepdims=True)
 
 
-def draw_lesions(rng, count, inside, spacing_mm, apart_mm=2.5, contrast=(0.24, 0.42)):
-    """Draw bent tubes (radius .5-.9 mm, length 1.8-4 mm, round ends) with their middles in a mask.
-
-    Parameters
-    ----------
-    count : number of lesions wanted
-    inside : (D, H, W) bool, where the lesions' middles may lie
-    spacing_mm : (z, y, x)
-    apart_mm : least distance between two middles
-    contrast : range of the lesions' brightness
-
-    Returns
-    -------
-    added : (D, H, W) float32, what the lesions add to the image; a voxel partly inside gets part
-    centres_zyx : (n, 3) float64, the tubes' middles in voxels; n < count where no more find room
-    """
-    added = np.zeros(inside.shape, np.float32)
-    candidates = np.argwhere(inside)
-    centres = np.empty((0, 3))
-    for _ in range(100 * count):
-        if len(centres) == count or not len(candidates):
-            break
-        centre = candidates[rng.integers(len(candidates))] + rng.uniform(-0.5, 0.5, 3)
-        distances_mm = np.linalg.norm((centres - centre) * spacing_mm, axis=1)
-        if np.any(distances_mm < apart_mm):
-            continue
-        centres = np.vstack([centres, centre])
-        _add_tube(rng, added, centre, np.asarray(spacing_mm), rng.uniform(*contrast))
-    return added, centres
-
-
-def _add_tube(rng, added, centre_zyx, spacing_mm, contrast):
-    """Add one bent tube to `added` in place: where two overlap the brighter one counts."""
-    radius, length = rng.uniform(0.5, 0.9), rng.uniform(1.8, 4.0)
-    along, across = np.linalg.qr(rng.standard_normal((3, 2)))[0].T  # two orthonormal directions
-    t = np.linspace(-1, 1, 9)[:, None]
-    bend = rng.uniform(0.0, 0.35)
-    path_mm = (length / 2 - radius) * (t * along + bend * t**2 * across)  # through 0 at t = 0
-    reach = np.ceil((np.abs(path_mm).max(axis=0) + radius) / spacing_mm).astype(int) + 1
-    middle = np.round(centre_zyx).astype(int)
-    low, high = np.maximum(middle - reach, 0), np.minimum(middle + reach + 1, added.shape)
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    axes = [np.arange(a, b) for a, b in zip(low, high, strict=True)]
-    voxel_mm = (np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1) - centre_zyx) * spacing_mm
-    step = voxel_mm[..., None, :] - path_mm
-    distance = np.sqrt(np.einsum("...i,...i", step, step).min(axis=-1))
-    part = np.clip(0.5 + (radius - distance) / np.mean(spacing_mm), 0, 1)
-    added[box] = np.maximum(added[box], contrast * part)
-
-
 def _ellipsoid(grid, centre, half_axes, degrees, softness):
     """Part of every voxel inside an ellipsoid; `grid` (3, D, H, W): x, y, z."""
     turn = np.deg2rad(degrees)
@@ -138,16 +116,18 @@ def _ellipsoid(grid, centre, half_axes, degrees, softness):
 
 
 @functools.lru_cache(maxsize=4)
-def _template(shape):
-    """Return all voxels' x, y, z (-1..1 across the prepared box), the region, its tissue."""
+def _template(shape, sides=1, ventricle=VENTRICLE):
+    """Return all voxels' x, y, z (-1..1 across a side's prepared box), the region, its tissue."""
     voxels = [np.arange(-MARGIN_VOX, n + MARGIN_VOX, dtype=np.float32) for n in shape]
     axes = [(i + 0.5) * 2 / n - 1 for i, n in zip(voxels, shape, strict=True)]
+    if sides == 2:
+        axes[2] = 2 * abs(axes[2]) - 1  # the left side is the right one mirrored
     z, y, x = np.meshgrid(*axes, indexing="ij")
     grid = np.stack([x, y, z])
     depth = preprocess.DILATION_VOX  # dilating the region by this gives a box of `shape`
-    half = [1 - 2 * depth / n for n in reversed(shape)]
+    half = [1 - 2 * depth / n for n in (shape[2] / sides, shape[1], shape[0])]
     roi = sum((axis / size) ** 4 for axis, size in zip(grid, half, strict=True)) <= 1
-    return grid, roi, roi & (_ellipsoid(grid, *VENTRICLE[:3], 0.1) == 0)
+    return grid, roi, roi & (_ellipsoid(grid, *ventricle[:3], 0.1) == 0)
 
 
 def simulate_scan(preset, rng):
@@ -162,27 +142,32 @@ def simulate_scan(preset, rng):
     -------
     image : (D, H, W) float32 raw intensities, MARGIN_VOX wider on each side than when prepared
     roi : (D, H, W) bool, where lesions are counted
-    centres_zyx : (count, 3) float64, the lesions' middles in voxels
+    centres_zyx : (count, 3) float64, in voxels: the lesions' middles, or where a slice is counted
+        the middles of what is visible in it
     """
     kind = PRESETS[preset]
-    grid, roi, tissue = _template(kind.shape)
+    grid, roi, tissue = _template(kind.shape, kind.sides, kind.ventricle)
     shape = roi.shape
 
     def noise(sd_mm):
         return smooth_noise(rng, shape, SPACING_MM, sd_mm)
 
     half_mm = np.array([n * step / 2 for n, step in zip(kind.shape, SPACING_MM, strict=True)])[::-1]
+    half_mm[0] /= kind.sides
     warped = grid + np.stack([0.35 / size * noise(5.0) for size in half_mm])
     softness = float(np.mean(SPACING_MM) / half_mm.min())
     image = np.full(shape, 0.40, np.float32)
-    for centre, half_axes, degrees, contrast in (*NUCLEI, VENTRICLE):
+    for centre, half_axes, degrees, contrast in (*NUCLEI, kind.ventricle):
         half_axes = np.multiply(half_axes, rng.normal(1, 0.08, 3))
         contrast *= rng.uniform(0.6, 1.4)
         image += contrast * _ellipsoid(warped, centre, half_axes, degrees, softness)
     image += _confounders(rng, kind, warped, half_mm, tissue)
     image += 0.010 * (noise(0.8) + noise(1.8)) + rng.uniform(0.01, 0.04) * noise(3.5)
     count = draw_count(rng, kind.mean_count, kind.max_count)
-    lesions, centres = draw_lesions(rng, count, tissue, SPACING_MM)
+    k = None if kind.slice_index is None else kind.slice_index + MARGIN_VOX
+    lesions, centres = draw_lesions(
+        rng, count, tissue, SPACING_MM, contrast=kind.contrast, slice_index=k
+    )
     image = ndimage.gaussian_filter(image + lesions, 0.5) * (1 + 0.04 * noise(9.0))
     noise_re, noise_im = 0.02 * rng.standard_normal((2, *shape), dtype=np.float32)
     return 1000 * rng.uniform(0.8, 1.2) * np.hypot(image + noise_re, noise_im), roi, centres
@@ -194,13 +179,16 @@ def _confounders(rng, kind, grid, half_mm, tissue):
     sheet_mm = (x - 0.76 + 0.15 * y**2) * half_mm[0]
     added = rng.uniform(0.15, 0.25) * np.exp(-0.5 * (sheet_mm / 0.35) ** 2)
     inside = np.argwhere(tissue)
+    reach = np.ceil(BLOB_REACH_MM / np.array(SPACING_MM)).astype(int)
     signs = [1] * rng.integers(kind.blobs + 1) + [-1] * rng.integers(kind.voids + 1)
     for sign in signs:
-        z, y, x = inside[rng.integers(len(inside))]
-        away_mm = [half_mm[i] * (grid[i] - grid[i, z, y, x]) for i in range(3)]
+        centre = inside[rng.integers(len(inside))]
+        box = tuple(map(slice, np.maximum(centre - reach, 0), centre + reach + 1))
+        here = grid[(slice(None), *centre)]
+        away_mm = [half_mm[i] * (grid[i][box] - here[i]) for i in range(3)]
         size_mm = rng.uniform(1.6, 2.6) / 1.5
         bump = np.exp(-0.5 * sum(d * d for d in away_mm) / size_mm**2)
-        added += sign * rng.uniform(0.15, 0.35) * bump
+        added[box] += sign * rng.uniform(0.15, 0.35) * bump
     for _ in range(rng.integers(kind.spikes // 3, kind.spikes + 1)):
         spike = tuple(inside[rng.integers(len(inside))])
         added[spike] += 2 * rng.uniform(0.15, 0.40)  # the blur leaves half
@@ -240,4 +228,5 @@ def _prepared_scan(preset, seed, split, i):
     image, roi = raw_volumes(image, roi)
     prepared = preprocess.prepare(image, roi)
     centres_zyx = world_to_index(prepared, index_to_world(image, centres_zyx))
-    return LoadedScan(f"{split}{i:04d}", prepared, len(centres_zyx), centres_zyx)
+    k = PRESETS[preset].slice_index
+    return LoadedScan(f"{split}{i:04d}", prepared, len(centres_zyx), centres_zyx, k)
