@@ -71,3 +71,12 @@ def test_one_setting_does_not_change_what_the_others_draw():
     no_shift = draw_transform(np.random.default_rng(3), shape, **(settings | {"shift_vox": 0}))
     np.testing.assert_array_equal(plain[:, :3], no_shift[:, :3])
     assert np.abs(plain[:, 3] - no_shift[:, 3]).max() in (1, 2)
+
+
+def test_transform_in_plane_moves_nothing_along_z():
+    rng = np.random.default_rng(4)
+    for _ in range(40):
+        matrix = draw_transform(rng, (6, 8, 10), rotate_deg=20, scale=0.2, in_plane=True)
+        np.testing.assert_array_equal(matrix[0], (1, 0, 0, 0))
+        np.testing.assert_array_equal(matrix[1:, 0], 0)
+    assert not np.allclose(matrix[1:, 1:3], np.eye(2))

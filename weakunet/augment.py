@@ -20,11 +20,14 @@ from scipy import ndimage
 from weakunet import backend
 
 
-def draw_transform(rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0.0):
+def draw_transform(
+    rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0.0, in_plane=False
+):
     """Draw the matrix (3, 4) of a random transform about the middle of a volume of `shape`.
 
     flips: the axes that may be mirrored. shift_vox: whole voxels, at most, along each axis.
     rotate_deg: at most, about each axis. scale: at most, as a fraction (0.1: 90 to 110 %).
+    in_plane: nothing moves along z, so that a slice of which the lesions were counted stays there.
     Always draws the same number of random numbers, so that one setting does not change the others.
     """
     uniform = rng.random(10)
@@ -32,6 +35,8 @@ def draw_transform(rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0
     shift = np.floor(uniform[3:6] * (2 * shift_vox + 1)) - shift_vox
     angles = np.radians(rotate_deg) * (2 * uniform[6:9] - 1)
     zoom = 1 + scale * (2 * uniform[9] - 1)
+    if in_plane:
+        mirror[0], shift[0], angles[:2], zoom = False, 0, 0, np.array([1, zoom, zoom])
     linear = np.diag(
         [-1.0 if m and a in flips else 1.0 for m, a in zip(mirror, "zyx", strict=True)]
     )

@@ -29,6 +29,7 @@ class Run:
     def __init__(self, model, settings, out):
         self.model, self.settings, self.out = model, settings, out
         self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
+        self.in_plane = False  # True: one slice was counted, and must stay where it is
         self.epoch = self.batch = 0
         self.history = []  # a row of COLUMNS per finished epoch
         self.predicted = []  # counts of this epoch's training scans so far, an array per batch
@@ -175,7 +176,7 @@ def _transformed(run, volumes, i):
     rng = np.random.default_rng([settings.seed, TRANSFORM, run.epoch, i])
     amounts = (settings.flips, settings.shift_vox, settings.rotate_deg, settings.scale)
     volume = _batch(run.model, volumes[i : i + 1])[0, 0]
-    return warp(volume, draw_transform(rng, volume.shape, *amounts))
+    return warp(volume, draw_transform(rng, volume.shape, *amounts, run.in_plane))
 
 
 def predict_counts(model, volumes, batch):
@@ -205,6 +206,7 @@ def train(run, scans, stop=lambda: False):
         volumes[split] = backend.cache(padded, model.device)
         counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
     model.shape = shape
+    run.in_plane = scans["train"][0].slice_index is not None
     if run.epoch == run.batch == 0:
         if not settings.gaussian_head:
             first = range(min(START_ON, len(counts["train"])))
