@@ -102,9 +102,12 @@ def overlay(path, image, heatmap, labels, lesions_zyx=None, spacing_mm=None, **r
         for name, points in marks.items():
             points = near_slice(points, z)
             row[1].plot(points[:, 2] * dx, points[:, 1] * dy, **_style(name))
-        row[0].set_ylabel(f"slice z = {z}\ny, towards the front ({unit})")
+        front = f"y, towards the front ({unit})"
+        row[0].set_ylabel(front if len(image) == 1 else f"slice z = {z}\n{front}")
     truth = "" if lesions_zyx is None else f", truth ringed (radius {size})"
     titles = ("image" + truth, "heatmap, highest of z − 1, z, z + 1", "segmentation, same slices")
+    if len(image) == 1:  # one slice was cut out, or the image is 2-D
+        titles = (titles[0], "heatmap", "segmentation")
     for panel, title in zip(axes[0], titles, strict=True):
         panel.set_title(title, fontsize=10)
     for panel in axes[-1]:
