@@ -1,0 +1,180 @@
+# %% [markdown]
+# # 5. The network and its receptive field
+#
+# **Question.** A count comes out of the network. Which voxels of the scan can have had a say in it,
+# and how far does one place of its maps see?
+#
+# **You will see** the network's shapes and where its parameters are; the receptive field worked out
+# with 15 lines, and the same measured by the gradient in the image. The last picture shows how much
+# each voxel really counts inside that field.
+#
+# **Takes** about 10 seconds on 2 cores. Lessons 2 to 4 explain the layers.
+
+# %%
+import sys
+from pathlib import Path
+
+HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
+sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from weakunet import phantom
+from weakunet.figures import BLUE, RED, save_figure
+from weakunet.model import WeakUNet
+
+# %% [markdown]
+# ## The network
+#
+# Three levels with 8, 16 and 32 maps. Down: a 3 x 3 x 3 convolution and a ReLU on each level, max
+# pooling between them. Up: upsample, put the maps of the same size from the way down in front (the
+# skip connection), convolve, ReLU. The last 8 maps are as large as the scan; each is pooled to one
+# number, and the count is a weighted sum of those (lesson 9).
+
+# %%
+scan = phantom.simulate_cohort("tiny", {"test": 1}, seed=4)["test"][0]
+image = scan.volume.array.astype(np.float64)
+model = WeakUNet(rng=np.random.default_rng(0), dtype=np.float64)
+count, heatmap = model.predict(image[None, None])
+print(f"scan {image.shape} -> features {model.features(image[None, None]).shape[1:]} -> count")
+print(f"untrained, it counts {count[0]:.2f}; there are {scan.count}")
+for name, value in model.params.items():
+    print(f"{name:16s} {str(value.shape):20s} {value.size:6d}")
+print("together", sum(value.size for value in model.params.values()))
+
+# %% [markdown]
+# ## The receptive field, by hand
+#
+# Walk back from ONE voxel of the last maps, along one axis, and ask at each layer which voxels
+# first..last of its input it needs. A convolution needs one more on either side. Pooled voxel i
+# came from 2i and 2i + 1. Upsampled voxel i is a copy of i // 2. The skip connections end inside
+# the range of the path through the bottom, so that path decides.
+
+
+# %%
+def field_by_hand(i, levels=3):
+    """First and last voxel of the scan, along an axis, that voxel i of the last maps can see."""
+    first, last = i, i
+    for _ in range(levels - 1):  # the decoder, from the end
+        first, last = first - 1, last + 1  # convolution
+        first, last = first // 2, last // 2  # upsampling
+    for level in range(levels):  # the encoder, from the bottom
+        first, last = first - 1, last + 1  # convolution
+        if level < levels - 1:
+            first, last = 2 * first, 2 * last + 1  # pooling
+    return first, last
+
+
+for i in range(16, 21):
+    first, last = field_by_hand(i)
+    print(f"voxel {i} sees {first}..{last}: {last - first + 1} voxels")
+
+# %% [markdown]
+# It is 22 to 26 voxels, by where the voxel lies in its block of four. With voxels of 0.49 x 0.49 x
+# 0.8 mm that is some 12 mm in the plane and 20 mm across it, much more than a lesion: the network
+# can see what surrounds a bright spot.
+#
+# ## The receptive field, measured
+#
+# A voxel is in the field if changing it can change the output, that is, if it has a gradient. So we
+# send a 1 into one voxel of the last maps and let backward go all the way to the image. Training
+# skips that last step, `to_image` asks for it. In one scan many paths are closed (a ReLU at 0, a
+# voxel that did not win its block), so we take the union over many scans of noise and several
+# random networks.
+
+# %%
+size, centre, networks, batch = 40, 18, 6, 4
+total = np.zeros((size, size, size))
+for seed in range(networks):
+    rng = np.random.default_rng([5, seed])
+    network = WeakUNet(rng=rng)
+    for _ in range(2):
+        noise = rng.uniform(0, 1, (batch, 1, size, size, size)).astype(np.float32)
+        network.forward(noise)
+        df = np.zeros((batch, 8, size, size, size), np.float32)
+        df[:, :, centre, centre, centre] = 1
+        total += np.abs(network.backward_features(df, to_image=True)).sum(axis=(0, 1))
+seen = np.argwhere(total > 0)
+measured = [(int(first), int(last)) for first, last in zip(seen.min(0), seen.max(0), strict=True)]
+print("by hand ", field_by_hand(centre), "along each axis")
+print("measured", *measured, "along z, y, x")
+assert measured == [field_by_hand(centre)] * 3
+
+# %% [markdown]
+# ## All the field is not equal
+#
+# Few paths lead from the rim to the centre and very many from its middle. Sum |gradient| over
+# cubes around the voxel: how large is the cube that holds half of it?
+
+# %%
+distance = np.abs(np.indices(total.shape) - centre).max(axis=0)  # of cubes: the largest of three
+inside = np.array([total[distance <= r].sum() for r in range(size // 2)]) / total.sum()
+half = int(np.argmax(inside >= 0.5))
+
+# %% [markdown]
+# ## From the count to the image
+#
+# The count's own gradient: `backward` with dcount = 1. It says how the (untrained) count would
+# change if a voxel of this scan grew brighter. Through the default pooling, the mean of local
+# maxima, it starts from one voxel of each block of 8 x 8 x 8 in each map.
+
+# %%
+model.forward(image[None, None])
+dimage = model.backward(np.ones(1), to_image=True)[0, 0]
+voxel = np.unravel_index(np.abs(dimage).argmax(), image.shape)  # the one that matters most
+h = 1e-6
+brighter, darker = image.copy(), image.copy()
+brighter[voxel] += h
+darker[voxel] -= h
+counts = model.predict(np.stack([brighter, darker])[:, None])[0]
+slope = (counts[0] - counts[1]) / (2 * h)
+print(f"backward says {dimage[voxel]:.6f}, a central difference says {slope:.6f}")
+assert np.isclose(dimage[voxel], slope, rtol=1e-5)
+
+# %% [markdown]
+# ## The picture
+#
+# Left: the share of the gradient in each voxel of the plane z = 18, on a log scale, with the field
+# worked out by hand (dashed) and the cube that holds half of it (solid). Middle: how it adds up.
+# Right: the gradient of the count in a scan; red: brighter counts more, blue: less.
+
+# %%
+figure, panels = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+plane = np.log10(np.maximum(total[centre] / total.sum(), 1e-12))
+shown = panels[0].imshow(plane, cmap="viridis", vmin=-8, origin="lower")
+figure.colorbar(shown, ax=panels[0], label="log10, share of |gradient|", shrink=0.8)
+first, last = field_by_hand(centre)
+for low, width, style in ((first, last - first + 1, "--"), (centre - half, 2 * half + 1, "-")):
+    box = plt.Rectangle((low - 0.5, low - 0.5), width, width, fill=False, color="white")
+    box.set(linestyle=style, linewidth=2)
+    panels[0].add_patch(box)
+panels[0].set(title=f"what voxel ({centre}, {centre}, {centre}) sees")
+panels[0].set(xlabel="x (voxels)", ylabel="y (voxels)")
+
+panels[1].plot(2 * np.arange(len(inside)) + 1, 100 * inside, color=RED, marker="o")
+panels[1].axhline(50, color="grey", linestyle=":")
+panels[1].axvline(last - first + 1, color=BLUE, linestyle="--", label="the field's width")
+panels[1].set(title="the gradient inside a cube", xlabel="edge of the cube (voxels)")
+panels[1].set(ylabel="share of |gradient| (%)", ylim=(0, 103))
+panels[1].legend(frameon=False, loc="lower right")
+
+z = int(np.abs(dimage).sum(axis=(1, 2)).argmax())
+_, dy, dx = scan.volume.spacing_mm
+extent = (0, image.shape[2] * dx, 0, image.shape[1] * dy)
+panels[2].imshow(image[z], cmap="gray", extent=extent, origin="lower")
+limit = np.percentile(np.abs(dimage[z]), 99)
+panels[2].imshow(
+    dimage[z], cmap="coolwarm", vmin=-limit, vmax=limit, alpha=0.6, extent=extent, origin="lower"
+)
+panels[2].set(title=f"gradient of the count, slice z = {z}", xlabel="x (mm)", ylabel="y (mm)")
+save_figure(figure, "runs/tutorials/05_network.png")
+
+cube = (2 * half + 1) ** 3 / (last - first + 1) ** 3
+print(f"the field is {last - first + 1} voxels wide; half of the gradient lies in a cube of")
+print(f"{2 * half + 1} voxels, {100 * cube:.1f} % of the field's volume")
+
+# %% [markdown]
+# **Try.** Give the network four levels, `channels=(8, 16, 32, 64)`, and `levels=4` to
+# `field_by_hand`: how wide is the field, and is the cube that holds half of it wider too? Exercise
+# set: `05_network`.
