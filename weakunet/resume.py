@@ -1,8 +1,8 @@
 """Take up a run that was stopped or killed: a scan whose files are whole is not done again.
 
-OUT/.unfinished holds settings.json, what the run was begun with, and a SUBJECT.json for every scan
-that is done: its rows of the tables, and size and time of the files that it was made from. It is
-removed when the tables are written, so a finished folder holds results only.
+OUT/.unfinished holds settings.json, what the run was begun with, and done/SUBJECT.json for every
+scan that is done: its rows of the tables, and size and time of the files that it was made from. It
+is removed when the tables are written, so a finished folder holds results only.
 """
 
 import json
@@ -24,7 +24,7 @@ def begin(out, settings):
     path = out / FOLDER / "settings.json"
     earlier = _read(path)
     if earlier != settings:
-        if any(other != path for other in path.parent.glob("*.json")):
+        if any((path.parent / "done").glob("[!.]*.json")):
             raise InputError(
                 f"{out}: holds part of a run with other settings, {earlier}; choose another --out, "
                 f"or remove {path.parent} to begin again"
@@ -40,12 +40,12 @@ def is_begun(out):
 
 def note(out, subject, sources, rows):
     """Note that all files of a scan are written: its rows, and what it was made from."""
-    write_json(out / FOLDER / f"{subject}.json", {"sources": _stamps(sources), "rows": rows})
+    write_json(_note(out, subject), {"sources": _stamps(sources), "rows": rows})
 
 
 def noted(out, subject, sources, results):
     """The rows of a scan that is done; None where a source has changed or a result is missing."""
-    done = _read(out / FOLDER / f"{subject}.json")
+    done = _read(_note(out, subject))
     if done and done["sources"] == _stamps(sources) and all(path.is_file() for path in results):
         return done["rows"]
     return None
@@ -55,6 +55,10 @@ def finish(out):
     """Forget the notes; the settings first, so that a kill here leaves a finished folder."""
     (out / FOLDER / "settings.json").unlink()
     shutil.rmtree(out / FOLDER)
+
+
+def _note(out, subject):
+    return out / FOLDER / "done" / f"{subject}.json"
 
 
 def _stamps(paths):

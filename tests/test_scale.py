@@ -1,0 +1,231 @@
+"""Long cohorts: nothing piles up in memory, and a killed run goes on where it was."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+
+import numpy as np
+import pytest
+
+from weakunet import evaluate, predict, resume
+from weakunet.checkpoint import save_checkpoint
+from weakunet.cli import write_csv
+from weakunet.cohort import LoadedScan, Scan, read_cohort, write_cohort
+from weakunet.model import WeakUNet
+from weakunet.volumes import Volume, index_to_world, write_volume
+
+AFFINE = np.diag([0.5, 0.5, 0.8, 1.0])
+
+
+def prepared_volume(seed):
+    array = np.random.default_rng(seed).uniform(0.1, 1, (8, 9, 10)).astype(np.float32)
+    array[0, 0, 0] = 0
+    return Volume(array, AFFINE)
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """A table of 10 prepared scans with a lesion each, and m.npz; the folder."""
+    rng = np.random.default_rng(0)
+    model = WeakUNet(channels=(2, 3), rng=rng)
+    model.params["linear.b"][:] = 2
+    save_checkpoint(tmp_path / "m.npz", model)
+    scans = []
+    for i in range(10):
+        volume = prepared_volume(i)
+        paths = {"image": tmp_path / f"s{i:02d}.nii.gz", "centres": tmp_path / f"s{i:02d}.csv"}
+        scan = Scan(f"s{i:02d}", count=1, split="test", **paths)
+        write_volume(scan.image, volume.array, volume)
+        centres_mm = index_to_world(volume, rng.uniform(1, 7, (1, 3)))
+        write_csv(scan.centres, ("x_mm", "y_mm", "z_mm"), centres_mm)
+        scans.append(scan)
+    write_cohort(tmp_path / "cohort.csv", scans)
+    return tmp_path
+
+
+def command(folder, out, *options):
+    named = {"model": folder / "m.npz", "data": folder / "cohort.csv", "out": folder / out}
+    return [*(f"--{name}={path}" for name, path in named.items()), "--device=cpu", *options]
+
+
+def run(folder, out, *options):
+    """Predict in this process; returns the exit code."""
+    try:
+        predict.main(command(folder, out, "--jobs=1", *options))
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    def touch(path, *arguments, **options):
+        path.write_text("")
+
+    monkeypatch.setattr(predict.figures, "overlay", touch)
+
+
+# -- killed, and taken up again -------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a group of processes")
+def test_killed_prediction_goes_on_with_the_bytes_of_one_process(cohort):
+    out = cohort / "out"
+    arguments = [sys.executable, "-m", "weakunet.predict", *command(cohort, "out", "--jobs=2")]
+    process = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(out.glob(".unfinished/done/[!.]*.json"))) < 2:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {path.stem: path for path in out.glob(".unfinished/done/[!.]*.json")}
+    assert 2 <= len(done) < 10 and not (out / "predictions.csv").exists()
+    (out / ".writing-abc.nii.gz").write_bytes(b"half")  # as a kill at another moment leaves
+    images = [path for path in out.glob("s*") if path.name[:3] in done]
+    written = {path: path.stat().st_mtime_ns for path in images}
+    assert len(written) == 4 * len(done)
+    assert run(cohort, "out") == 0
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in written.items())
+    assert run(cohort, "whole") == 0
+    assert contents(out) == contents(cohort / "whole")
+    names = {path.name for path in out.iterdir()}
+    assert len(names) == 4 * 10 + 2 and not any(name.startswith(".") for name in names)
+
+
+def begun(cohort, monkeypatch, scans):
+    """Predict on the first scans only: the run ends as if it was killed there."""
+
+    def stop(*arguments):
+        if stop.left == 0:
+            raise KeyboardInterrupt
+        stop.left -= 1
+        return write(*arguments)
+
+    write, stop.left = predict.write_prediction, scans
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "write_prediction", stop)
+        assert run(cohort, "out") == 130
+    return cohort / "out"
+
+
+def redone(cohort, monkeypatch):
+    """Go on; the subjects that were predicted on now."""
+    subjects = []
+
+    def watch(model, scan, *arguments):
+        subjects.append(scan.subject)
+        return write(model, scan, *arguments)
+
+    write = predict.write_prediction
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "write_prediction", watch)
+        assert run(cohort, "out") == 0
+    return subjects
+
+
+def test_scan_whose_source_changed_or_result_is_gone_is_done_again(
+    cohort, no_pictures, monkeypatch
+):
+    out = begun(cohort, monkeypatch, 4)
+    volume = prepared_volume(99)
+    write_volume(cohort / "s01.nii.gz", volume.array, volume)
+    (out / "s02_lesions.nii.gz").unlink()
+    (out / ".unfinished" / "done" / "s03.json").write_text("{")
+    assert redone(cohort, monkeypatch) == [f"s{i:02d}" for i in range(1, 10)]
+    assert run(cohort, "whole") == 0
+    assert contents(out) == contents(cohort / "whole")
+
+
+def test_other_model_or_settings_are_refused_while_a_run_is_unfinished(
+    cohort, no_pictures, monkeypatch, capsys
+):
+    out = begun(cohort, monkeypatch, 2)
+    before = contents(out / ".unfinished" / "done")
+    assert run(cohort, "out", "--invert") == 2
+    assert "part of a run with other settings" in capsys.readouterr().err
+    save_checkpoint(cohort / "m.npz", WeakUNet((2, 3), rng=np.random.default_rng(1)))
+    assert run(cohort, "out") == 2
+    assert len(before) == 2 and contents(out / ".unfinished" / "done") == before
+
+
+def test_failed_scan_is_mended_and_the_same_command_finishes(cohort, no_pictures, monkeypatch):
+    image = (cohort / "s05.nii.gz").read_bytes()
+    (cohort / "s05.nii.gz").write_bytes(image[:100])
+    assert run(cohort, "out") == 2
+    table = cohort / "out" / "predictions.csv"
+    assert len(table.read_text().splitlines()) == 10  # a header and the 9 others
+    (cohort / "s05.nii.gz").write_bytes(image)
+    assert redone(cohort, monkeypatch) == ["s05"]
+    assert len(table.read_text().splitlines()) == 11
+    assert not resume.is_begun(cohort / "out")
+    assert run(cohort, "out") == 2  # finished
+
+
+# -- memory ---------------------------------------------------------------------------------
+
+
+class Alive:
+    """Counts the arrays that are alive at once."""
+
+    def __init__(self):
+        self.references, self.most = [], 0
+
+    def watch(self, array):
+        self.references = [own for own in self.references if own() is not None]
+        self.references.append(weakref.ref(array))
+        self.most = max(self.most, len(self.references))
+        return array
+
+
+def test_prediction_holds_one_scan_at_a_time(cohort, no_pictures, monkeypatch):
+    alive, read = Alive(), predict.load_scan
+
+    def load_scan(scan):
+        loaded = read(scan)
+        alive.watch(loaded.volume.array)
+        return loaded
+
+    monkeypatch.setattr(predict, "load_scan", load_scan)
+    assert run(cohort, "out") == 0
+    assert 1 <= alive.most <= 2
+
+
+def test_evaluation_holds_one_scan_at_a_time():
+    alive = Alive()
+
+    def case(i):
+        volume, rng = prepared_volume(i), np.random.default_rng(i)
+        heatmap = rng.normal(size=volume.array.shape).astype(np.float32)
+        alive.watch(heatmap)
+        scan = LoadedScan(f"s{i}", volume, 2, rng.uniform(0, 7, (2, 3)))
+        return scan, {"regression_fcn": heatmap}
+
+    cases = [lambda i=i: case(i) for i in range(12)]
+    streamed = evaluate.evaluate_cases(cases, {"regression_fcn": [2.2] * 12})
+    assert 1 <= alive.most <= 2
+    scans, maps = zip(*(case(i) for i in range(12)), strict=True)
+    in_memory = evaluate.evaluate_maps(
+        scans, [2.2] * 12, {"regression_fcn": [own["regression_fcn"] for own in maps]}
+    )
+    assert repr(streamed) == repr(in_memory)  # NaN as well
+
+
+def test_many_prepared_scans_are_evaluated_from_files(cohort, no_pictures):
+    """From the prediction's folder to the tables, and the subjects keep the cohort's order."""
+    assert run(cohort, "out") == 0
+    places = ("predictions", cohort / "out"), ("data", cohort / "cohort.csv")
+    arguments = [f"--{name}={path}" for name, path in (*places, ("out", cohort / "evaluated"))]
+    evaluate.main([*arguments, "--jobs=1"])
+    with open(cohort / "evaluated" / "per_scan.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    subjects = [scan.subject for scan in read_cohort(cohort / "cohort.csv")]
+    assert [row["subject"] for row in rows] == 2 * subjects
+    shutil.rmtree(cohort / "out")
