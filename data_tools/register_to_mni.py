@@ -31,7 +31,7 @@ from scipy.spatial.transform import Rotation
 
 from weakunet.cli import InputError, command, progress, write_csv
 from weakunet.cohort import read_centres, write_cohort
-from weakunet.parallel import map_processes
+from weakunet.parallel import cores, map_processes
 from weakunet.preprocess import claim_folder
 from weakunet.spaces import box_grid, move_points, read_matrix, resample, write_matrix
 from weakunet.volumes import Volume, index_to_world, read_volume, write_volume
@@ -110,7 +110,7 @@ def parse_arguments(argv):
         "--spacing-mm", type=float, nargs=3, metavar=("X", "Y", "Z"), default=PAPER_SPACING_MM
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="scans in memory at once")
+    parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)
     args.scans = scans_asked_for(parser, args)
     return args
