@@ -207,6 +207,7 @@ def test_threshold_is_the_highest_that_gives_both_scans_their_count():
     maps = np.zeros((2, 1, 1, 40))
     maps[0, 0, 0, [5, 15, 25]] = 5, 3, 1
     maps[1, 0, 0, [5, 15, 25]] = 4, 2, 0.5
+    maps[1, 0, 0, 6] = 3.5  # any level in (3, 4] gives one component each
     maps += np.linspace(0, 0.1, 40)  # else all but the peaks are the minimum
     level = voxelwise.components_threshold(list(maps), [1, 1])
     assert level == maps[1, 0, 0, 5]
@@ -225,6 +226,14 @@ def test_threshold_has_the_least_error_of_all_levels_tried():
     values = np.sort(np.concatenate([own.reshape(-1) for own in maps]))[::-1]
     best = min(error(level) for level in values[: len(values) // 10])
     assert error(voxelwise.components_threshold(maps, counts)) == best
+
+
+def test_threshold_looks_below_many_voxels_of_one_component():
+    blob, flat = np.zeros((1, 60, 60)), np.random.default_rng(0).random((1, 250, 250))
+    blob[0, :50] = 20 + np.random.default_rng(1).random((50, 60))
+    blob[0, 55, 5:60:10] = 10, 11, 12, 13, 14, 15
+    level = voxelwise.components_threshold([blob, flat], [7, 0])
+    assert 1 < level <= 10
 
 
 def test_threshold_of_constant_maps_lets_nothing_pass():
