@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from weakunet.cli import InputError, one_line
+from weakunet.cli import InputError
 from weakunet.spaces import resample
 from weakunet.volumes import Volume, index_to_world
 
@@ -82,11 +82,10 @@ def run_elastix(template, scan, matrix, path):
             log_to_console=False,
             number_of_threads=1,
         )
-    except RuntimeError as error:
-        reason = one_line(" ".join(str(error).split())[-80:])
+    except RuntimeError:  # its message only names a log
         raise InputError(
-            f"{path}: Elastix found no registration (...{reason}); "
-            "check that scan and template show the same part of the body, in 4 slices or more"
+            f"{path}: Elastix found no registration; check that scan and template show the same "
+            "part of the body, in 4 slices or more"
         ) from None
     found = found.GetParameterMap(0)
     angles = np.array(found["TransformParameters"][:3], float)
