@@ -1,0 +1,55 @@
+"""Every tutorial runs by itself, draws its picture and prints a number; also those added later."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
+SCRIPTS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
+SECONDS = 300  # at most 120 on 2 free cores
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_tutorial_draws_and_prints_a_number_when_run_from_anywhere(script, tmp_path):
+    settings = {"MPLBACKEND": "agg", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    ran = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS,
+        env={**os.environ, **settings},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert not ran.stderr
+    assert re.search(r"\d", ran.stdout.strip().splitlines()[-1]), ran.stdout[-500:]
+    picture = matplotlib.image.imread(tmp_path / "runs" / "tutorials" / f"{script.stem}.png")
+    assert picture[..., :3].std() > 0.02  # of colours 0..1; a constant picture has 0
+    assert list(tmp_path.rglob("*.*")) == [tmp_path / f"runs/tutorials/{script.stem}.png"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_tutorial_is_in_cells_that_begin_with_its_question(script):
+    lines = script.read_text(encoding="utf-8").splitlines()
+    cells = [i for i, line in enumerate(lines) if line.startswith("# %%")]
+    assert cells[0] == 0 and lines[0] == "# %% [markdown]"
+    assert {lines[i] for i in cells} == {"# %%", "# %% [markdown]"}
+    assert lines[1].startswith(f"# # {int(script.stem[:2])}. ")
+    first = "\n".join(lines[: cells[1]])
+    assert all(f"**{word}" in first for word in ("Question.", "You will see", "Takes"))
+    for start, end in zip(cells, [*cells[1:], len(lines)], strict=True):
+        if lines[start] == "# %% [markdown]":
+            assert all(line.startswith("#") or not line for line in lines[start:end]), start + 1
+
+
+def test_cuda_tutorial_ends_well_when_there_is_no_compiler(tmp_path):
+    script = TUTORIALS / "06_cuda_kernel.py"
+    settings = {"MPLBACKEND": "agg", "CXX": "no-such-compiler", "CUDA_VISIBLE_DEVICES": ""}
+    ran = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS,
+        env={**os.environ, **settings},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert "no C++ compiler" in ran.stdout
+    assert (tmp_path / "runs/tutorials/06_cuda_kernel.png").is_file()
