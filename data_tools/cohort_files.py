@@ -22,11 +22,11 @@ import math
 import re
 from pathlib import Path
 
-from weakunet.cli import InputError
-from weakunet.cohort import MAX_COUNT
+from weakunet.cli import InputError, one_line
+from weakunet.cohort import MAX_COUNT, MAX_TABLE
 
 DELIMITERS = "\t;,"
-MAX_TABLE_BYTES = 2**26  # 64 MiB: more is no table of counts
+MAX_COLUMNS = 10_000  # Excel has 16,384, and no count stands there
 BLANK = {"", "n/a", "na", "#n/a", "nan", "none", "null", ".", "-"}
 
 
@@ -66,6 +66,16 @@ def find_files(pattern):
     return found
 
 
+def without_files(found, *others):
+    """Drop from `found` the files that a more particular pattern has found, too.
+
+    `{subject}.nii.gz` takes a's region `a_roi.nii.gz` for the scan of a subject `a_roi`.
+    """
+    taken = {path for files in others if files for pairs in files.values() for _, path in pairs}
+    kept = {key: [pair for pair in pairs if pair[1] not in taken] for key, pairs in found.items()}
+    return {key: pairs for key, pairs in kept.items() if pairs}
+
+
 @dataclasses.dataclass
 class Entry:
     """What the spreadsheet says about a subject; `problem` says why it cannot be used, if so."""
@@ -92,15 +102,14 @@ def read_counts(path, subject_column, count_column, slice_column=None, session=N
         if not name and not row[count_column]:
             continue
         key = subject_key(name) if name else f"line {line}"
-        lines.setdefault(key, []).append(str(line))
-        if len(lines[key]) == 1:
-            entries[key] = _entry(row, name, count_column, slice_column)
-            where = f"{path}, line {line}"
-        else:
-            entries[key] = Entry(name, problem=f"{len(lines[key])} rows")
-            where = f"{path}, lines {', '.join(lines[key])}"
+        if key in entries:
+            problem = f"several rows ({path}, lines {lines[key]} and {line})"
+            entries[key] = Entry(name, problem=problem)
+            continue
+        lines[key] = line
+        entries[key] = _entry(row, name, count_column, slice_column)
         if entries[key].problem:
-            entries[key].problem += f" ({where})"
+            entries[key].problem += f" ({path}, line {line})"
     if not entries:
         raise InputError(f"{path}: no row with a subject; check the file, and --session if given")
     return entries
@@ -150,7 +159,7 @@ def read_table(path, columns, optional=()):
     if missing:
         raise InputError(
             f"{path}: no column {', '.join(missing)}; "
-            f"its columns are {', '.join(max(headers.values(), key=len))[:200]}"
+            f"its columns are {one_line(', '.join(max(headers.values(), key=len)), 200)}"
         )
     place = {name: _column(path, header, name) for name in (*columns, *optional)}
     place = {name: i for name, i in place.items() if i is not None}
@@ -162,8 +171,7 @@ def read_table(path, columns, optional=()):
                 f"{path}: line {line} has {len(row)} cells, the header {len(header)}; "
                 f"put text that holds {delimiter!r} in double quotes"
             )
-        row += [""] * (len(header) - len(row))
-        yield line, {name: row[i] for name, i in place.items()}
+        yield line, {name: row[i] if i < len(row) else "" for name, i in place.items()}
 
 
 def _column(path, header, name):
@@ -178,10 +186,10 @@ def _column(path, header, name):
 def _decode(path):
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_TABLE_BYTES + 1)
+            content = file.read(MAX_TABLE + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    if content[:2] == b"PK" or len(content) > MAX_TABLE_BYTES:  # .xlsx and .ods are zip files
+    if content[:2] == b"PK" or len(content) > MAX_TABLE:  # .xlsx and .ods are zip files
         raise InputError(f"{path}: no text table; save the sheet as CSV and name that file")
     marked = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     for encoding in ("utf-16",) if marked else ("utf-8", "cp1252"):
@@ -195,7 +203,7 @@ def _header(text, delimiter):
     with contextlib.suppress(csv.Error):
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
             if _is_row(row):
-                return [cell.strip() for cell in row]
+                return [cell.strip() for cell in row[:MAX_COLUMNS]]
     return []
 
 

@@ -34,7 +34,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
 import numpy as np
-from cohort_files import Entry, find_files
+from cohort_files import Entry, find_files, without_files
 from make_cohort import join, write_and_report
 
 from weakunet.cli import InputError, command, progress, write_csv
@@ -168,8 +168,9 @@ def parse_arguments(argv):
 def main(argv=None):
     """Count the lesions of the masks that the arguments name."""
     args = parse_arguments(argv)
-    masks, images = find_files(args.masks), find_files(args.images)
+    masks = find_files(args.masks)
     rois = find_files(args.rois) if args.rois else None
+    images = without_files(find_files(args.images), masks, rois)
     names = {key: images.get(key, masks[key])[0][0] for key in masks}
     keys = [key for key in masks if key in images and (rois is None or key in rois)]
     work = []

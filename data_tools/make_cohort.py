@@ -20,9 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
-from cohort_files import find_files, read_counts, session_key, subject_key
+from cohort_files import find_files, read_counts, session_key, subject_key, without_files
 
-from weakunet.cli import InputError, command
+from weakunet.cli import InputError, command, one_line
 from weakunet.cohort import Scan, read_cohort, write_cohort
 
 SUFFIXES = ("PDw", "PD", "T2w", "T1w")
@@ -103,7 +103,7 @@ def _reason_to_leave_out(key, of_subject, entry, rois, centres):
 def write_and_report(path, scans, left_out):
     """Write the table and print what was left out; InputError when nothing is left."""
     for name, reason in left_out:
-        print(f"left out: {name}: {reason}")
+        print(f"left out: {one_line(name)}: {reason}")
     if not scans:
         raise InputError(f"{path}: not written, no scan is left; see the reasons above")
     write_cohort(path, scans)
@@ -141,9 +141,9 @@ def main(argv=None):
         counts, subject_column, args.count_column, args.slice_column, args.session
     )
     rois, centres = (find_files(text) if text else None for text in (args.rois, args.centres))
-    scans, left_out = join(images, entries, rois, centres)
-    if centres is not None:
-        without = sum(scan.centres is None for scan in scans)
+    scans, left_out = join(without_files(images, rois, centres), entries, rois, centres)
+    without = sum(scan.centres is None for scan in scans)
+    if centres is not None and without:
         print(f"{without} of {len(scans)} scans have no list of centres")
     write_and_report(args.out, scans, left_out)
 

@@ -119,7 +119,7 @@ def test_a_subject_on_two_rows_and_a_row_without_one_are_problems(tmp_path):
     text = "id,n\n07,1\nb,2\nsub-7,1\n,5\n"
     entries = read_counts(counts_file(tmp_path, text), "id", "n")
     assert [entry.count for entry in entries.values()] == [None, 2, None]
-    assert "2 rows" in entries["7"].problem and "lines 2, 4" in entries["7"].problem
+    assert "several rows" in entries["7"].problem and "lines 2 and 4" in entries["7"].problem
     assert "without a subject" in entries["line 5"].problem
 
 
@@ -155,6 +155,15 @@ def test_pattern_finds_a_subject_by_the_text_that_recurs(tmp_path):
     for pattern, problem in (("*.nii", "no {subject}"), ("{subject}.gz", "no file fits")):
         with pytest.raises(InputError, match=problem):
             find_files(str(tmp_path / pattern))
+
+
+def test_what_another_pattern_claims_is_no_scan(tmp_path, capsys):
+    touch(tmp_path, "a.nii", "a_roi.nii", "b.nii", "b_roi.nii")
+    counts = counts_file(tmp_path, "subject,count\na,1\nb,2\n")
+    patterns = ["--images", tmp_path / "{subject}.nii", "--rois", tmp_path / "{subject}_roi.nii"]
+    table = run(tmp_path, *patterns, "--counts", counts)
+    assert table == {"a": ("a.nii", 1, "a_roi.nii", None), "b": ("b.nii", 2, "b_roi.nii", None)}
+    assert "left out 0" in capsys.readouterr().out
 
 
 def bids(folder):
