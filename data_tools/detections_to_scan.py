@@ -1,14 +1,17 @@
-"""Carry what was predicted on registered scans back to the scans as they came from the scanner.
+"""Carry what was predicted on prepared scans back to the scans as they came from the scanner.
 
     python data_tools/detections_to_scan.py --predictions predictions --transforms registered \\
         --data cohort.csv --out in-scans
 
---predictions is the folder of `weakunet.predict`, --transforms that of register_to_mni.py, --data
-(or --scan) the original scans. Writes DIR/detections.csv: the same table, x_mm, y_mm, z_mm in the
-original scan's world and i, j, k in its file; and per scan, on its own grid, the label image
-(nearest neighbour) and the heatmap (linear; outside, its lowest value), and the points for 3D
-Slicer, all under the names that they had. A detection too small for the original's voxels keeps the
-one at its centre. volume_mm3 stays what was measured: a rigid transform changes no volume.
+--predictions is the folder of `weakunet.predict`, --data (or --scan) the original scans. Where they
+were registered, --transforms is the folder of register_to_mni.py; without it they were prepared as
+they are, and everything lands on the very voxels that they were cropped from.
+
+Writes DIR/detections.csv: the same table, x_mm, y_mm, z_mm in the original scan's world and i, j, k
+in its file; and per scan, on its own grid, the label image (nearest neighbour) and the heatmap
+(linear; outside, its lowest value), and the points for 3D Slicer, all under the names that they
+had. A detection too small for the original's voxels keeps the one at its centre. volume_mm3 stays
+what was measured: a rigid transform changes no volume.
 """
 
 import argparse
@@ -59,9 +62,12 @@ def carry_labels(labels, image, matrix, rows, places_zyx):
 def carry_scan(scan, rows, files, new_files, matrix_path):
     """Write a scan's carried images and points; return its rows of detections.csv.
 
-    files, new_files: as of output_paths, where the prediction is and where to write.
+    files, new_files: as of output_paths, where the prediction is and where to write; matrix_path:
+    of the scan's registration, None if it was not registered.
     """
-    matrix = np.linalg.inv(read_matrix(matrix_path))  # template to scan
+    matrix = np.eye(4)  # cropped only: both are in the scan's world
+    if matrix_path is not None:
+        matrix = np.linalg.inv(read_matrix(matrix_path))  # template to scan
     image = read_volume(scan.image)
     centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in rows]
     centres_mm = move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
@@ -86,7 +92,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_scan_arguments(parser, "original scans, as given to register_to_mni.py")
     parser.add_argument("--predictions", type=Path, required=True, help="folder to carry back")
-    parser.add_argument("--transforms", type=Path, required=True, help="with the matrices")
+    parser.add_argument("--transforms", type=Path, help="matrices of registered scans")
     parser.add_argument("--out", type=Path, required=True, help="a new folder to write to")
     args = parser.parse_args(argv)
     scans, out = scans_asked_for(parser, args), args.out
@@ -108,7 +114,7 @@ def main(argv=None):
     table = []
     for scan in progress(scans, "to scan"):
         new_files = output_paths(out, scan.subject, bids)
-        matrix_path = args.transforms / f"{scan.subject}_to_template.txt"
+        matrix_path = args.transforms and args.transforms / f"{scan.subject}_to_template.txt"
         rows = by_subject.get(scan.subject, [])
         table += carry_scan(scan, rows, files[scan.subject], new_files, matrix_path)
     write_csv(out / "detections.csv", DETECTIONS, table)

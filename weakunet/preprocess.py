@@ -14,7 +14,8 @@ would betray the count.
     python -m weakunet.preprocess --data cohort.csv --out DIR
 
 writes DIR/SUBJECT.nii.gz (in RAS+ order; world coordinates stay true), copies the lists of centres,
-and DIR/cohort.csv names what is ready for training. Run again, it keeps what is done.
+and DIR/cohort.csv names what is ready for training. Run again, it keeps what is done. A file's
+affine says where its box was: data_tools/detections_to_scan.py puts what is found in it back.
 """
 
 import argparse
