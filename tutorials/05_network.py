@@ -8,7 +8,7 @@
 # with 15 lines, and the same measured by the gradient in the image. The last picture shows how much
 # each voxel really counts inside that field.
 #
-# **Takes** about 10 seconds on 2 cores. Lessons 2 to 4 explain the layers.
+# **Takes** about 5 seconds on 2 cores. Lessons 2 to 4 explain the layers.
 
 # %%
 import sys

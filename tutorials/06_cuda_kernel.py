@@ -9,7 +9,7 @@
 # harness runs the same text thread by thread. The last picture shows which thread writes which
 # voxel.
 #
-# **Takes** about 10 seconds on 2 cores, the first time (it compiles). No GPU is needed; without
+# **Takes** about 5 seconds on 2 cores, the first time (it compiles). No GPU is needed; without
 # one, a C++ compiler on Linux. Lesson 2 explains the convolution.
 
 # %%
