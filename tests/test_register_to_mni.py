@@ -295,7 +295,7 @@ def test_a_detection_of_a_scan_that_is_not_named_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     "text", ["1 2 3\n4 5 6", "a b", "", "1 0 0 0\n0 1 0 0\n0 0 0 0\n0 0 0 1", "nan " * 16]
 )
-@pytest.mark.filterwarnings("ignore:loadtxt")
+@pytest.mark.filterwarnings("error")
 def test_a_file_that_is_no_matrix_is_refused_by_name(tmp_path, text):
     path = tmp_path / "m.txt"
     path.write_text(text)

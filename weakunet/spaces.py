@@ -10,6 +10,7 @@ through the world, whatever their grids are.
 """
 
 import io
+import warnings
 
 import numpy as np
 from scipy import ndimage
@@ -30,7 +31,9 @@ def write_matrix(path, matrix, header):
 def read_matrix(path):
     """Read a matrix (4, 4) from text; InputError unless it is one and can be inverted."""
     try:
-        matrix = np.loadtxt(path, ndmin=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an empty file, which is refused below
+            matrix = np.loadtxt(path, ndmin=2)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
     except (ValueError, OSError) as error:
