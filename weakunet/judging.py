@@ -7,6 +7,8 @@ sent to the processes that share the work, and return numbers, not maps.
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from weakunet.cli import InputError
 from weakunet.cohort import LoadedScan, load_scan, read_centres
 from weakunet.detect import components_above, detect_lesions, whole_count
@@ -74,7 +76,8 @@ def judge(reach, task):
     rows, hits, bins = {}, {}, {}
     for method, own in maps.items():
         rows[method] = _row(scan, method, own, counts[method], reach)
-        hits[method] = hits_at_counts(own, counts[method], scan.centres_zyx, *reach.of(scan))
+        at_counts = hits_at_counts(own, counts[method], scan.centres_zyx, *reach.of(scan))
+        hits[method] = np.array(at_counts, np.int32)
         bins[method] = count_bins(own)
     return rows, hits, bins
 
@@ -98,10 +101,11 @@ def hits_above(reach, thresholds, case):
     """Method -> hits at each of its `thresholds`."""
     scan, maps = open_case(case)
     lesions, how_far = scan.centres_zyx, reach.of(scan)
-    return {
-        method: hits_at_thresholds(own, thresholds[method], lesions, *how_far)
-        for method, own in maps.items()
-    }
+    hits = {}
+    for method, own in maps.items():
+        at_thresholds = hits_at_thresholds(own, thresholds[method], lesions, *how_far)
+        hits[method] = np.array(at_thresholds, np.int32)
+    return hits
 
 
 def picture(case, method, threshold):

@@ -19,6 +19,7 @@ from weakunet.detect import components_above, thresholds_for_counts, whole_count
 
 RADIUS_VOX = 3.0  # the paper's: the average radius of its largest lesions
 ROUNDING = 1e-6  # centres come through an affine: 3 voxels can read 3.0000000001
+DRAWN_AT_ONCE = 10**5  # scans of the bootstrap in memory
 LEVELS = 40  # thresholds of a FROC by threshold
 SCALES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8)  # of the predicted count, for the FROC
 RATES = ("tpr", "tpr_per_scan", "fdr", "fp_per_scan")
@@ -58,14 +59,23 @@ def detection_metrics(hits, seed=0, resamples=2000):
     """
     hits = np.reshape(hits, (-1, 3))
     rates = {name: float(value) for name, value in _rates(hits).items()}
-    draws = np.zeros((0, 0), int)
-    if len(hits):
-        draws = np.random.default_rng(seed).integers(len(hits), size=(resamples, len(hits)))
-    for name, values in _rates(hits[draws]).items():
+    for name, values in _resampled_rates(hits, seed, resamples).items():
         values = values[~np.isnan(values)]
         interval = np.percentile(values, [2.5, 97.5]) if len(values) else [np.nan, np.nan]
         rates[f"{name}_ci95"] = [float(end) for end in interval]
     return rates
+
+
+def _resampled_rates(hits, seed, resamples):
+    """Rates (resamples,) of as many draws of all scans, some draws at a time: memory is bounded."""
+    n, rng, parts = len(hits), np.random.default_rng(seed), []
+    if n == 0:
+        return {name: np.zeros(0) for name in RATES}
+    some = max(1, DRAWN_AT_ONCE // n)
+    for first in range(0, resamples, some):
+        draws = rng.integers(n, size=(min(some, resamples - first), n))
+        parts.append(_rates(hits[draws]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in RATES}
 
 
 def _rates(hits):

@@ -11,7 +11,7 @@ import numpy as np
 
 SHIFT = np.uint64(40)  # of 64 bits: a bin is 1/4096 of a binade, 2048 float32 values
 SIGN = np.uint64(1 << 63)
-PENDING = 2**20  # counts waiting to be added up
+PENDING = 2**18  # counts waiting to be added up
 
 
 def _keys(heatmap):
