@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import numpy as np  # noqa: E402
 from damage import checkpoints, images, tables  # noqa: E402
 
-from weakunet import checkpoint, cohort, evaluate, volumes  # noqa: E402
+from weakunet import checkpoint, cohort, predictions, volumes  # noqa: E402
 from weakunet.cli import InputError  # noqa: E402
 
 SECONDS = 5  # of CPU: the machine may be busy with other things
@@ -57,7 +57,7 @@ def read_centres(path):
 
 
 def read_predictions(path):
-    counts = evaluate.read_predictions(path)
+    counts = predictions.read_predictions(path)
     assert counts and all(isinstance(subject, str) and subject for subject in counts)
     assert np.isfinite(list(counts.values())).all()
 
@@ -98,7 +98,7 @@ CHECKS = {  # what --without takes away: then the fuzzer must find something
     "affine": (volumes, "_checked_affine", lambda path, header: header.get_best_affine()),
     "limits": (volumes, "_check_limits", lambda *arguments: None),
     "count": (cohort, "_parse_count", lambda where, text: int(float(text)) if text else None),
-    "number": (evaluate.math, "isfinite", lambda count: True),
+    "number": (predictions.math, "isfinite", lambda count: True),
     "settings": (checkpoint, "_check_settings", lambda *arguments: None),
 }
 

@@ -9,7 +9,8 @@ import pytest
 
 from weakunet.cli import InputError, write_csv
 from weakunet.cohort import LoadedScan, Scan, write_cohort
-from weakunet.evaluate import evaluate_maps, main, read_predictions
+from weakunet.evaluate import evaluate_maps, main
+from weakunet.predictions import read_predictions
 from weakunet.volumes import Volume, index_to_world, write_volume
 
 AFFINE = np.array([[-0.5, 0, 0, 9], [0, 0.5, 0, -4], [0, 0, 0.8, 2], [0, 0, 0, 1.0]])

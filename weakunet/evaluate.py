@@ -6,7 +6,8 @@ reads the heatmaps and predicted counts that `weakunet.predict` wrote and the le
 the cohort table names, and writes metrics.json, per_scan.csv, froc.csv, froc.png, counts.png and a
 few overlays. The prepared images, thresholded for the same counts, are method (a) of the paper's
 Table 1, the heatmaps method (e). Where lesions were counted in one slice (the table's slice_z_mm),
-they are detected and sought in that slice only. Training ends with the same `evaluate_maps`.
+they are detected and sought in that slice only. Each process has one scan in memory at a time
+(--jobs). Training ends with the same figures, by `evaluate_maps`.
 """
 
 import argparse
@@ -18,16 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from weakunet import figures, figures_compare, figures_counts
-from weakunet.cli import InputError, command, one_line, progress, write_csv, write_json
-from weakunet.cohort import SPLITS, read_cohort, read_table
+from weakunet.cli import InputError, command, progress, write_csv, write_json
+from weakunet.cohort import SPLITS, read_cohort
 from weakunet.judging import (
-    MAIN,
-    NO_NETWORK,
     PER_SCAN,
     Reach,
     hits_above,
     judge,
-    load_prediction,
     picture,
     values_in_bins,
 )
@@ -40,6 +38,13 @@ from weakunet.metrics import (
     froc_curve,
 )
 from weakunet.parallel import cores, processes
+from weakunet.predictions import (
+    MAIN,
+    NO_NETWORK,
+    choose_scans,
+    load_prediction,
+    read_predictions,
+)
 from weakunet.ranks import Tally, thresholds, wanted_bins
 
 FROC = ("method", "sweep", "setting", "tpr", "fp_per_scan")
@@ -186,49 +191,6 @@ def table(metrics):
         r2, icc = ("-" if value is None else f"{value:.2f}" for value in counted)
         lines.append(f"{method:<27}{tpr:<20}{fp:<21}{100 * figure['fdr']:<7.1f}{r2:<10}{icc}")
     return "\n".join(lines)
-
-
-def read_predictions(path):
-    """Read predictions.csv: subject -> predicted count. Raises InputError naming the line."""
-    path, counts = Path(path), {}
-    mend = "write it with python -m weakunet.predict"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; {mend}")
-    for line, row in read_table(path, ("subject", "count_predicted")):
-        subject = row["subject"]
-        try:
-            count = float(row["count_predicted"])
-        except ValueError:
-            count = math.nan
-        if not math.isfinite(count):
-            raise InputError(f"{path}: line {line}: count_predicted is no number; {mend}")
-        if not subject:
-            raise InputError(f"{path}: line {line}: no subject; {mend}")
-        if subject in counts:
-            raise InputError(f"{path}: line {line}: {one_line(subject)} is there twice; remove one")
-        counts[subject] = count
-    if not counts:
-        raise InputError(f"{path}: no predictions, only a header; {mend}")
-    return counts
-
-
-def choose_scans(scans, counts, split, data, predictions):
-    """The predicted scans of the split (of all, where the table has none) with lesion centres."""
-    named = {scan.subject for scan in scans}
-    unknown = [subject for subject in counts if subject not in named]
-    if unknown:
-        raise InputError(f"{data}: no row for {unknown[0]} of {predictions}; give its own table")
-    chosen = [scan for scan in scans if split == "all" or scan.split in (split, None)]
-    chosen = [scan for scan in chosen if scan.subject in counts]
-    if not chosen:
-        raise InputError(f"{predictions}: none of split {split}; predict on it, or --split all")
-    usable = [scan for scan in chosen if scan.centres is not None]
-    if not usable:
-        raise InputError(f"{data}: no predicted scan has lesion centres; add a column centres")
-    if all(scan.split is None for scan in scans):
-        print(f"note: {data} has no split, so scans that were trained on would count as test scans")
-    print(f"evaluating {len(usable)} of {len(counts)} predicted scans")
-    return usable
 
 
 def positive(text):

@@ -10,16 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from weakunet.cli import InputError
-from weakunet.cohort import LoadedScan, load_scan, read_centres
 from weakunet.detect import components_above, detect_lesions, whole_count
 from weakunet.metrics import count_hits, hits_at_counts, hits_at_thresholds
-from weakunet.outputs import is_bids, output_paths
 from weakunet.ranks import count_bins, count_values
-from weakunet.slices import find_slice, in_slice
-from weakunet.volumes import read_volume, require_same_grid, world_to_index
+from weakunet.slices import in_slice
 
 PER_SCAN = "subject,method,count,count_predicted,threshold,n_detected,tp,fp,fn,tpr".split(",")
-MAIN, NO_NETWORK = "regression_fcn", "intensities"
 
 
 @dataclass(frozen=True)
@@ -34,27 +30,6 @@ class Reach:
         if self.radius_mm is None:
             return self.radius, None
         return self.radius_mm, scan.volume.spacing_mm
-
-
-def load_prediction(scan, folder, with_image):
-    """A case: the scan of a cohort table with its heatmap from `folder` and maybe its image.
-
-    scan.roi tells a raw image from a prepared one, as for weakunet.predict.
-    """
-    path = output_paths(folder, scan.subject, is_bids(folder))["heatmap"]
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; predict on {scan.subject} again")
-    if scan.roi is None:
-        loaded = load_scan(scan)
-    else:
-        volume = read_volume(scan.image)
-        centres_zyx = world_to_index(volume, read_centres(scan.centres))
-        k = find_slice(volume, scan.slice_z_mm, scan.image)
-        loaded = LoadedScan(scan.subject, volume, scan.count, centres_zyx, k)
-    heatmap = read_volume(path)
-    require_same_grid(loaded.volume, scan.image, heatmap, path)
-    maps = {NO_NETWORK: loaded.volume.array} if with_image else {}
-    return loaded, maps | {MAIN: heatmap.array}
 
 
 def open_case(case):
