@@ -79,6 +79,7 @@ PRESETS = {
         blobs=60,
         spikes=600,
         voids=40,
+        contrast=(0.255, 0.44),
         ventricle=HIGH_VENTRICLE,
         sides=2,
         sliced=True,
