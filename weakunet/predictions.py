@@ -56,7 +56,7 @@ def choose_scans(scans, counts, split, data, predictions):
 
 
 def load_prediction(scan, folder, with_image):
-    """A case (see judging.py): a scan of the cohort table, its heatmap and, if asked for, its image.
+    """A case (see judging.py): a scan of the table, its heatmap and, if asked for, its image.
 
     scan.roi tells a raw image from a prepared one, as for weakunet.predict.
     """
