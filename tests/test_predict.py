@@ -215,6 +215,41 @@ def test_slice_of_the_table_is_used_and_outside_the_roi_refused(
     assert "roi.nii: slice_z_mm 10 lies outside" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("slab_mm", [0, 0.8])
+def test_slab_of_a_raw_scan_is_predicted_as_the_prepared_slab(stub, no_pictures, tmp_path, slab_mm):
+    xyz, roi = raw_head()
+    image, mask = save(tmp_path / "s.nii", xyz), save(tmp_path / "roi.nii", roi)
+    write_cohort(tmp_path / "raw.csv", [Scan("s", image, 3, mask, slice_z_mm=17.2)])
+    table, out = str(tmp_path / "raw.csv"), tmp_path / "prepared"
+    preprocess.main(["--data", table, "--out", str(out), "--slab-mm", str(slab_mm)])
+    prepared = nibabel.load(out / "s.nii.gz")
+    assert prepared.shape[2] == (1 if slab_mm == 0 else 3)
+    model = ("--model", "m.npz")
+    assert run("--data", out / "cohort.csv", *model, "--out", tmp_path / "one") == 0
+    options = ("--data", table, *model, "--slab-mm", slab_mm, "--out", tmp_path / "two")
+    assert run(*options) == 0
+    one, two = (rows(tmp_path / name / "detections.csv") for name in ("one", "two"))
+    for row in one + two:
+        del row["i"], row["j"], row["k"]
+    assert len(one) == 3 and one == two
+    assert {row["z_mm"] for row in one} == {"17.2"}
+    heatmap = nibabel.load(tmp_path / "two" / "s_heatmap.nii.gz").get_fdata()
+    seen = np.flatnonzero(heatmap.max(axis=(0, 1)) > heatmap.min())
+    assert list(seen) == ([9] if slab_mm == 0 else [8, 9, 10])
+
+
+@pytest.mark.parametrize("command", [preprocess, predict])
+def test_slab_without_a_slice_is_refused(tmp_path, capsys, command):
+    scan = Scan("s", tmp_path / "s.nii", 3, tmp_path / "roi.nii")
+    write_cohort(tmp_path / "c.csv", [scan])
+    options = ["--data", str(tmp_path / "c.csv"), "--out", str(tmp_path / "out")]
+    options += ["--model", "m.npz"] if command is predict else []
+    for slab_mm, problem in (("1", "slice_z_mm"), ("-1", "invalid half_thickness value: '-1'")):
+        with pytest.raises(SystemExit) as stop:
+            command.main([*options, f"--slab-mm={slab_mm}"])
+        assert stop.value.code == 2 and problem in capsys.readouterr().err
+
+
 def prepared_volume(seed=0, shape=(9, 10, 13)):
     array = np.random.default_rng(seed).uniform(0.1, 1, shape).astype(np.float32)
     array[0], array[-1, -1, -1] = 0, 1

@@ -9,7 +9,7 @@ from nibabel.orientations import axcodes2ornt
 
 from weakunet.cli import InputError
 from weakunet.cohort import LoadedScan, Scan, load_scan, read_cohort, write_cohort
-from weakunet.slices import find_slice, in_slice
+from weakunet.slices import cut_slab, find_slice, in_slice
 from weakunet.volumes import Volume, index_to_world
 
 AFFINE = np.array([[0.5, 0, 0, 9], [0, 0.5, 0, -4], [0, 0, 0.8, 2], [0, 0, 0, 1]])
@@ -53,6 +53,18 @@ def test_scan_is_cut_to_its_slice_with_the_lesions_marked_there():
     np.testing.assert_allclose(index_to_world(cut.volume, cut.centres_zyx), before)
     assert (cut.count, scan.volume.array.shape, len(scan.centres_zyx)) == (3, (5, 6, 7), 5)
     assert in_slice(LoadedScan("s", whole, 3)) == [LoadedScan("s", whole, 3)]
+
+
+@pytest.mark.parametrize(
+    "k, slab_mm, first, stop", [(2, 0, 2, 3), (2, 0.8, 1, 4), (2, 1.59, 1, 4), (4, 1.6, 2, 5)]
+)
+def test_slab_is_what_is_close_to_the_slice_in_its_place(k, slab_mm, first, stop):
+    whole = volume()
+    slab, start = cut_slab(whole, k, slab_mm)
+    assert start == first and np.array_equal(slab.array, whole.array[first:stop])
+    np.testing.assert_allclose(
+        index_to_world(slab, [(0, 1, 2)]), index_to_world(whole, [(first, 1, 2)])
+    )
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "SAR", "PIL"])

@@ -27,7 +27,7 @@ from weakunet.detect import detect_lesions, fill_outside, whole_count
 from weakunet.outputs import is_bids, output_paths, start_bids, write_markups
 from weakunet.parallel import cores, map_processes
 from weakunet.preprocess import crop_box, prepare, put_back
-from weakunet.slices import find_slice, in_slice
+from weakunet.slices import cut_slab, find_slice, half_thickness, in_slice
 from weakunet.volumes import (
     SUFFIXES,
     index_to_file,
@@ -72,28 +72,34 @@ def from_network(heatmap, volume):
     return fill_outside(backend.to_host(heatmap)[0, 0][kept], volume.array > 0)
 
 
-def read_scan(scan, invert=False):
-    """The scan as read (Volume), prepared (LoadedScan), and the second's box in the first."""
+def read_scan(scan, invert=False, slab_mm=None):
+    """The scan as read (Volume), prepared (LoadedScan), and the second's box in the first.
+
+    invert, slab_mm: how a raw scan is prepared, as for `weakunet.preprocess`.
+    """
     if scan.roi is None:
         loaded = load_scan(scan)
         return loaded.volume, loaded, tuple(slice(0, n) for n in loaded.volume.array.shape)
     volume, roi = read_volume(scan.image), read_volume(scan.roi)
-    prepared = prepare(volume, roi, invert, scan.image, scan.roi)
+    prepared, box = prepare(volume, roi, invert, scan.image, scan.roi), crop_box(roi.array)
+    k = find_slice(prepared, scan.slice_z_mm, scan.roi)
+    if slab_mm is not None:
+        prepared, first = cut_slab(prepared, k, slab_mm)
+        k, first = k - first, box[0].start + first
+        box = (slice(first, first + len(prepared.array)), *box[1:])
     centres_zyx = None
     if scan.centres is not None:
         centres_zyx = world_to_index(prepared, read_centres(scan.centres))
-    k = find_slice(prepared, scan.slice_z_mm, scan.roi)
-    loaded = LoadedScan(scan.subject, prepared, scan.count, centres_zyx, k)
-    return volume, loaded, crop_box(roi.array)
+    return volume, LoadedScan(scan.subject, prepared, scan.count, centres_zyx, k), box
 
 
-def write_prediction(model, scan, out, invert=False, bids=False):
+def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None):
     """Predict on one scan and write its images and markups to the folder `out`.
 
     Returns its row of predictions.csv and its rows of detections.csv, the highest score first;
     detection n is the label n of the label image.
     """
-    volume, prepared, box = read_scan(scan, invert)
+    volume, prepared, box = read_scan(scan, invert, slab_mm)
     count, heatmap = predict_scan(model, prepared.volume)
     shape, paths = volume.array.shape, output_paths(out, scan.subject, bids)
     write_volume(paths["heatmap"], put_back(heatmap, box, shape, heatmap.min()), volume)
@@ -150,6 +156,7 @@ def parse_arguments(argv):
     parser.add_argument("--roi", type=Path, help="ROI mask of the scans named on the command line")
     parser.add_argument("--slice-z-mm", type=float, help="those scans' slice, if one was counted")
     parser.add_argument("--invert", action="store_true", help="as for preprocess, for raw T1 scans")
+    parser.add_argument("--slab-mm", type=half_thickness, help="as for preprocess, for raw scans")
     parser.add_argument("--bids", action="store_true", help="name the files as BIDS derivatives")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once (CPU)")
@@ -166,10 +173,14 @@ def parse_arguments(argv):
         args.scans = read_cohort(args.data)
     else:
         args.scans = scans_from_files(args.images, args.roi, args.slice_z_mm)
+    if args.slab_mm is not None and args.scans[0].slice_z_mm is None:
+        raise InputError("--slab-mm: needs --slice-z-mm, or the table's column slice_z_mm")
     return args
 
 
-def predict_cohort(scans, model_path, out, device="cpu", invert=False, bids=False, n_jobs=1):
+def predict_cohort(
+    scans, model_path, out, device="cpu", invert=False, bids=False, slab_mm=None, n_jobs=1
+):
     """Predict on scans, leaving out those that are done; yield each one's rows, or its InputError.
 
     On a GPU one process does all; on CPU cores `n_jobs` share the scans. See `write_prediction`.
@@ -180,7 +191,7 @@ def predict_cohort(scans, model_path, out, device="cpu", invert=False, bids=Fals
     todo = [scan for scan in scans if done[scan.subject] is None]
     if len(todo) < len(scans):
         print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
-    how = {"out": out, "invert": invert, "bids": bids}
+    how = {"out": out, "invert": invert, "bids": bids, "slab_mm": slab_mm}
     if device == "cpu" and min(n_jobs, len(todo)) > 1:
         work = functools.partial(_predict_in_worker, model_path, **how)
         results = map_processes(work, todo, n_jobs)
@@ -194,13 +205,14 @@ def predict_cohort(scans, model_path, out, device="cpu", invert=False, bids=Fals
 def _files(scan, out, bids):
     """What a scan's results are made from, and the files that hold them."""
     sources = [path for path in (scan.image, scan.roi, scan.centres) if path is not None]
+    sources.append(f"slice_z_mm {scan.slice_z_mm}")  # the table's, not a file, but as decisive
     return sources, list(output_paths(out, scan.subject, bids).values())
 
 
-def _predict_or_fail(model, scan, out, invert, bids):
+def _predict_or_fail(model, scan, out, invert, bids, slab_mm):
     try:
         with backend.explain_out_of_memory():
-            rows = write_prediction(model, scan, out, invert, bids)
+            rows = write_prediction(model, scan, out, invert, bids, slab_mm)
     except InputError as error:
         return error
     except MemoryError:
@@ -227,7 +239,7 @@ def main(argv=None):
         raise InputError(f"{out}: holds BIDS names; add --bids, or choose another --out")
     load_model(args.model)  # its error comes first
     device = backend.pick_device(args.device)
-    how = {"device": device, "invert": args.invert, "bids": args.bids}
+    how = {"device": device, "invert": args.invert, "bids": args.bids, "slab_mm": args.slab_mm}
     resume.begin(out, {"model": file_digest(args.model), **how})
     if args.bids:
         start_bids(out, [scan.subject for scan in args.scans])

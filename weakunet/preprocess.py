@@ -39,6 +39,7 @@ from weakunet.cli import (
 )
 from weakunet.cohort import read_centres, read_cohort, write_cohort
 from weakunet.parallel import cores, map_processes
+from weakunet.slices import cut_slab, find_slice, half_thickness
 from weakunet.volumes import Volume, read_volume, require_same_grid, write_volume
 
 DILATION_VOX = 3
@@ -129,8 +130,10 @@ def put_back(array, box, shape, fill):
     return full
 
 
-def prepare_scan(scan, out, invert=False, figures=False):
+def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
     """Write one prepared scan into the folder `out`, unless it is there and newer than its sources.
+
+    slab_mm: only the slices that lie so close to scan.slice_z_mm, which must be known then.
 
     Returns the Scan to be listed in `out`'s table, without its ROI. The image is written last.
     """
@@ -144,6 +147,9 @@ def prepare_scan(scan, out, invert=False, figures=False):
             return prepared_scan
     volume, roi = read_volume(scan.image), read_volume(scan.roi)
     prepared = prepare(volume, roi, invert, scan.image, scan.roi)
+    k = find_slice(prepared, scan.slice_z_mm, scan.roi)
+    if slab_mm is not None:
+        prepared, _ = cut_slab(prepared, k, slab_mm)
     if centres is not None:
         read_centres(scan.centres)
         with atomic_path(centres) as temporary:
@@ -197,12 +203,16 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, help="folder for the prepared scans")
     parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
     parser.add_argument("--figures", action="store_true", help="a picture per scan of the steps")
+    about = "keep only what is so close to the slice that was counted"
+    parser.add_argument("--slab-mm", type=half_thickness, help=about)
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)
     scans = read_cohort(args.data)
     for scan in scans:
         if scan.roi is None:
             raise InputError(f"{args.data}: subject {scan.subject!r} has no roi; name its ROI mask")
+        if args.slab_mm is not None and scan.slice_z_mm is None:
+            raise InputError(f"{args.data}: --slab-mm needs the column slice_z_mm; add it")
     settings = {
         "data": Path(os.path.relpath(args.data, args.out)).as_posix(),
         "invert": args.invert,
@@ -210,8 +220,10 @@ def main(argv=None):
         "sigma_vox": SIGMA_VOX,
         "trim": TRIM,
     }
+    if args.slab_mm is not None:
+        settings["slab_mm"] = args.slab_mm
     claim_folder(args.out, settings)
-    work = [(scan, args.out, args.invert, args.figures) for scan in scans]
+    work = [(scan, args.out, args.invert, args.figures, args.slab_mm) for scan in scans]
     done = map_processes(_prepare_or_fail, work, args.jobs)
     results = [result for _, result in zip(progress(work, "preprocess"), done, strict=True)]
     failed = [result for result in results if isinstance(result, InputError)]

@@ -4,6 +4,8 @@ The paper counts the lesions of the slice that shows the anterior commissure and
 The network still sees the volume; its heatmap is cut to the slice before it is thresholded, so that
 components are the slice's own (8-connected), and only the lesions marked in the slice are sought.
 The slice is given by its world z, in mm, so it stays where it is however the scan is stored.
+
+Ours: a network may be trained and used on a thin slab around the slice instead of the whole volume.
 """
 
 import dataclasses
@@ -45,6 +47,25 @@ def cut_volume(volume, first, stop):
     affine = volume.affine.copy()
     affine[:3, 3] += first * affine[:3, 2]
     return Volume(volume.array[first:stop], affine)
+
+
+def half_thickness(text):
+    """Parse the option --slab-mm: a number of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
+def cut_slab(volume, k, slab_mm):
+    """The Volume's slices at most `slab_mm` from slice k, fewer at its ends, and the first's index.
+
+    A global pooling adds up what is anywhere in the volume; in a slab that is little more than what
+    was counted.
+    """
+    reach = math.floor(slab_mm / volume.spacing_mm[0] + 1e-6)
+    first = max(0, k - reach)
+    return cut_volume(volume, first, k + reach + 1), first
 
 
 def in_slice(scan, *maps):
