@@ -27,9 +27,12 @@ def tiny():
 @pytest.mark.parametrize("preset", phantom.PRESETS)
 def test_every_scan_is_of_the_preset_size_and_prepared(preset):
     scans = phantom.simulate_cohort(preset, {"val": 1 if preset == "paper" else 6}, seed=0)["val"]
+    shape = phantom.PRESETS[preset].shape
+    if preset == "slab":
+        shape = (7, *shape[1:])  # 2.4 mm are 3 slices, above and below
     for scan in scans:
-        assert scan.volume.array.shape == phantom.PRESETS[preset].shape
-        assert all(size % 4 == 0 for size in scan.volume.array.shape)
+        assert scan.volume.array.shape == shape
+        assert preset == "slab" or all(size % 4 == 0 for size in shape)
         assert scan.volume.array.dtype == np.float32
         assert scan.volume.array.min() >= 0 and scan.volume.array.max() == 1
         np.testing.assert_allclose(scan.volume.spacing_mm, (0.8, 0.49, 0.49), rtol=1e-6)
@@ -205,16 +208,18 @@ def test_files_prepare_to_the_simulated_cohort(tmp_path):
         assert prepared.count == scan.count
 
 
-def test_files_of_a_sliced_preset_name_the_slice(tmp_path):
-    options = ["--preset", "slice", "--train", "1", "--val", "0", "--test", "0"]
-    make_phantom.main(["--out", str(tmp_path / "raw"), *options])
+@pytest.mark.parametrize("preset, options", [("slice", []), ("slab", ["--slab-mm", "2.4"])])
+def test_files_of_a_sliced_preset_name_the_slice(tmp_path, preset, options):
+    few = ["--preset", preset, "--train", "1", "--val", "0", "--test", "0"]
+    make_phantom.main(["--out", str(tmp_path / "raw"), *few])
     raw = str(tmp_path / "raw" / "cohort.csv")
-    preprocess.main(["--data", raw, "--out", str(tmp_path / "out"), "--jobs", "1"])
-    (simulated,) = phantom.simulate_cohort("slice", {"train": 1}, seed=0)["train"]
+    preprocess.main(["--data", raw, "--out", str(tmp_path / "out"), "--jobs", "1", *options])
+    (simulated,) = phantom.simulate_cohort(preset, {"train": 1}, seed=0)["train"]
     (row,) = read_cohort(tmp_path / "out" / "cohort.csv")
     prepared = load_scan(row)
     assert (row.slice_z_mm, prepared.slice_index) == (0.4, simulated.slice_index)
     np.testing.assert_allclose(prepared.centres_zyx, simulated.centres_zyx, atol=0.01)
+    np.testing.assert_allclose(prepared.volume.array, simulated.volume.array, atol=1e-5)
     assert prepared.count == simulated.count
 
 

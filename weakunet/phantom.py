@@ -17,7 +17,7 @@ millimetres.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -25,6 +25,7 @@ from scipy import ndimage
 from weakunet import preprocess
 from weakunet.cohort import SPLITS, LoadedScan
 from weakunet.phantom_lesions import draw_count, draw_lesions
+from weakunet.slices import cut_slab
 from weakunet.volumes import Volume, index_to_world, world_to_index
 
 SPACING_MM = (0.8, 0.49, 0.49)  # z, y, x, as the paper's scans
@@ -55,6 +56,7 @@ class Preset:
     ventricle: tuple = VENTRICLE
     sides: int = 1  # 2: the left one, too, mirrored
     sliced: bool = False  # only the slice above the middle is counted
+    slab_mm: float | None = None  # keep only what is so close to that slice
 
     @property
     def slice_index(self):
@@ -67,11 +69,13 @@ class Preset:
         return SPACING_MM[0] * (0.5 - self.shape[0] % 2 / 2) if self.sliced else None
 
 
+SLICE = Preset((20, 40, 40), 15.0, 60, blobs=3, spikes=12, voids=2, sliced=True)
 PRESETS = {
     "tiny": Preset((16, 32, 32), 3.1, 10, blobs=3, spikes=9, voids=2),
     "mid": Preset((20, 40, 40), 4.2, 15, blobs=3, spikes=12, voids=2),
     "standard": Preset((24, 48, 48), 5.0, 20, blobs=4, spikes=16, voids=2),
-    "slice": Preset((20, 40, 40), 15.0, 60, blobs=3, spikes=12, voids=2, sliced=True),
+    "slice": SLICE,
+    "slab": replace(SLICE, slab_mm=2.4),  # the same scans
     "paper": Preset(
         (84, 128, 168),
         95.0,
@@ -219,7 +223,7 @@ def simulate_cohort(preset, n, seed):
 
     Returns
     -------
-    dict split -> list of LoadedScan with intensities in [0, 1] and the preset's shape
+    dict split -> list of LoadedScan with intensities in [0, 1] and the preset's shape (or slab)
     """
     return {split: [_prepared_scan(preset, seed, split, i) for i in range(n[split])] for split in n}
 
@@ -228,6 +232,9 @@ def _prepared_scan(preset, seed, split, i):
     image, roi, centres_zyx = simulate_scan(preset, scan_rng(seed, split, i))
     image, roi = raw_volumes(image, roi)
     prepared = preprocess.prepare(image, roi)
+    k, slab_mm = PRESETS[preset].slice_index, PRESETS[preset].slab_mm
+    if slab_mm is not None:
+        prepared, first = cut_slab(prepared, k, slab_mm)
+        k -= first
     centres_zyx = world_to_index(prepared, index_to_world(image, centres_zyx))
-    k = PRESETS[preset].slice_index
     return LoadedScan(f"{split}{i:04d}", prepared, len(centres_zyx), centres_zyx, k)
