@@ -16,9 +16,16 @@ import pytest
 
 from weakunet import cli, train
 from weakunet.model import WeakUNet
-from weakunet.training import common_shape, learning_rate, pad_together, warn_if_collapsed
+from weakunet.training import (
+    Run,
+    common_shape,
+    learning_rate,
+    pad_together,
+    train_epoch,
+    warn_if_collapsed,
+)
 
-OPTIONS = "--channels 2 3 --epochs 3 --batch 2 --block 2 --device cpu".split()
+OPTIONS = "--channels 2 3 --epochs 3 --restart 2 --batch 2 --block 2 --device cpu".split()
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +305,25 @@ def test_gaussian_head_leaves_the_last_layer_as_drawn(cohort, tmp_path):
     np.testing.assert_array_equal(kept, drawn)
     started = run(cohort, tmp_path / "level", "--lr", "0")["linear.w"]
     assert (started > 0).all() and not np.allclose(started, np.abs(drawn))
+
+
+@pytest.mark.parametrize(
+    "epoch, head, again", [(1, False, False), (2, False, True), (2, True, False)]
+)
+def test_restart_gives_the_last_layer_its_first_weights_once_more(tmp_path, epoch, head, again):
+    rng = np.random.default_rng(5)
+    volumes = rng.random((4, 8, 8, 8), np.float32)
+    counts = np.array([1, 2, 3, 6], np.float32)
+    settings = train.Settings(channels=[2, 3], lr=0.0, restart=2, gaussian_head=head)
+    run = Run(WeakUNet([2, 3], 1, "mean", rng=rng), settings, tmp_path)
+    run.model.params["linear.w"][:] = 5, -7
+    for average in run.optimizer.state.values():
+        average[...] = 100
+    run.epoch = epoch
+    train_epoch(run, volumes, counts, lambda: True)  # one batch
+    mean = run.model.predict(volumes[:, None])[0].mean()
+    assert np.isclose(mean, counts.mean(), rtol=1e-5) == again
+    assert (run.optimizer.state["linear.w.avg_s2"].max() < 1) == again
 
 
 def test_start_from_takes_the_weights_of_the_same_network_only(cohort, finished, tmp_path, capsys):

@@ -20,9 +20,7 @@ from scipy import ndimage
 from weakunet import backend
 
 
-def draw_transform(
-    rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0.0, in_plane=False
-):
+def draw_transform(rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0.0, in_plane=False):
     """Draw the matrix (3, 4) of a random transform about the middle of a volume of `shape`.
 
     flips: the axes that may be mirrored. shift_vox: whole voxels, at most, along each axis.

@@ -123,7 +123,7 @@ def train_network(job, stop_file=None):
     if job.first is not None:
         model.load(load_model(job.first.folder / "best.npz").params)
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    started = time.process_time()
     with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         if job.kind == "voxelwise":
             stopped = voxelwise.train_voxelwise(model, settings, scans, folder, stop_file.exists)
@@ -135,7 +135,7 @@ def train_network(job, stop_file=None):
                 write_json(folder / "settings.json", dataclasses.asdict(settings))
             stopped = train(run, scans, stop_file.exists)
     if not stopped:
-        write_json(folder / DONE, {"seconds_since_start": round(time.monotonic() - started, 1)})
+        write_json(folder / DONE, {"cpu_seconds": round(time.process_time() - started, 1)})
     return bool(stopped)
 
 

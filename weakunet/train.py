@@ -50,6 +50,7 @@ class Settings:
     gaussian_head: bool = option(
         False, "draw the last layer from a Gaussian too, as the paper does"
     )
+    restart: int = option(6, "epochs after which the last layer starts again, once; 0: never")
     start_from: str | None = option(None, "start from the weights of this best.npz, same network")
     lr: float = option(1.0, "Adadelta's factor on its own step; falls at 70 % and 90 % of the end")
     rho: float = option(0.95, "Adadelta's decay of its running averages")
@@ -80,6 +81,7 @@ LOWEST = {
     "channels": 1,
     "convs_per_level": 1,
     "block": 1,
+    "restart": 0,
     "lr": 0,
     "rho": 0,
     "eps": 0,

@@ -154,6 +154,8 @@ def train_epoch(run, volumes, counts, stop):
     order = run.order(len(counts))
     if run.batch == 0:
         run.predicted = []
+        if run.epoch == 0 or run.epoch == settings.restart:
+            start_last_layer(run, volumes, counts)
     run.optimizer.lr = learning_rate(settings, run.epoch)
     starts = range(run.batch * settings.batch, len(counts), settings.batch)
     for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
@@ -169,6 +171,21 @@ def train_epoch(run, volumes, counts, stop):
         if stop():
             return True
     return False
+
+
+def start_last_layer(run, volumes, counts):
+    """Give the last layer its first weights and Adadelta averages of 0 (ours; see model.start).
+
+    Once more after `restart` epochs: by then the other layers have found features that follow the
+    lesions, but the last layer may weigh them so that few maps, or peaks beside the lesions, do the
+    counting, and Adadelta's steps have shrunk. From equal shares, every map has its say again.
+    """
+    if run.settings.gaussian_head:
+        return  # the paper's: drawn once, and never again
+    first = range(min(START_ON, len(counts)))
+    batches = (_batch(run.model, volumes[i : i + 1]) for i in first)
+    run.model.start(batches, float(counts.mean()))
+    run.optimizer.reset()
 
 
 def _transformed(run, volumes, i):
@@ -208,10 +225,6 @@ def train(run, scans, stop=lambda: False):
     model.shape = shape
     run.in_plane = scans["train"][0].slice_index is not None
     if run.epoch == run.batch == 0:
-        if not settings.gaussian_head:
-            first = range(min(START_ON, len(counts["train"])))
-            batches = (_batch(model, volumes["train"][i : i + 1]) for i in first)
-            model.start(batches, float(counts["train"].mean()))
         run.save()
     while run.epoch < settings.epochs and not run.stale():
         started = time.monotonic()
