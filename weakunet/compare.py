@@ -9,7 +9,6 @@ trained networks stay in --out/networks; a command that was stopped goes on wher
 
 import argparse
 import dataclasses
-import os
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from weakunet import backend, compare_output
 from weakunet.cli import InputError, command, progress, write_json
 from weakunet.compare_seed import DONE, NETWORKS, Job, evaluate_seed, train_network
 from weakunet.compare_stats import summarise
-from weakunet.parallel import map_processes
+from weakunet.parallel import cores, map_processes
 from weakunet.train import Settings
 
 FIRST_SEED = 20  # fresh test scans: the seeds below were looked at while the recipe was chosen
@@ -178,7 +177,7 @@ def main(argv=None):
     """Compare: see the module's first lines."""
     args = parse_arguments(argv)
     device = backend.pick_device(args.device)
-    n_jobs = 1 if device == "cuda" else args.jobs or len(os.sched_getaffinity(0))
+    n_jobs = 1 if device == "cuda" else args.jobs or cores()
     require_same_plan(args.out, args)
     jobs = plan(args, device)
     n_networks = sum(len(by_kind) for seeds in jobs.values() for by_kind in seeds)

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from weakunet.detect import detect_lesions
 from weakunet.layers.threads import set_threads
 from weakunet.metrics import count_hits, count_metrics
 from weakunet.model import WeakUNet
-from weakunet.parallel import map_processes
+from weakunet.parallel import cores, map_processes
 from weakunet.phantom import SPACING_MM, simulate_cohort
 from weakunet.predict import predict_scan
 from weakunet.train import Settings
@@ -194,7 +193,7 @@ def main(argv=None):
                          "least 1 seed and process")  # fmt: skip
     for study in args.study or STUDIES:
         todo = variants(study, args.seeds, args.out)
-        found = map_processes(run_variant, todo, args.jobs or len(os.sched_getaffinity(0)))
+        found = map_processes(run_variant, todo, args.jobs or cores())
         pairs = zip(progress(todo, f"study {study}"), found, strict=True)
         rows = [row for _, own in pairs for row in own]
         write_csv(args.out / f"study_{study}.csv", COLUMNS, rows)

@@ -1,0 +1,124 @@
+"""Every command in the README runs as it stands there, on few scans; none is left out."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from weakunet import bench, bench_compile, compare, preprocess, study, train
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAD = Path("/usr/share/mricron/templates/ch2better.nii.gz")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = {"bench": bench, "compare": compare, "preprocess": preprocess, "study": study}
+MODULES["train"] = train
+FEW = {"train": 8, "val": 4, "test": 3}
+BLOCK = re.compile(r"^```\n(.*?)^```", flags=re.M | re.S)
+# Commands that another test runs, and which.
+ELSEWHERE = {
+    r"python3 -m venv \.venv && \.venv/bin/pip install -r requirements\.txt && .*": ".ci/run",
+    r"pip install (-r data_tools/requirements\.txt|torch)": ".ci/run",
+    r"python tutorials/\d\d_\w+\.py": "tests/test_tutorials.py",
+    r"python tutorials/to_notebooks\.py": "tests/test_notebooks.py",
+    r"python -m pytest tutorials/exercises.*": "tests/test_exercises.py",
+}
+COMPARISON = r"python -m weakunet\.(compare|study).*"
+BENCH = r"python -m weakunet\.bench.*"
+
+
+def section(title):
+    """The README's text from the heading `title` to the next one of any level."""
+    return re.split(r"^#+ ", README.split(f"# {title}\n", 1)[1], flags=re.M)[0]
+
+
+def commands(text):
+    """The commands of a text's code blocks, then those within its lines, each once."""
+    lines = "".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
+    lines += re.findall(r"`([^`]+)`", BLOCK.sub("", text))
+    return list(dict.fromkeys(c for c in lines if re.match(r"(python3?|pip) ", c)))
+
+
+def run(command, *more):
+    """Run a command with options on top: a module of the package in this process, else outside."""
+    words = [*shlex.split(command), *more]
+    assert words[0] == "python"
+    if words[1] == "-m":
+        MODULES[words[2].removeprefix("weakunet.")].main(words[3:])
+    else:
+        subprocess.run([sys.executable, ROOT / words[1], *words[2:]], check=True)
+
+
+@pytest.fixture(autouse=True)
+def few(tmp_path, monkeypatch):
+    """An empty folder, and phantom cohorts of few scans."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "PHANTOM_SCANS", FEW)
+    monkeypatch.setitem(compare.COHORTS, "quick", compare.Cohort("tiny", FEW, {}, 1))
+    for name, values in (("SCANS", (8,)), ("NOISE", (0.5,)), ("BLOCKS", (4,))):
+        monkeypatch.setattr(study, name, values)
+    monkeypatch.setattr(bench_compile, "ARCHITECTURES", ("sm_90",))
+    monkeypatch.setattr(study, "VAL", 3)
+
+
+def test_the_first_command_leaves_the_pictures_that_are_named(tmp_path):
+    first = BLOCK.findall(README)[0].strip()
+    assert re.fullmatch(next(iter(ELSEWHERE)), first)
+    run(first.split(" && ")[-1].replace(".venv/bin/", ""), "--epochs", "1")
+    folder = tmp_path / re.search(r"`(runs/phantom[^`]*)/`", README)[1]
+    for name in ("curves.png", "test/counts.png", "test/froc.png"):
+        assert (folder / name).is_file()
+    assert list((folder / "test").glob("*overlay*.png"))
+
+
+@pytest.mark.parametrize("command", [c for c in commands(README) if re.fullmatch(COMPARISON, c)])
+def test_comparison(command, tmp_path):
+    run(command, "--jobs", "1", *(["--epochs", "1"] if "compare" in command else ["--seeds", "1"]))
+    assert list(tmp_path.glob("runs/*/*.png"))
+
+
+@pytest.mark.parametrize("command", [c for c in commands(README) if re.fullmatch(BENCH, c)])
+def test_bench(command, capsys):
+    short = ["--only", "16->32 forward", "--threads", "1", "--rounds", "1"]
+    try:
+        run(command, *(short if "--cpu" in command else []))
+    except SystemExit as stop:  # without a GPU there is nothing to check
+        assert "--check" in command and stop.code == 2
+        assert "GPU" in capsys.readouterr().err
+    else:
+        assert "|" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not HEAD.is_file(), reason="Debian's mricron-data is not installed")
+def test_real_head(tmp_path):
+    shorter = {
+        "plant_lesions": "--train 3 --val 2 --test 2 --spacing-mm 2",
+        "weakunet.train": "--epochs 1",
+        "weakunet.preprocess": "--jobs 1",
+    }
+    for command in commands(section("A real head")):
+        run(command, *next((s for name, s in shorter.items() if name in command), "").split())
+    assert (tmp_path / "runs" / "head" / "test" / "metrics.json").is_file()
+
+
+def test_no_command_is_left_out():
+    heads_and_scans = commands(section("A real head")) + commands(section("Your own scans"))
+    left = [
+        command
+        for command in commands(README)
+        if command not in heads_and_scans
+        and not any(re.fullmatch(rule, command) for rule in (*ELSEWHERE, COMPARISON, BENCH))
+    ]
+    assert not left
+    for place in ELSEWHERE.values():
+        assert (ROOT / place).is_file()
+
+
+def test_readme_names_only_files_that_exist():
+    names = re.findall(
+        r"\]\(([^)#:]+)\)|`((?:weakunet|tutorials|tests|data_tools)/[\w./-]+)`", README
+    )
+    for name in {link or path for link, path in names}:
+        assert (ROOT / name).exists(), name
