@@ -88,32 +88,6 @@ def test_small_first_starts_from_the_small_networks_weights(tmp_path):
     assert np.array_equal(first, same) and not np.array_equal(first, unlike)
 
 
-def test_mirrored_when_the_function_is_not_symmetric():
-    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-
-    def leftmost(volume):  # marks the low-x edge of what it is given
-        mark = np.zeros_like(volume.array)
-        mark[..., 0] = 1
-        return float(volume.array[0, 0, 0]), mark
-
-    count, mean = compare_seed.mirrored(leftmost, Volume(array, np.eye(4)), "x")
-    expected = np.zeros((2, 3, 4))
-    expected[..., [0, 3]] = 0.5  # half of it on either side once turned back
-    np.testing.assert_array_equal(mean, expected)
-    assert count == (0 + 3) / 2
-
-
-def test_smooth_is_in_millimetres_and_gives_nothing_outside():
-    array = np.zeros((9, 9, 9), np.float32)
-    array[4, 4, 4] = 1
-    image = np.ones_like(array)
-    image[0] = 0
-    spacing = np.diag([0.49, 0.49, 0.98, 1.0])  # x, y, z
-    result = compare_seed.smooth(array, Volume(image, spacing))
-    assert result[4, 4, 5] > result[5, 4, 4]  # z voxels are twice as far apart
-    assert (result[0] == result.min()).all()
-
-
 def test_examples_are_chosen_by_the_truth_alone():
     volume = Volume(np.ones((4, 4, 4), np.float32), np.eye(4))
     scans = [LoadedScan(f"s{n}", volume, n, np.zeros((n, 3))) for n in (9, 1, 5, 3, 7)]

@@ -10,7 +10,7 @@ import pytest
 from nibabel.affines import apply_affine
 from nibabel.orientations import axcodes2ornt
 
-from weakunet import predict, preprocess
+from weakunet import copies, predict, preprocess
 from weakunet.checkpoint import save_checkpoint
 from weakunet.cohort import Scan, write_cohort
 from weakunet.model import WeakUNet
@@ -23,7 +23,7 @@ LESIONS = [(3, (15, 10, 9)), (2, (9, 14, 11)), (1, (15, 15, 10))]  # length alon
 class Stub:
     """A stand-in for WeakUNet: counts three lesions; the closer to .7, the higher the heatmap."""
 
-    multiple, shape, device = 8, (1, 1, 1), "cpu"
+    multiple, shape, flips, device = 8, (1, 1, 1), "x", "cpu"
     count = 3.2
 
     def to(self, device):
@@ -38,6 +38,7 @@ class Stub:
 def stub(monkeypatch):
     monkeypatch.setattr(predict, "load_model", lambda path: Stub())
     monkeypatch.setattr(predict, "file_digest", str)
+    monkeypatch.setattr(copies, "SMOOTHING_VOX", 0)  # its map is known voxel by voxel
     return Stub
 
 

@@ -122,9 +122,7 @@ def test_negative_intensities_are_shifted():
     shifted = Volume(volume.array - 600, volume.affine)
     lowest = volume.array[preprocess.dilate_mask(roi.array > 0)].min()
     expected = preprocess.prepare(Volume(volume.array - lowest, volume.affine), roi)
-    np.testing.assert_allclose(
-        preprocess.prepare(shifted, roi).array, expected.array, atol=1e-6
-    )
+    np.testing.assert_allclose(preprocess.prepare(shifted, roi).array, expected.array, atol=1e-6)
 
 
 def test_empty_roi_other_grid_and_constant_scan_are_refused():
@@ -147,7 +145,11 @@ def cohort(tmp_path):
     for i in range(3):
         subject = f"s{i}"
         scan = Scan(
-            subject, folder / f"{subject}.nii.gz", i, folder / f"{subject}_roi.nii", "train",
+            subject,
+            folder / f"{subject}.nii.gz",
+            i,
+            folder / f"{subject}_roi.nii",
+            "train",
             folder / f"{subject}.csv",
         )
         volume, roi = raw_scan(i)

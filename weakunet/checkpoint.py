@@ -19,13 +19,15 @@ from weakunet.model import WeakUNet
 from weakunet.volumes import MAX_VOXELS
 
 FORMAT = "weakunet-1"
+FLIPS = ("", "x", "y", "z", "yx", "zx", "zy", "zyx")  # axes along which training may mirror scans
 
 
 def save_checkpoint(path, model, training=None):
     """Write the model and, with `training` (name -> value), the state to resume from."""
     arrays = {name: to_host(value) for name, value in model.params.items()}
     arrays |= {f"training.{name}": to_host(value) for name, value in (training or {}).items()}
-    header = json.dumps({"format": FORMAT, "settings": model.settings, "shape": model.shape})
+    header = {"format": FORMAT, "settings": model.settings}
+    header = json.dumps(header | {"shape": model.shape, "flips": model.flips})
     with atomic_path(path) as temporary:
         np.savez(temporary, header=np.array(header), **arrays)
 
@@ -47,6 +49,9 @@ def load_checkpoint(path):
         if model.settings != {"upsampling": True} | header["settings"]:  # older files do not say
             raise ValueError("its settings are of another program")
         model.shape = tuple(header["shape"])
+        model.flips = header.get("flips", "")  # older files do not say
+        if model.flips not in FLIPS:
+            raise ValueError(f"it was trained on scans mirrored along {model.flips!r}")
         with np.errstate(over="ignore"):  # becomes infinite, which load refuses
             model.load({name: array.astype(np.float32) for name, array in arrays.items()})
     except Exception as error:  # a header can say anything, and the constructor believes it

@@ -11,8 +11,9 @@ import numpy as np
 
 from weakunet import figures, figures_compare, figures_counts, report
 from weakunet.cli import InputError, write_csv, write_json, write_text
-from weakunet.compare_seed import CEILING, EXTRA, METHODS, SMOOTHING_MM
+from weakunet.compare_seed import CEILING, EXTRA, METHODS
 from weakunet.compare_stats import FPAV_LIMIT, mean_curve
+from weakunet.copies import SMOOTHING_VOX
 from weakunet.detect import components_above
 from weakunet.metrics import count_metrics
 
@@ -168,7 +169,7 @@ def write_all(out, args, jobs, results, tables, cost):
         ("cohort", args.data or args.cohort),
         ("seeds", ", ".join(str(r.seed) for r in results[first])),
         ("test scans per seed", len(results[first][0].true)),
-        ("heatmaps", f"median over mirrored copies, smoothed by sd {SMOOTHING_MM} mm"),
+        ("heatmaps", f"median over mirrored copies, smoothed by sd {SMOOTHING_VOX} voxels"),
         *[(name, value) for name, value in vars(settings).items() if name not in ("seed", "pool")],
         *cost.items(),
     ]

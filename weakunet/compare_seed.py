@@ -13,27 +13,22 @@ The paper's six methods (section 3, Table 1) and one more:
 Each map is thresholded at the count that its own network predicts; (a) and (f) take the FCN's, the
 voxel-wise network the number of its components above one threshold chosen on validation.
 
-Ours, and the same for every network: counts are the mean, maps the median over the mirrored copies
-of a scan that training saw, and maps are smoothed (sd SMOOTHING_MM). Nothing in the training asks
-for one peak a lesion, or for the peak to be in its middle: one lesion often leaves two peaks, which
-take the place of a fainter lesion. What only some of the copies show, the median leaves out (the
-mean does not). Both were chosen on validation scans.
+Ours, and the same for every network: counts and maps come from mirrored copies (see copies.py).
 """
 
 import contextlib
 import dataclasses
 import functools
-import itertools
 import time
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from weakunet import baselines, voxelwise
 from weakunet.checkpoint import load_model
 from weakunet.cli import InputError, write_json
-from weakunet.detect import detect_lesions, fill_outside, whole_count
+from weakunet.copies import mirrored
+from weakunet.detect import detect_lesions, whole_count
 from weakunet.layers.threads import set_threads
 from weakunet.metrics import correlation, count_hits, froc_by_count
 from weakunet.model import WeakUNet
@@ -42,10 +37,8 @@ from weakunet.predict import predict_scan
 from weakunet.slices import in_slice
 from weakunet.train import Settings, load_scans
 from weakunet.training import WEIGHTS, Run, train
-from weakunet.volumes import Volume
 
 NETWORKS = ("fcn", "coarse")  # with and without the upsampling path
-SMOOTHING_MM = 0.3
 DONE = "done.json"
 METHODS = {
     "intensities": "(a) intensities",
@@ -157,40 +150,11 @@ class SeedResult:
     example: dict  # scan and its maps, of the first seed: for the figures
 
 
-def mirrored(function, volume, axes):
-    """Mean count and median map of `function` over a scan's mirrored copies along `axes` ('zyx').
-
-    function: Volume -> (count, map) or map; a map alone counts 0.
-    """
-    counts, maps = [], []
-    for chosen in itertools.product((False, True), repeat=len(axes)):
-        flipped = ["zyx".index(axis) for axis, on in zip(axes, chosen, strict=True) if on]
-        copy = np.ascontiguousarray(np.flip(volume.array, flipped))
-        result = function(Volume(copy, volume.affine))
-        count, array = result if isinstance(result, tuple) else (0.0, result)
-        counts.append(count)
-        maps.append(np.flip(array, flipped))  # turned back
-    return float(np.mean(counts)), np.median(maps, axis=0)
-
-
-def smooth(array, volume):
-    """The map smoothed by SMOOTHING_MM; outside the ROI (image 0) never a detection."""
-    inside = volume.array > 0
-    array = np.where(inside, array, array[inside].min())
-    return fill_outside(
-        ndimage.gaussian_filter(array, SMOOTHING_MM / np.array(volume.spacing_mm)), inside
-    )
-
-
-def network_maps(scans, functions, axes):
-    """(counts, maps) over scans for each function of a Volume; averaged and smoothed."""
-    results = []
-    for function in functions:
-        pairs = [mirrored(function, scan.volume, axes) for scan in scans]
-        counts = [count for count, _ in pairs]
-        maps = [smooth(array, s.volume) for (_, array), s in zip(pairs, scans, strict=True)]
-        results.append((counts, maps))
-    return results
+def network_maps(scans, function, model):
+    """(counts, maps) over scans of a function of model and Volume, from mirrored copies."""
+    bound = functools.partial(function, model)
+    pairs = [mirrored(bound, scan.volume, model.flips) for scan in scans]
+    return [count for count, _ in pairs], [array for _, array in pairs]
 
 
 def all_maps(jobs, scans, extra):
@@ -213,16 +177,14 @@ def all_maps(jobs, scans, extra):
         if kind not in jobs:
             continue
         model = load_model(jobs[kind].folder / "best.npz").to(jobs[kind].device)
-        flips = jobs[kind].settings.flips
         functions = {map_name: predict_scan, f"saliency{ending}": baselines.saliency}
         if extra:
             functions[f"grad_cam{ending}"] = baselines.grad_cam
             functions[f"guided{ending}"] = baselines.guided_backprop
-        bound = [functools.partial(function, model) for function in functions.values()]
-        found = network_maps(test, bound, flips)
-        for name, (_, own) in zip(functions, found, strict=True):
-            counts[name], maps[name] = found[0][0], own
-        val_counts, val_maps = network_maps(val, bound[:1], flips)[0]
+        for name, function in functions.items():
+            counts[name], maps[name] = network_maps(test, function, model)
+            counts[name] = counts[map_name]  # a gradient comes without one
+        val_counts, val_maps = network_maps(val, predict_scan, model)
         val_r[kind] = correlation(true_val, val_counts)
     weight = float("nan")
     if "fcn" in jobs:
@@ -236,12 +198,10 @@ def all_maps(jobs, scans, extra):
         maps[name] = [baselines.combine(m, image, weight, scale) for m, image in pairs]
     if "voxelwise" in jobs:
         model = load_model(jobs["voxelwise"].folder / "best.npz").to(jobs["voxelwise"].device)
-        bound = [functools.partial(predict_scan, model)]
-        flips = jobs["voxelwise"].settings.flips
-        val_own = network_maps(val, bound, flips)[0][1]
+        val_own = network_maps(val, predict_scan, model)[1]
         cut = [in_slice(scan, own)[1] for scan, own in zip(val, val_own, strict=True)]
         level = voxelwise.components_threshold(cut, true_val)
-        own = maps["voxelwise"] = network_maps(test, bound, flips)[0][1]
+        own = maps["voxelwise"] = network_maps(test, predict_scan, model)[1]
         cut = [in_slice(scan, array)[1] for scan, array in zip(test, own, strict=True)]
         counts["voxelwise"] = [voxelwise.count_components(array, level) for array in cut]
     order = [name for name in (*METHODS, *EXTRA, *CEILING) if name in maps]

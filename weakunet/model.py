@@ -69,6 +69,7 @@ class WeakUNet:
         self.multiple = 2 ** (len(channels) - 1)
         # (D, H, W) of the padded scans it was trained on: averaging global poolings depend on it
         self.shape = (1, 1, 1)
+        self.flips = ""  # axes of 'zyx' along which training mirrored its scans, see copies.py
 
         def level(c_in, c_out, first=Conv3D, needs_dx=True):
             """[convolution, ReLU, convolution, ReLU, ...]"""

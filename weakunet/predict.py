@@ -3,8 +3,9 @@
     python -m weakunet.predict --model runs/NAME/best.npz --data cohort.csv --out DIR
     python -m weakunet.predict --model runs/NAME/best.npz scan.nii.gz --roi mask.nii.gz --out DIR
 
-One pass of the network gives the count (eq. 2) and the heatmap (eq. 3 of section 2.2); the heatmap
-is thresholded so that its number of connected components is the count. A scan with an ROI mask is
+One pass of the network gives the count (eq. 2) and the heatmap (eq. 3 of section 2.2), mirrored
+copies of the scan steady both (copies.py); the heatmap is thresholded so that its number of
+connected components is the count. A scan with an ROI mask is
 raw: it is prepared in memory as `weakunet.preprocess` does, and the results are put back on its
 whole grid. A scan without one must be prepared already. Images go out on the scan file's own grid.
 A run that was stopped or killed goes on with the same command.
@@ -23,6 +24,7 @@ from weakunet import backend, figures, resume
 from weakunet.checkpoint import load_model
 from weakunet.cli import InputError, command, progress, write_csv
 from weakunet.cohort import LoadedScan, Scan, load_scan, read_centres, read_cohort
+from weakunet.copies import mirrored
 from weakunet.detect import detect_lesions, fill_outside, whole_count
 from weakunet.outputs import is_bids, output_paths, start_bids, write_markups
 from weakunet.parallel import cores, map_processes
@@ -56,6 +58,11 @@ def predict_scan(model, volume):
     """
     count, heatmap = model.predict(to_network(model, volume))
     return float(backend.to_host(count)[0]), from_network(heatmap, volume)
+
+
+def predict_copies(model, volume):
+    """As `predict_scan`, from the scan's mirrored copies that training would make (copies.py)."""
+    return mirrored(functools.partial(predict_scan, model), volume, model.flips)
 
 
 def to_network(model, volume):
@@ -100,7 +107,7 @@ def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None):
     detection n is the label n of the label image.
     """
     volume, prepared, box = read_scan(scan, invert, slab_mm)
-    count, heatmap = predict_scan(model, prepared.volume)
+    count, heatmap = predict_copies(model, prepared.volume)
     shape, paths = volume.array.shape, output_paths(out, scan.subject, bids)
     write_volume(paths["heatmap"], put_back(heatmap, box, shape, heatmap.min()), volume)
     if prepared.slice_index is not None:  # all that follows is in the slice that was counted

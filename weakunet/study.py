@@ -147,8 +147,7 @@ def run_variant(variant):
 def _judge(variant, path, scans):
     """A row of COLUMNS: one network on the validation scans."""
     model = load_model(path)
-    found = network_maps(scans, [functools.partial(predict_scan, model)], variant.settings.flips)
-    counts, maps = found[0]
+    counts, maps = network_maps(scans, predict_scan, model)
     figures = count_metrics([scan.count for scan in scans], counts)
     hits = [
         count_hits(detect_lesions(m, scan.count).centres_zyx, scan.centres_zyx)

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from weakunet import backend, figures
-from weakunet.checkpoint import load_model
+from weakunet.checkpoint import FLIPS, load_model
 from weakunet.cli import InputError, command, progress, write_csv, write_json
 from weakunet.cohort import load_scan, read_cohort, split_cohort
 from weakunet.evaluate import evaluate_maps
 from weakunet.metrics import count_metrics
 from weakunet.model import WeakUNet
 from weakunet.phantom import PRESETS, simulate_cohort
-from weakunet.predict import predict_scan
+from weakunet.predict import predict_copies
 from weakunet.training import WEIGHTS, Run, train
 
 SPLIT_COLUMNS = ("subject", "split", "count")
@@ -93,7 +93,7 @@ LOWEST = {
 CHOICES = {
     "phantom": {"choices": tuple(PRESETS)},
     "pool": {"choices": ("lmax", "max", "mean")},
-    "flips": {"choices": ("", "x", "y", "z", "yx", "zx", "zy", "zyx")},
+    "flips": {"choices": FLIPS},
 }
 
 
@@ -179,7 +179,7 @@ class Interrupt:
 def test_best(out, scans, device):
     """Read the test scans once: predict them with best.npz, write test/ and print its table."""
     model = load_model(out / "best.npz").to(device)
-    predicted = [predict_scan(model, scan.volume) for scan in progress(scans, "testing")]
+    predicted = [predict_copies(model, scan.volume) for scan in progress(scans, "testing")]
     counts = [count for count, _ in predicted]
     if any(scan.centres_zyx is None for scan in scans):
         print("some test scans have no lesion centres: only the counts can be judged")

@@ -224,6 +224,7 @@ def train(run, scans, stop=lambda: False):
         counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
     model.shape = shape
     run.in_plane = scans["train"][0].slice_index is not None
+    model.flips = settings.flips.replace("z", "") if run.in_plane else settings.flips
     if run.epoch == run.batch == 0:
         run.save()
     while run.epoch < settings.epochs and not run.stale():

@@ -144,6 +144,7 @@ def train_voxelwise(model, settings, scans, out, stop=lambda: False):
             raise InputError(f"{scan.subject}: no lesion centres; voxel-wise labels need them")
     arrays = {split: [scan.volume.array for scan in scans[split]] for split in ("train", "val")}
     model.shape = common_shape(arrays["train"] + arrays["val"], model.multiple)
+    model.flips = settings.flips
     for split in arrays:
         volumes[split] = backend.cache(pad_together(arrays[split], model.shape), model.device)
     if run.started():
