@@ -10,7 +10,9 @@ How subjects, patterns and numbers are read: cohort_files.py. In a BIDS dataset 
 `sub-*/[ses-*/]anat/sub-*_SUFFIX.nii[.gz]` and the counts those of `participants.tsv`, or of
 another table, `--counts dataset/phenotype/epvs.tsv`. A scan goes into the table when there is
 exactly one for its subject, with a count and, where asked for, a region of interest; whatever is
-left out is listed with the reason. Check the table with check_cohort.py.
+left out is listed with the reason. The split into train, val and test is drawn here, once, so that
+training and evaluating agree on it; change the column for your own. Check the table with
+check_cohort.py.
 """
 
 import argparse
@@ -23,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 from cohort_files import find_files, read_counts, session_key, subject_key, without_files
 
 from weakunet.cli import InputError, command, one_line
-from weakunet.cohort import Scan, read_cohort, write_cohort
+from weakunet.cohort import SPLITS, Scan, read_cohort, split_cohort, write_cohort
 
 SUFFIXES = ("PDw", "PD", "T2w", "T1w")
 
@@ -101,11 +103,16 @@ def _reason_to_leave_out(key, of_subject, entry, rois, centres):
 
 
 def write_and_report(path, scans, left_out):
-    """Write the table and print what was left out; InputError when nothing is left."""
+    """Write the table and print what was left out; InputError when nothing is left.
+
+    Three scans or more are split into train, val and test, the same scans in the same way.
+    """
     for name, reason in left_out:
         print(f"left out: {one_line(name)}: {reason}")
     if not scans:
         raise InputError(f"{path}: not written, no scan is left; see the reasons above")
+    if len(scans) >= len(SPLITS):
+        scans = split_cohort(scans, seed=0)
     write_cohort(path, scans)
     read_cohort(path)  # a name that cannot be used shows here
     print(f"wrote {len(scans)} scans, left out {len(left_out)}: {path}")

@@ -22,10 +22,16 @@ from weakunet.volumes import index_to_world, write_volume
 
 
 def write_scan(folder, subject, image, roi, centres_mm, split, slice_z_mm=None):
-    """Write a raw scan (Volumes `image`, `roi`; (n, 3) `centres_mm`); return its row."""
+    """Write a scan (Volume `image`, `roi` or None if it needs no preparing; (n, 3) `centres_mm`).
+
+    Returns its row.
+    """
     paths = [folder / f"{subject}{end}" for end in (".nii.gz", "_roi.nii.gz", "_centres.csv")]
     write_volume(paths[0], image.array, image)
-    write_volume(paths[1], roi.array, roi)
+    if roi is None:
+        paths[1] = None
+    else:
+        write_volume(paths[1], roi.array, roi)
     rows = [[f"{mm:.3f}" for mm in centre] for centre in centres_mm]
     write_csv(paths[2], ["x_mm", "y_mm", "z_mm"], rows)
     return Scan(subject, paths[0], len(centres_mm), paths[1], split, paths[2], slice_z_mm)

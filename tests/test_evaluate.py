@@ -217,12 +217,26 @@ def break_missing_heatmap(folder):
     (folder / "predicted" / "b_heatmap.nii.gz").unlink()
 
 
+def blank_columns(folder, *names):
+    with open(folder / "cohort.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    blank = [header.index(name) for name in names]
+    rows = [["" if i in blank else cell for i, cell in enumerate(row)] for row in rows]
+    write_csv(folder / "cohort.csv", header, rows)
+
+
+def test_command_without_centres_judges_the_counts(folders, capsys):
+    blank_columns(folders, "centres")
+    evaluate(folders)
+    written = json.loads((folders / "out" / "metrics.json").read_text())
+    (network,) = written.values()
+    assert network["count_mse"] == pytest.approx((0.4**2 + 0.6**2) / 2) and "tpr" not in network
+    assert (folders / "out" / "counts.png").is_file()
+    assert "only the counts" in capsys.readouterr().out
+
+
 def break_no_centres(folder):
-    for_two = ("a", "b")
-    text = (folder / "cohort.csv").read_text()
-    for name in for_two:
-        text = text.replace(f",{name}.csv", ",")
-    (folder / "cohort.csv").write_text(text)
+    blank_columns(folder, "centres", "count")
 
 
 def break_other_grid(folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from weakunet.cli import InputError
-from weakunet.cohort import read_cohort
+from weakunet.cohort import read_cohort, split_cohort
 
 TOOLS = Path(__file__).parents[1] / "data_tools"
 sys.path.insert(0, str(TOOLS))
@@ -223,3 +223,20 @@ def test_command_line_works_from_anywhere_and_refuses_what_does_not_fit(tmp_path
     assert "needs --counts" in message
     message = failure(capsys, tmp_path, "--bids", tmp_path, "--count-column", "n")
     assert "are none" in message
+
+
+def test_table_holds_a_split_so_that_training_and_evaluation_agree(tmp_path):
+    names = [f"s{i:02d}" for i in range(20)]
+    touch(tmp_path, *(f"scans/{name}.nii" for name in names))
+    counts = counts_file(tmp_path, "subject,count\n" + "".join(f"{name},1\n" for name in names))
+    arguments = ("--images", tmp_path / "scans/{subject}.nii", "--counts", counts)
+    run(tmp_path, *arguments)
+    table = read_cohort(tmp_path / "cohort.csv")
+    splits = [scan.split for scan in table]
+    assert [splits.count(name) for name in ("train", "val", "test")] == [14, 3, 3]
+    assert split_cohort(table, seed=1) == table  # training takes the table's own, whatever its seed
+    run(tmp_path, *arguments)
+    assert read_cohort(tmp_path / "cohort.csv") == table
+    counts.write_text("subject,count\ns01,1\ns02,1\n")
+    run(tmp_path, *arguments)
+    assert {scan.split for scan in read_cohort(tmp_path / "cohort.csv")} == {None}

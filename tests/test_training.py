@@ -14,7 +14,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from weakunet import cli, train
+from weakunet import cli, train, training
+from weakunet.cohort import LoadedScan
 from weakunet.model import WeakUNet
 from weakunet.training import (
     Run,
@@ -24,6 +25,7 @@ from weakunet.training import (
     train_epoch,
     warn_if_collapsed,
 )
+from weakunet.volumes import Volume
 
 OPTIONS = "--channels 2 3 --epochs 3 --restart 2 --batch 2 --block 2 --device cpu".split()
 
@@ -297,6 +299,29 @@ def test_volumes_are_padded_at_the_end_to_sizes_that_divide():
     assert stacked.shape == (2, 4, 8, 8)
     assert stacked[0].sum() == 60 and stacked[0, :3, :4, :5].all()
     assert stacked[1].sum() == 24 and (stacked[1, :2, :6, :1] == 2).all()
+
+
+def test_scans_of_one_slice_are_moved_within_it_only(monkeypatch, tmp_path):
+    rng, seen = np.random.default_rng(0), []
+    scans = [
+        LoadedScan(f"s{i}", Volume(rng.uniform(0.5, 1, (1, 8, 8)).astype("f4"), np.eye(4)), i)
+        for i in range(4)
+    ]
+    warp = training.warp
+
+    def keep(volume, matrix):
+        seen.append(warp(volume, matrix))
+        return seen[-1]
+
+    monkeypatch.setattr(training, "warp", keep)
+    settings = train.Settings(epochs=4, batch=2, channels=(2, 3, 4), block=2)
+    model = WeakUNet(settings.channels, rng=np.random.default_rng(0))
+    training.train(training.Run(model, settings, tmp_path), {"train": scans, "val": scans})
+    assert len(seen) == 16
+    for volume in seen:  # padded to four slices; at most two lines and columns are shifted out
+        assert volume.shape == (4, 8, 8) and not volume[1:].any()
+        assert np.count_nonzero(volume[0]) >= 36
+    assert any(not np.array_equal(volume[0], seen[0][0]) for volume in seen)
 
 
 def test_gaussian_head_leaves_the_last_layer_as_drawn(cohort, tmp_path):

@@ -4,10 +4,11 @@
 
 reads the heatmaps and predicted counts that `weakunet.predict` wrote and the lesion centres that
 the cohort table names, and writes metrics.json, per_scan.csv, froc.csv, froc.png, counts.png and a
-few overlays. The prepared images, thresholded for the same counts, are method (a) of the paper's
-Table 1, the heatmaps method (e). Where lesions were counted in one slice (the table's slice_z_mm),
-they are detected and sought in that slice only. Each process has one scan in memory at a time
-(--jobs). Training ends with the same figures, by `evaluate_maps`.
+few overlays; without centres, only how well the counts agree. The prepared images, thresholded for
+the same counts, are method (a) of the paper's Table 1, the heatmaps method (e). Where lesions were
+counted in one slice (the table's slice_z_mm), they are detected and sought in that slice only. Each
+process has one scan in memory at a time (--jobs). Training ends with the same figures, by
+`evaluate_maps`.
 """
 
 import argparse
@@ -132,6 +133,15 @@ def evaluate_cases(cases, counts, out=None, reach=None, seed=0, n_jobs=1):
     return result
 
 
+def evaluate_counts(counts, counts_predicted, out):
+    """Where lesions are not marked, all that can be judged: writes metrics.json and counts.png."""
+    print("without lesion centres, only the counts can be judged")
+    figures_of_count = count_metrics(counts, counts_predicted)
+    write_json(out / "metrics.json", {MAIN: figures_of_count})
+    figures_counts.counts_agreement(out / "counts.png", counts, counts_predicted)
+    print("  ".join(f"{name} {value:.2f}" for name, value in figures_of_count.items()))
+
+
 def _find_thresholds(each, cases, bins):
     """Method -> the thresholds of its threshold FROC, from the bins of all its voxels."""
     wanted = {method: wanted_bins(own, LEVELS) for method, own in bins.items()}
@@ -207,7 +217,7 @@ def main(argv=None):
     about = __doc__.splitlines()[0].split(":")[0]
     parser = argparse.ArgumentParser("python -m weakunet.evaluate", description=about)
     parser.add_argument("--predictions", type=Path, required=True, help="by weakunet.predict")
-    parser.add_argument("--data", type=Path, required=True, help="cohort table with centres")
+    parser.add_argument("--data", type=Path, required=True, help="cohort table with the truth")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the results")
     parser.add_argument("--split", choices=(*SPLITS, "all"), default="test", help="if it has any")
     radius = parser.add_mutually_exclusive_group()
@@ -221,10 +231,13 @@ def main(argv=None):
     table_path = args.predictions / "predictions.csv"
     counts = read_predictions(table_path)
     chosen = choose_scans(read_cohort(args.data), counts, args.split, args.data, table_path)
+    own = [counts[scan.subject] for scan in chosen]
+    if chosen[0].centres is None:  # nor do the others have any
+        evaluate_counts([scan.count for scan in chosen], own, args.out)
+        return
     with_image = all(scan.roi is None for scan in chosen)  # a raw one is no map
     load = functools.partial(load_prediction, folder=args.predictions, with_image=with_image)
     cases = [functools.partial(load, scan) for scan in chosen]
-    own = [counts[scan.subject] for scan in chosen]
     methods = [NO_NETWORK, MAIN] if with_image else [MAIN]
     reach = Reach(args.radius, args.radius_mm)
     evaluate_cases(cases, dict.fromkeys(methods, own), args.out, reach, args.seed, args.jobs)

@@ -37,7 +37,10 @@ def read_predictions(path):
 
 
 def choose_scans(scans, counts, split, data, predictions):
-    """The predicted scans of the split (of all, where the table has none) with lesion centres."""
+    """The predicted scans of the split (of all, where the table has none) with lesion centres.
+
+    Where no scan has centres, those with a count.
+    """
     named = {scan.subject for scan in scans}
     unknown = [subject for subject in counts if subject not in named]
     if unknown:
@@ -47,8 +50,11 @@ def choose_scans(scans, counts, split, data, predictions):
     if not chosen:
         raise InputError(f"{predictions}: none of split {split}; predict on it, or --split all")
     usable = [scan for scan in chosen if scan.centres is not None]
+    usable = usable or [scan for scan in chosen if scan.count is not None]
     if not usable:
-        raise InputError(f"{data}: no predicted scan has lesion centres; add a column centres")
+        raise InputError(
+            f"{data}: no predicted scan has lesion centres or a count; fill in one of the columns"
+        )
     if all(scan.split is None for scan in scans):
         print(f"note: {data} has no split, so scans that were trained on would count as test scans")
     print(f"evaluating {len(usable)} of {len(counts)} predicted scans")

@@ -19,8 +19,7 @@ from weakunet import backend, figures
 from weakunet.checkpoint import FLIPS, load_model
 from weakunet.cli import InputError, command, progress, write_csv, write_json
 from weakunet.cohort import load_scan, read_cohort, split_cohort
-from weakunet.evaluate import evaluate_maps
-from weakunet.metrics import count_metrics
+from weakunet.evaluate import evaluate_counts, evaluate_maps
 from weakunet.model import WeakUNet
 from weakunet.phantom import PRESETS, simulate_cohort
 from weakunet.predict import predict_copies
@@ -182,10 +181,7 @@ def test_best(out, scans, device):
     predicted = [predict_copies(model, scan.volume) for scan in progress(scans, "testing")]
     counts = [count for count, _ in predicted]
     if any(scan.centres_zyx is None for scan in scans):
-        print("some test scans have no lesion centres: only the counts can be judged")
-        figures_of_count = count_metrics([scan.count for scan in scans], counts)
-        write_json(out / "test" / "metrics.json", {"regression_fcn": figures_of_count})
-        print("  ".join(f"{name} {value:.2f}" for name, value in figures_of_count.items()))
+        evaluate_counts([scan.count for scan in scans], counts, out / "test")
         return
     maps = {
         "intensities": [scan.volume.array for scan in scans],

@@ -29,7 +29,7 @@ class Run:
     def __init__(self, model, settings, out):
         self.model, self.settings, self.out = model, settings, out
         self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
-        self.in_plane = False  # True: one slice was counted, and must stay where it is
+        self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
         self.epoch = self.batch = 0
         self.history = []  # a row of COLUMNS per finished epoch
         self.predicted = []  # counts of this epoch's training scans so far, an array per batch
@@ -223,7 +223,8 @@ def train(run, scans, stop=lambda: False):
         volumes[split] = backend.cache(padded, model.device)
         counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
     model.shape = shape
-    run.in_plane = scans["train"][0].slice_index is not None
+    flat = all(len(array) == 1 for array in arrays["train"])
+    run.in_plane = flat or scans["train"][0].slice_index is not None
     model.flips = settings.flips.replace("z", "") if run.in_plane else settings.flips
     if run.epoch == run.batch == 0:
         run.save()
