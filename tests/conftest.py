@@ -23,6 +23,7 @@ def cuda_on_cpu(monkeypatch):
     monkeypatch.setattr(backend, "launch", gpu.launch)
     monkeypatch.setattr(backend, "is_cuda", lambda array: isinstance(array, np.ndarray))
     monkeypatch.setattr(backend, "to_host", np.asarray)
+    monkeypatch.setattr(backend, "compute_capability", lambda: 90)
     for make in ("empty", "empty_like"):
         monkeypatch.setattr(np, make, _filled_with_ones(getattr(np, make)))
     return gpu

@@ -101,6 +101,37 @@ def test_integer_atomics_count(monkeypatch):
     assert count[0] == (x > 0).sum()
 
 
+@pytest.mark.parametrize("sanitize", [None, "address", "thread"])
+def test_barrier_with_a_vote_tells_all_threads_of_the_block(sanitize):
+    x, y = -np.ones(4 * 64, np.float32), empty(4 * 64, np.int32)
+    x[[70, 250]] = 1  # in the second and the last of four blocks
+    launch("any_positive", (4, 64), (x, y), file="right", sanitize=sanitize)
+    np.testing.assert_array_equal(y.reshape(4, 64), np.repeat([[0], [1], [0], [1]], 64, axis=1))
+
+
+@pytest.mark.parametrize("sanitize", [None, "address", "thread"])
+def test_mma_multiplies_matrices_whose_low_bits_do_not_count(sanitize):
+    a, b = random(16 * 8).reshape(16, 8), random(300)[-64:].reshape(8, 8)
+    for rounded, add in ((0, 0), (1, 0x1000)):
+        cut = [((m.view(np.uint32) + add) & 0xFFFFE000).view(np.float32) for m in (a, b)]
+        d = random(128).reshape(16, 8) * 3
+        expected = d + cut[0].astype(np.float64) @ cut[1]
+        launch("multiply_matrices", (1, 32), (a, b, d, rounded), file="right", sanitize=sanitize)
+        np.testing.assert_allclose(d, expected, rtol=0, atol=2e-6)
+        assert abs(a @ b - cut[0] @ cut[1]).max() > 1e-3  # so the test can tell
+
+
+def test_rounding_to_tf32_goes_to_the_nearest_and_leaves_what_is_no_number():
+    step = 2.0**-10  # between neighbours of 1 in TF32
+    values = np.array([1 + step / 2, -1 - step / 2, 1 + step * 0.49, np.inf, np.nan, 0], np.float32)
+    a, b, d = np.zeros((16, 8), np.float32), np.eye(8, dtype=np.float32), np.zeros((16, 8), "f4")
+    for row, value in enumerate(values):
+        a[row, row] = value
+    launch("multiply_matrices", (1, 32), (a, b, d, 1), file="right")
+    assert (d[0, 0], d[1, 1], d[2, 2]) == (1 + step, -1 - step, 1)
+    assert np.isinf(d[3, 3]) and np.isnan(d[4, 4]) and d[5, 5] == 0
+
+
 # ---- wrong kernels: barriers -----------------------------------------------------------------
 
 
@@ -207,6 +238,12 @@ def test_shuffle_from_a_lane_outside_the_mask_gives_nan():
     y = empty(32)
     launch("absent_lane", (1, 32), (y,))
     np.testing.assert_array_equal(np.isnan(y), np.arange(32) < 16)
+
+
+def test_mma_by_half_a_warp_gives_nan():
+    y = np.zeros(16, np.float32)
+    launch("half_a_warp", (1, 32), (y,))
+    assert np.isnan(y).all()
 
 
 # ---- the Python side -------------------------------------------------------------------------

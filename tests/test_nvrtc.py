@@ -4,6 +4,7 @@ import pytest
 
 from weakunet import bench_compile, cuda_source
 from weakunet.cli import InputError
+from weakunet.layers import conv3d_tensor
 
 try:
     bench_compile.compile_file("layers/relu", "float", "sm_90")
@@ -14,9 +15,10 @@ needs_nvrtc = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("architecture", bench_compile.ARCHITECTURES)
-@pytest.mark.parametrize("real", ["float", "double"])
-@pytest.mark.parametrize("file", cuda_source.cu_files())
+@pytest.mark.parametrize(
+    ("file", "real", "architecture"),
+    [(file, *target) for file in cuda_source.cu_files() for target in bench_compile.targets(file)],
+)
 def test_file_compiles_without_warnings_and_float_does_not_spill(file, real, architecture):
     rows, warnings = bench_compile.compile_file(file, real, architecture)
     assert warnings == []
@@ -33,6 +35,21 @@ def test_conv3d_tiled_leaves_room_for_two_blocks_of_256_threads_on_an_sm():
     convolutions = [row for row in rows if "_tiled_k3" in row["kernel"]]
     assert len(convolutions) == 3
     assert max(row["registers"] for row in convolutions) <= 65536 / 2 / 256
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_tensor_kernels_leave_room_for_two_blocks_on_an_sm(architecture):
+    for file, threads in (("conv3d_tensor", "THREADS"), ("conv3d_tensor_weight", "DW_THREADS")):
+        rows, _ = bench_compile.compile_file(f"layers/{file}", "float", architecture)
+        block = conv3d_tensor.SIZES[threads]
+        assert max(row["registers"] for row in rows) <= 65536 / 2 / block
+
+
+def test_tensor_kernels_are_for_float_and_ampere_or_newer():
+    for file in ("layers/conv3d_tensor", "layers/conv3d_tensor_weight"):
+        assert bench_compile.targets(file) == [("float", "sm_80"), ("float", "sm_90")]
+    assert len(bench_compile.targets("layers/relu")) == 8
 
 
 @needs_nvrtc

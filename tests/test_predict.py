@@ -26,7 +26,7 @@ class Stub:
     multiple, shape, flips, device = 8, (1, 1, 1), "x", "cpu"
     count = 3.2
 
-    def to(self, device):
+    def to(self, device, precision):
         return self
 
     def predict(self, scans):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from cuda_on_cpu.harness import reason_not_to_run
 from kernel_cases import CASES
+from test_kernels import cast
 
-from weakunet.layers import conv3d_cuda
+from weakunet.layers import conv3d_cuda, conv3d_tensor
 
 FUNCTIONS = sorted({name.split()[0] for name in CASES})
 
@@ -22,11 +23,13 @@ def test_kernels_have_no_invalid_access_and_no_race(sanitize, function, cuda_on_
     cuda_on_cpu.sanitize = sanitize
     for name, (_, on_gpu, args) in CASES.items():
         if name.split()[0] == function:
-            on_gpu(*args)
+            on_gpu(*cast(args, np.float32 if "tensor" in name else np.float64))
     if function == "conv3d_backward":  # few blocks, so that each works through several tiles
         monkeypatch.setattr(conv3d_cuda, "BLOCKS", 4)
+        monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)
         rng = np.random.default_rng(0)
-        shapes = (1, 3, 5, 9, 17), (1, 2, 5, 9, 17), (3, 2, 3, 3, 3)
-        dy, x, w = (rng.normal(size=shape) for shape in shapes)
-        conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel="tiled")
+        for kernel, dtype, c_in in (("tiled", "f8", 2), ("tensor", "f4", 9)):
+            shapes = (1, 3, 5, 9, 17), (1, c_in, 5, 9, 17), (3, c_in, 3, 3, 3)
+            dy, x, w = (rng.normal(size=shape).astype(dtype) for shape in shapes)
+            conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel)
     assert cuda_on_cpu.launched

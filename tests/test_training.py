@@ -239,7 +239,7 @@ def test_test_scans_are_predicted_on_the_device_of_the_run(monkeypatch, tmp_path
         pass
 
     class Model:
-        def to(self, device):
+        def to(self, device, precision):
             raise Moved(device)
 
     monkeypatch.undo()  # of no_pictures, which leaves testing out

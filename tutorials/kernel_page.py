@@ -23,8 +23,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "weakunet"
 PAGE = Path(__file__).with_name("kernels.html")
 
 # What stands beside what, in reading order. Section: a .py file, whose docstring holds the
-# equation. Row: functions of that file; a .cu file; its kernels, or None for the whole text. Where
-# there is no .cu file, the functions' lines for the GPU, which call other layers.
+# equation. Row: functions of that file, or None for a text that stands alone; a .cu file; its
+# kernels, or None for the whole text. Where there is no .cu file, the functions' lines for the GPU,
+# which call other layers.
 SECTIONS = {
     "layers/relu": [
         ("relu_forward", "layers/relu", "relu_forward"),
@@ -73,6 +74,11 @@ SECTIONS = {
         ("forward sweep _gather _overlap _multiply", "layers/conv3d_tiled", None),
         ("backward _correlate", "layers/conv3d_tiled_weight", None),
     ],
+    "layers/conv3d_tensor": [
+        (None, "layers/tensor_core.cuh", None),
+        (None, "layers/conv3d_tensor", None),
+        (None, "layers/conv3d_tensor_weight", None),
+    ],
 }
 PYTHON = re.compile(
     r'(?P<comment>#[^\n]*|"""[\s\S]*?""")|(?P<string>"[^"\n]*")|(?P<keyword>\b(?:def|return|if|else|'
@@ -97,7 +103,7 @@ pre.equation { background: #fff8e6; max-width: 60rem; margin: 1em 0; }
 .comment { color: #4a6a4a; } .string { color: #8a4b08; } .keyword { font-weight: 600; }
 .cuda { color: #0b4f9c; font-weight: 600; }
 @media screen and (min-width: 60rem) { /* a short text stays beside a long one */
-  .side:first-child { position: sticky; top: .5rem; max-height: 98vh; overflow-y: auto; } }
+  .row .side:first-child { position: sticky; top: .5rem; max-height: 98vh; overflow-y: auto; } }
 @media (max-width: 60rem) { .row { grid-template-columns: minmax(0, 1fr); } }
 @media print { pre { white-space: pre-wrap; } }
 """
@@ -178,16 +184,19 @@ def page():
         links.append(f'<a href="#{name}">{name}</a>')
         body.append(f'<h2 id="{name}">{name}</h2>\n{explanation(docstring)}')
         for functions, cu, kernels in rows:
-            numpy_lines = python_functions(text, functions.split())
-            left = _side(f"{section}.py", highlight(numpy_lines, PYTHON))
+            left = ""
+            if functions:
+                numpy_lines = python_functions(text, functions.split())
+                left = _side(f"{section}.py", highlight(numpy_lines, PYTHON))
             if cu is None:
                 gpu_lines = textwrap.dedent(python_functions(text, functions.split(), gpu=True))
                 right = _side(f"{section}.py, on a GPU", highlight(gpu_lines, PYTHON))
             else:
-                cuda = (PACKAGE / f"{cu}.cu").read_text(encoding="utf-8")
+                cu = cu if "." in cu else f"{cu}.cu"
+                cuda = (PACKAGE / cu).read_text(encoding="utf-8")
                 cuda = cuda_kernels(cuda, kernels.split()) if kernels else cuda.strip("\n")
-                right = _side(f"{cu}.cu", highlight(cuda, CUDA))
-            body.append(f'<div class="row">\n{left}\n{right}\n</div>')
+                right = _side(cu, highlight(cuda, CUDA))
+            body.append(f'<div class="{"row" if left else "alone"}">\n{left}\n{right}\n</div>')
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -13,6 +13,8 @@ from weakunet import cuda_source
 from weakunet.cli import InputError
 
 THREADS_PER_BLOCK = 256
+# of a network's 3x3x3 convolutions on a GPU: float32, or factors rounded to TF32 on tensor cores
+PRECISIONS = ("fp32", "tf32")
 
 
 def is_cuda(array):
@@ -46,6 +48,16 @@ def pick_device(name="auto"):
             f"--device cuda: {problem}; use --device cpu, or auto to take what is there"
         )
     return "cpu"
+
+
+def require_precision(precision, device):
+    """Raise InputError unless `precision` (of PRECISIONS) is to be had on `device`, cpu or cuda."""
+    if precision == "fp32":
+        return
+    if device == "cpu":
+        raise InputError("--precision tf32 needs a GPU's tensor cores; on a CPU only fp32 runs")
+    if compute_capability() < cuda_source.constants("layers/conv3d_tensor")["MIN_SM"]:
+        print("note: this GPU has no tensor cores for TF32, so it computes in fp32", flush=True)
 
 
 def _no_gpu_because():
@@ -84,6 +96,13 @@ def device_name(device):
     number = cupy.cuda.Device().id
     name = cupy.cuda.runtime.getDeviceProperties(number)["name"].decode()
     return f"cuda:{number} ({name}, {cupy.cuda.Device().mem_info[1] / 2**30:.0f} GiB)"
+
+
+def compute_capability():
+    """The generation of the current GPU: 80 is sm_80, Ampere."""
+    import cupy
+
+    return int(cupy.cuda.Device().compute_capability)
 
 
 def device_memory():

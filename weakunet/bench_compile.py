@@ -19,6 +19,16 @@ _ENTRY = re.compile(
 )
 
 
+def targets(file):
+    """(real, architecture) pairs that a .cu file is for. Kernels for tensor cores say how new the
+    card must be (MIN_SM), and work in float only.
+    """
+    oldest = cuda_source.constants(file).get("MIN_SM", 0)
+    architectures = [sm for sm in ARCHITECTURES if int(sm[3:]) >= oldest]
+    reals = ("float",) if oldest else ("float", "double")
+    return [(real, architecture) for real in reals for architecture in architectures]
+
+
 def compile_file(file, real, architecture):
     """Compile a .cu file ('layers/relu') for real = 'float' or 'double' and an architecture.
 
@@ -67,12 +77,7 @@ def compile_all():
     """Compile every .cu file for every architecture, in float and double, and print the figures:
     per kernel and dtype one line, registers by architecture. Returns the rows.
     """
-    jobs = [
-        (file, real, architecture)
-        for file in cuda_source.cu_files()
-        for real in ("float", "double")
-        for architecture in ARCHITECTURES
-    ]
+    jobs = [(file, *target) for file in cuda_source.cu_files() for target in targets(file)]
     rows = []
     for job in progress(jobs, "compile"):
         compiled, warnings = compile_file(*job)
@@ -90,6 +95,6 @@ def print_registers(rows):
     for kernel, real in dict.fromkeys((row["kernel"], row["real"]) for row in rows):
         own = [row for row in rows if (row["kernel"], row["real"]) == (kernel, real)]
         registers = {row["architecture"]: str(row["registers"]) for row in own}
-        cells = [kernel, real, *(registers[architecture] for architecture in ARCHITECTURES)]
+        cells = [kernel, real, *(registers.get(sm, "-") for sm in ARCHITECTURES)]
         cells += [str(max(row[key] for row in own)) for key in ("shared_bytes", "spill_bytes")]
         print("| " + " | ".join(cells) + " |")

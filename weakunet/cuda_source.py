@@ -19,6 +19,7 @@ import numpy as np
 
 REAL_DTYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 _DTYPES = {
+    "float": np.dtype(np.float32),
     "double": np.dtype(np.float64),
     "int": np.dtype(np.int32),
     "long long": np.dtype(np.int64),
@@ -28,11 +29,12 @@ _KERNEL = re.compile(
     r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\s*\(([^)]*)\)'
 )
 _DEFINE = re.compile(r"^#define (\w+) (\d+)\b", re.MULTILINE)
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 class Parameter(NamedTuple):
-    """One parameter of a kernel: `type` is real, double, int, long long or unsigned char."""
+    """One parameter of a kernel: `type` is real, float, double, int, long long, unsigned char."""
 
     name: str
     type: str
@@ -53,8 +55,20 @@ def cu_files():
 
 @functools.cache
 def source(file):
-    """The text of a .cu file."""
-    return cu_path(file).read_text(encoding="utf-8")
+    """The text of a .cu file, with the text of what it includes from its own folder."""
+    return read_with_includes(cu_path(file))
+
+
+def read_with_includes(path):
+    """As `source`, of any file and never from memory."""
+    text = path.read_text(encoding="utf-8")
+
+    def splice(match):
+        included = (path.parent / match[1]).read_text(encoding="utf-8")
+        next_line = text.count("\n", 0, match.end()) + 2
+        return f'#line 1 "{match[1]}"\n{included}#line {next_line} "{path.name}"'
+
+    return _INCLUDE.sub(splice, text)
 
 
 @functools.cache

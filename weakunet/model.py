@@ -23,6 +23,7 @@ import numpy as np
 
 from weakunet.backend import is_cuda, to_device, to_host
 from weakunet.layers.conv3d import Conv3D, conv3d_forward
+from weakunet.layers.conv3d_cuda import KERNEL_OF
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.linear import Linear, linear_forward
@@ -227,9 +228,14 @@ class WeakUNet:
         """'cpu' or 'cuda', wherever its arrays are."""
         return "cuda" if is_cuda(self.linear.params["b"]) else "cpu"
 
-    def to(self, device):
-        """Move all arrays to `device` ('cpu' or 'cuda'); returns the network."""
+    def to(self, device, precision="fp32"):
+        """Move all arrays to `device` ('cpu' or 'cuda'); returns the network.
+
+        precision: how a GPU computes its 3x3x3 convolutions, one of backend.PRECISIONS.
+        """
         for _, layer in self._learning_layers():
+            if isinstance(layer, Conv3D):
+                layer.kernel = KERNEL_OF[precision]
             for arrays in (layer.params, layer.grads):
                 arrays.update({name: to_device(value, device) for name, value in arrays.items()})
         return self

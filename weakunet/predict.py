@@ -166,6 +166,9 @@ def parse_arguments(argv):
     parser.add_argument("--slab-mm", type=half_thickness, help="as for preprocess, for raw scans")
     parser.add_argument("--bids", action="store_true", help="name the files as BIDS derivatives")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--precision", choices=backend.PRECISIONS, default="fp32", help="as for train, on a GPU"
+    )
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once (CPU)")
     args = parser.parse_args(argv)
     if (args.data is None) == (not args.images):
@@ -186,7 +189,15 @@ def parse_arguments(argv):
 
 
 def predict_cohort(
-    scans, model_path, out, device="cpu", invert=False, bids=False, slab_mm=None, n_jobs=1
+    scans,
+    model_path,
+    out,
+    device="cpu",
+    precision="fp32",
+    invert=False,
+    bids=False,
+    slab_mm=None,
+    n_jobs=1,
 ):
     """Predict on scans, leaving out those that are done; yield each one's rows, or its InputError.
 
@@ -203,7 +214,7 @@ def predict_cohort(
         work = functools.partial(_predict_in_worker, model_path, **how)
         results = map_processes(work, todo, n_jobs)
     else:
-        model = load_model(model_path).to(device)
+        model = load_model(model_path).to(device, precision)
         results = (_predict_or_fail(model, scan, **how) for scan in todo)
     for scan in scans:
         yield next(results) if done[scan.subject] is None else done[scan.subject]
@@ -246,7 +257,9 @@ def main(argv=None):
         raise InputError(f"{out}: holds BIDS names; add --bids, or choose another --out")
     load_model(args.model)  # its error comes first
     device = backend.pick_device(args.device)
-    how = {"device": device, "invert": args.invert, "bids": args.bids, "slab_mm": args.slab_mm}
+    backend.require_precision(args.precision, device)
+    how = {name: getattr(args, name) for name in ("precision", "invert", "bids", "slab_mm")}
+    how["device"] = device
     resume.begin(out, {"model": file_digest(args.model), **how})
     if args.bids:
         start_bids(out, [scan.subject for scan in args.scans])

@@ -58,6 +58,9 @@ class Settings:
     shift_vox: int = option(2, "random shift along each axis, at most, in voxels")
     rotate_deg: float = option(0.0, "random rotation about each axis, at most, in degrees")
     scale: float = option(0.0, "random scaling, at most, as a fraction")
+    precision: str = option(
+        "fp32", "of a GPU's convolutions: fp32, or tf32 on tensor cores (not yet tried on a GPU)"
+    )
     patience: int = option(0, "stop after so many epochs without a better one; 0: never")
 
     def __post_init__(self):
@@ -90,6 +93,7 @@ LOWEST = {
     "patience": 0,
 }
 CHOICES = {
+    "precision": {"choices": backend.PRECISIONS},
     "phantom": {"choices": tuple(PRESETS)},
     "pool": {"choices": ("lmax", "max", "mean")},
     "flips": {"choices": FLIPS},
@@ -175,9 +179,9 @@ class Interrupt:
         return self.asked
 
 
-def test_best(out, scans, device):
+def test_best(out, scans, device, precision="fp32"):
     """Read the test scans once: predict them with best.npz, write test/ and print its table."""
-    model = load_model(out / "best.npz").to(device)
+    model = load_model(out / "best.npz").to(device, precision)
     predicted = [predict_copies(model, scan.volume) for scan in progress(scans, "testing")]
     counts = [count for count, _ in predicted]
     if any(scan.centres_zyx is None for scan in scans):
@@ -217,6 +221,7 @@ def main(argv=None):
     settings, out, device, resume, given = parse_arguments(argv)
     settings, out = open_run(settings, out, resume, given)
     device = backend.pick_device(device)
+    backend.require_precision(settings.precision, device)
     print(f"device: {backend.device_name(device)}; run: {out}", flush=True)
     scans = load_scans(settings, ("train", "val"))
     model = WeakUNet(
@@ -226,7 +231,7 @@ def main(argv=None):
         settings.block,
         rng=np.random.default_rng([settings.seed, WEIGHTS]),
     )
-    run = Run(model.to(device), settings, out)
+    run = Run(model.to(device, settings.precision), settings, out)
     rows = [(scan.subject, split, scan.count) for split in scans for scan in scans[split]]
     if resume and run.started():
         require_same_scans(out / "split.csv", rows)
@@ -245,7 +250,7 @@ def main(argv=None):
     figures.training_curves(out / "curves.png", run.history, float(val_counts.var()))
     if device == "cuda":
         print(f"GPU memory: {backend.device_memory()['held_bytes'] / 2**20:.0f} MiB at most")
-    test_best(out, load_scans(settings, ("test",))["test"], device)
+    test_best(out, load_scans(settings, ("test",))["test"], device, settings.precision)
     print(f"written: {out}")
 
 

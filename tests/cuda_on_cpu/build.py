@@ -26,7 +26,8 @@ BUILD = {
                 "-fsanitize-sections=cuda_shared"],
     "thread": ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=thread"],
 }  # fmt: skip
-# The only change to a kernel's text: a pragma's spelling.
+# The only change to a kernel's text: a pragma's spelling. (tensor_core.cuh leaves the two functions
+# that are a GPU's own instructions to cuda_on_cpu.h.)
 REWRITES = [
     (r"#pragma unroll[ \t]*$", "#pragma GCC unroll 64"),
     (r"#pragma unroll[ \t]+(\d+)", r"#pragma GCC unroll \1"),
@@ -65,7 +66,7 @@ def build(path, real="float", sanitize=None):
     Raises KernelError with the compiler's lines.
     """
     path = Path(path).resolve()
-    unit = _translation_unit(path, path.read_text(encoding="utf-8"), real)
+    unit = _translation_unit(path, cuda_source.read_with_includes(path), real)
     made = _folder() / f"{path.stem}-{_name(unit, sanitize)}"
     if made.exists():
         return made

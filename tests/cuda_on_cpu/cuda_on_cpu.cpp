@@ -4,13 +4,14 @@
 // waits keeps it (a fiber) and the next starts on another. When no thread can run, whoever has met
 // goes on: the lanes of a warp operation, else all threads of the block at one __syncthreads. If
 // nobody has met, the kernel is wrong and the launch ends with a message. A seed shuffles the order
-// of the blocks, of the threads, and of those that go on, so that a race shows in the numbers.
+// of the blocks, the warps, the threads, and of those that go on, so that a race shows in the numbers.
 //
 // Built with CUDA_ON_CPU_ADDRESS or CUDA_ON_CPU_THREAD it is a program that reads one launch from
 // stdin, and tells AddressSanitizer or ThreadSanitizer about the fibers. It is not instrumented.
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -174,6 +175,7 @@ struct Thread {
     unsigned mask = 0;
     void* mine = nullptr;
     Collective compute = nullptr;
+    bool vote = false;
 };
 using Threads = std::vector<Thread*>;
 
@@ -182,6 +184,7 @@ static const Kernel* kernel;
 static void** arguments;
 static std::vector<Thread> threads;   // by their number in the block
 static Threads order;                 // in which they start
+static std::vector<size_t> warps;     // the first threads of the warps, in the order of their turns
 static size_t started;
 
 template <class T>
@@ -236,7 +239,13 @@ static void wait(Thread::State state, int line, const char* name) {
     switch_to(host);
 }
 
-void wait_for_block(int line) { wait(Thread::AT_BARRIER, line, "__syncthreads"); }
+static bool block_vote;  // of the last barrier
+
+bool wait_for_block(int line, bool vote) {
+    running->thread->vote = vote;
+    wait(Thread::AT_BARRIER, line, "__syncthreads");
+    return block_vote;
+}
 
 void wait_for_warp(int line, const char* name, unsigned mask, void* mine, Collective compute) {
     Thread& thread = *running->thread;
@@ -274,22 +283,26 @@ static void go_on(const Threads& group, Threads& ready) {
 // The threads that have met whom they waited for. None: all have ended, or the kernel is wrong.
 static Threads release_waiting() {
     Threads ready, group;
-    for (size_t t = 0; t < threads.size(); ++t) {
-        if (threads[t].state != Thread::AT_WARP) continue;
-        size_t warp = t / 32 * 32;
-        group = met_in_warp(warp, t % 32);
-        if (group.empty()) continue;
-        void* lanes[32] = {};
-        for (Thread* thread : group) lanes[thread - &threads[warp]] = thread->mine;
-        if (threads[t].compute) threads[t].compute(lanes);
-        go_on(group, ready);
+    for (size_t warp : warps) {  // the first that can go on does: it may run ahead of all others
+        for (size_t t = warp; t < std::min(warp + 32, threads.size()); ++t) {
+            if (threads[t].state != Thread::AT_WARP) continue;
+            group = met_in_warp(warp, t % 32);
+            if (group.empty()) continue;
+            void* lanes[32] = {};
+            for (Thread* thread : group) lanes[thread - &threads[warp]] = thread->mine;
+            if (threads[t].compute) threads[t].compute(lanes);
+            go_on(group, ready);
+        }
+        if (!ready.empty()) return ready;
     }
-    if (!ready.empty()) return ready;
     group.clear();
     for (Thread& thread : threads)
         if (thread.state == Thread::AT_BARRIER && thread.line == threads[0].line)
             group.push_back(&thread);
-    if (group.size() == threads.size()) go_on(group, ready);
+    if (group.size() < threads.size()) return {};
+    block_vote = false;
+    for (Thread* thread : group) block_vote |= thread->vote;
+    go_on(group, ready);
     return ready;
 }
 
@@ -366,6 +379,7 @@ static std::string run_block() {
     synchronise({&host}, idle);
     for (Thread& thread : threads) thread.state = Thread::READY;
     shuffle_order(order);
+    shuffle_order(warps);
     for (started = 0; started < order.size();) start_one();
     for (Threads ready; !(ready = release_waiting()).empty();) {
         shuffle_order(ready);
@@ -395,6 +409,8 @@ extern "C" __attribute__((visibility("default"))) int cuda_on_cpu_launch(
     blockDim = {sizes[3], sizes[4], sizes[5]};
     threads.assign(size_t(blockDim.x) * blockDim.y * blockDim.z, Thread());
     order.clear();
+    warps.clear();
+    for (size_t t = 0; t < threads.size(); t += 32) warps.push_back(t);
     for (size_t t = 0; t < threads.size(); ++t) {
         threads[t].index = {unsigned(t % blockDim.x), unsigned(t / blockDim.x % blockDim.y),
                             unsigned(t / blockDim.x / blockDim.y)};

@@ -3,8 +3,8 @@
 // A kernel file is compiled behind this header, unchanged. The words of CUDA become macros and small
 // functions; whatever makes a thread wait (__syncthreads, a warp operation) calls the runtime in
 // cuda_on_cpu.cpp, which runs the threads of one block in turns, each on a stack of its own.
-// Tensor-core and copy instructions (mma.sync, ldmatrix, cp.async) would be added the way the
-// shuffle is: each lane leaves a pointer to its registers and one function computes for the warp.
+// The tensor cores' mma is done the way the shuffle is: each lane leaves a pointer to its registers
+// and one function computes for the warp. ldmatrix and cp.async could be added like that.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -31,7 +31,7 @@ namespace cuda_on_cpu {
 // What the lanes of a warp leave for each other: one pointer a lane, null where no lane takes part.
 using Collective = void (*)(void* const lanes[32]);
 
-void wait_for_block(int line);
+bool wait_for_block(int line, bool vote = false);  // true if any thread's vote was
 void wait_for_warp(int line, const char* name, unsigned mask, void* mine, Collective compute);
 
 // The runtime orders what the lanes leave; ThreadSanitizer need not look at it.
@@ -63,6 +63,45 @@ struct Vote {
             if (lanes[lane] && static_cast<Vote*>(lanes[lane])->predicate) ballot |= 1u << lane;
         for (int lane = 0; lane < 32; ++lane)
             if (lanes[lane]) static_cast<Vote*>(lanes[lane])->result = ballot;
+    }
+};
+
+// What a tensor core makes of a float: the low 13 bits of the mantissa do not count. Whoever wants
+// them rounded calls to_tf32 before (cvt.rna.tf32.f32: to nearest, halves away from zero).
+inline float cut_to_tf32(float x, uint32_t add = 0) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    bits = (bits + (std::isfinite(x) ? add : 0)) & 0xffffe000u;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+// mma.sync.m16n8k8 in TF32: lane 4g + t has of a the rows g, g + 8, g, g + 8 of columns t, t, t + 4,
+// t + 4; of b the rows t, t + 4 of column g; of d row g, columns 2t, 2t + 1, then row g + 8. The order
+// of the 8 additions is not told by the manufacturer; here it is the order of k.
+struct Mma {
+    float* d;
+    float4 a;
+    float2 b;
+
+    CUDA_ON_CPU_UNSEEN static void compute(void* const lanes[32]) {
+        float a[16][8], b[8][8];
+        bool all_here = true;
+        for (int lane = 0; lane < 32; ++lane) all_here &= lanes[lane] != nullptr;
+        for (int lane = 0; lane < 32 && all_here; ++lane) {
+            auto* its = static_cast<Mma*>(lanes[lane]);
+            int g = lane / 4, t = lane % 4;
+            a[g][t] = cut_to_tf32(its->a.x), a[g + 8][t] = cut_to_tf32(its->a.y);
+            a[g][t + 4] = cut_to_tf32(its->a.z), a[g + 8][t + 4] = cut_to_tf32(its->a.w);
+            b[t][g] = cut_to_tf32(its->b.x), b[t + 4][g] = cut_to_tf32(its->b.y);
+        }
+        for (int lane = 0; lane < 32; ++lane)
+            for (int e = 0; e < 4 && lanes[lane]; ++e) {
+                float& d = static_cast<Mma*>(lanes[lane])->d[e];
+                int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
+                if (!all_here) d = NAN;  // undefined in CUDA
+                for (int k = 0; k < 8 && all_here; ++k) d += a[row][k] * b[k][column];
+            }
     }
 };
 
@@ -108,6 +147,11 @@ inline void syncwarp(int line, unsigned mask = ~0u) {
     wait_for_warp(line, "__syncwarp", mask, nullptr, nullptr);
 }
 
+inline void mma(int line, float (&d)[4], float4 a, float2 b) {
+    Mma mine{d, a, b};
+    wait_for_warp(line, "mma", ~0u, &mine, Mma::compute);
+}
+
 // A kernel as the runtime calls it: one pointer an argument, as in cudaLaunchKernel.
 struct Kernel {
     const char* name;
@@ -125,6 +169,7 @@ inline void call(void (*kernel)(A...), void** arguments) {
 }  // namespace cuda_on_cpu
 
 #define __syncthreads() cuda_on_cpu::wait_for_block(__LINE__)
+#define __syncthreads_or(p) int(cuda_on_cpu::wait_for_block(__LINE__, p))
 #define __syncwarp(...) cuda_on_cpu::syncwarp(__LINE__ __VA_OPT__(, ) __VA_ARGS__)
 #define __shfl_sync(...) cuda_on_cpu::shfl(__LINE__, __VA_ARGS__)
 #define __shfl_up_sync(...) cuda_on_cpu::shfl_up(__LINE__, __VA_ARGS__)
@@ -133,6 +178,10 @@ inline void call(void (*kernel)(A...), void** arguments) {
 #define __ballot_sync(mask, p) cuda_on_cpu::ballot(__LINE__, "__ballot_sync", mask, p)
 #define __any_sync(mask, p) (cuda_on_cpu::ballot(__LINE__, "__any_sync", mask, p) != 0)
 #define __all_sync(mask, p) (cuda_on_cpu::ballot(__LINE__, "__all_sync", mask, !(p)) == 0)
+
+#define CUDA_ON_CPU  // says so to tensor_core.cuh, whose two instructions these are
+#define mma(...) cuda_on_cpu::mma(__LINE__, __VA_ARGS__)
+inline float to_tf32(float x) { return cuda_on_cpu::cut_to_tf32(x, 0x1000); }
 
 template <class T>
 inline T __ldg(const T* p) { return *p; }

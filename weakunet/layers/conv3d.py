@@ -62,8 +62,10 @@ class Conv3D:
     """A convolution layer; weights Gaussian of variance 2 / (C_in k^3) (He et al. 2015), bias zero.
 
     k is 1 or 3. The first layer of a network passes `needs_dx=False`: nobody asks for the gradient
-    in the image, and its backward then returns None.
+    in the image, and its backward then returns None. `kernel` is the rung that a GPU computes with.
     """
+
+    kernel = "tiled"
 
     def __init__(self, c_in, c_out, k=3, *, rng, dtype=np.float32, needs_dx=True):
         std = np.sqrt(2 / (c_in * k**3))
@@ -76,13 +78,18 @@ class Conv3D:
     def forward(self, x, keep=True):
         """x (N, C_in, D, H, W) -> y (N, C_out, D, H, W); `keep`s x for backward."""
         self.x = x if keep else None
-        convolve = conv3d_forward_cuda if backend.is_cuda(x) else conv3d_fast.forward
-        return convolve(x, self.params["w"], self.params["b"])
+        w, b = self.params["w"], self.params["b"]
+        if backend.is_cuda(x):
+            return conv3d_forward_cuda(x, w, b, self.kernel)
+        return conv3d_fast.forward(x, w, b)
 
     def backward(self, dy):
         """dy (N, C_out, D, H, W) -> dx (N, C_in, D, H, W) or None; sets grads, lets go of x."""
         x, self.x = self.x, None
-        gradients = conv3d_backward_cuda if backend.is_cuda(dy) else conv3d_fast.backward
-        dx, dw, db = gradients(dy, x, self.params["w"], needs_dx=self.needs_dx)
+        args = dy, x, self.params["w"], self.needs_dx
+        if backend.is_cuda(dy):
+            dx, dw, db = conv3d_backward_cuda(*args, self.kernel)
+        else:
+            dx, dw, db = conv3d_fast.backward(*args)
         self.grads["w"], self.grads["b"] = dw, db
         return dx

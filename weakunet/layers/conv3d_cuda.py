@@ -1,18 +1,21 @@
 """The convolution of conv3d.py on a GPU: the CUDA pairs of conv3d_forward and conv3d_backward.
 
-Two rungs, chosen by name: 'naive' (one thread an output voxel) shows the equation, 'tiled' (tiles
+Three rungs, chosen by name: 'naive' (one thread an output voxel) shows the equation, 'tiled' (tiles
 of the input in shared memory, 64 sums a thread in registers) computes the same numbers fast, for
-k = 1 and 3. The kernels are in conv3d.cu, conv3d_tiled.cu, conv3d_tiled_weight.cu.
+k = 1 and 3, 'tensor' (tensor cores) is faster still and rounds the factors, for k = 3; see
+conv3d_tensor.py. The kernels are in conv3d.cu, conv3d_tiled.cu, conv3d_tiled_weight.cu.
 """
 
 import math
 
 from weakunet import backend, cuda_source
+from weakunet.layers import conv3d_tensor
 
 NAIVE, TILED = "layers/conv3d", "layers/conv3d_tiled"
 TILED_WEIGHT = "layers/conv3d_tiled_weight"
 SIZES = cuda_source.constants(TILED) | cuda_source.constants(TILED_WEIGHT)
-KERNELS = ("naive", "tiled")
+KERNELS = ("naive", "tiled", "tensor")
+KERNEL_OF = {"fp32": "tiled", "tf32": "tensor"}  # the rung of a precision (backend.PRECISIONS)
 # The weight gradient is shared out over about so many blocks, on every GPU the same: the number
 # decides the order of the additions.
 BLOCKS = 1024
@@ -20,7 +23,9 @@ BLOCKS = 1024
 
 def conv3d_forward_cuda(x, w, b, kernel="tiled"):
     """y (N, C_out, D, H, W) from x (N, C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,)."""
-    _require_fit(kernel, x, w)
+    kernel = _rung(kernel, x, w)
+    if kernel == "tensor":
+        return conv3d_tensor.forward(x, w, b)
     y = backend.array_module(x).empty((len(x), len(w), *x.shape[2:]), x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
     if kernel == "naive":
@@ -34,23 +39,30 @@ def conv3d_forward_cuda(x, w, b, kernel="tiled"):
 
 def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled"):
     """dx (None unless `needs_dx`), dw, db from dy (N, C_out, D, H, W), x and w."""
-    _require_fit(kernel, x, w)
+    kernel = _rung(kernel, x, w)
     dx = _backward_input(dy, x, w, kernel) if needs_dx else None
     return dx, _backward_weight(dy, x, w, kernel), _backward_bias(dy, kernel)
 
 
-def _require_fit(kernel, x, w):
+def _rung(kernel, x, w):
+    """The rung that does this: `kernel`, or 'tiled' where 'tensor' does not run.
+
+    Raises ValueError for what `kernel` cannot take.
+    """
     if kernel not in KERNELS:
         raise ValueError(f"conv3d: kernel {kernel!r} is none of {', '.join(KERNELS)}")
-    if kernel == "tiled" and w.shape[-1] not in (1, 3):
-        raise ValueError(f"conv3d: the tiled kernel takes k = 1 or 3, not {w.shape[-1]}")
+    if kernel != "naive" and w.shape[-1] not in (1, 3):
+        raise ValueError(f"conv3d: the {kernel} kernel takes k = 1 or 3, not {w.shape[-1]}")
     if x.shape[1] != w.shape[1]:
         raise ValueError(f"conv3d: x has {x.shape[1]} channels, w {w.shape} wants {w.shape[1]}")
     if math.prod(x.shape[2:]) >= 2**31:
         raise ValueError(f"conv3d: a volume of {x.shape[2:]} has more than 2^31 - 1 voxels")
+    return "tiled" if kernel == "tensor" and not conv3d_tensor.runs(x, w) else kernel
 
 
 def _backward_input(dy, x, w, kernel):
+    if kernel == "tensor":
+        return conv3d_tensor.backward_input(dy, w)
     dx = backend.array_module(x).empty(x.shape, x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
     if kernel == "naive":
@@ -63,6 +75,8 @@ def _backward_input(dy, x, w, kernel):
 
 
 def _backward_weight(dy, x, w, kernel):
+    if kernel == "tensor":
+        return _sum_parts(conv3d_tensor.backward_weight(dy, x))
     (scans, c_in, *volume), c_out, k = x.shape, len(w), w.shape[-1]
     if kernel == "naive":
         dw = backend.array_module(w).empty(w.shape, w.dtype)

@@ -58,13 +58,14 @@ def _parity(y, pz, py):
     return part.reshape(*part.shape[:4], -1, 2).transpose(0, 5, 1, 2, 3, 4)
 
 
-def upconv3d_forward(skip, coarse, w, b):
+def upconv3d_forward(skip, coarse, w, b, kernel="tiled"):
     """y (N, C_out, 2D, 2H, 2W) from skip (N, C_a, 2D, 2H, 2W) and coarse (N, C_b, D, H, W).
 
     w (C_out, C_a + C_b, 3, 3, 3), b (C_out,), as for the plain convolution of the two together.
+    kernel: the rung that a GPU computes with.
     """
     if backend.is_cuda(skip):
-        return conv3d_forward_cuda(concat_forward(skip, upsample3d_forward(coarse)), w, b)
+        return conv3d_forward_cuda(concat_forward(skip, upsample3d_forward(coarse)), w, b, kernel)
     c_a = skip.shape[1]
     y = conv3d_fast.forward(skip, w[:, :c_a], b)
     for pz, py in PARITIES:
@@ -75,13 +76,16 @@ def upconv3d_forward(skip, coarse, w, b):
     return y
 
 
-def upconv3d_backward(dy, skip, coarse, w):
+def upconv3d_backward(dy, skip, coarse, w, kernel="tiled"):
     """Gradients dskip, dcoarse, dw, db of `upconv3d_forward` from dy (N, C_out, 2D, 2H, 2W)."""
     c_a = skip.shape[1]
     if backend.is_cuda(dy) or conv3d_fast.nonzero_voxels(dy) is not None:
         # step by step; when few voxels of dy are not zero, that is the faster way
-        convolution_backward = conv3d_backward_cuda if backend.is_cuda(dy) else conv3d_fast.backward
-        dx, dw, db = convolution_backward(dy, concat_forward(skip, upsample3d_forward(coarse)), w)
+        args = dy, concat_forward(skip, upsample3d_forward(coarse)), w
+        if backend.is_cuda(dy):
+            dx, dw, db = conv3d_backward_cuda(*args, kernel=kernel)
+        else:
+            dx, dw, db = conv3d_fast.backward(*args)
         dskip, dup = concat_backward(dx, c_a)
         return dskip, upsample3d_backward(dup), dw, db
     dskip, dw_skip, db = conv3d_fast.backward(dy, skip, w[:, :c_a])
@@ -102,11 +106,11 @@ class UpConv3D(Conv3D):
     def forward(self, skip, coarse, keep=True):
         """skip (N, C_a, 2D, 2H, 2W), coarse (N, C_b, D, H, W) -> y (N, C_out, 2D, 2H, 2W)."""
         self.x = (skip, coarse) if keep else None
-        return upconv3d_forward(skip, coarse, self.params["w"], self.params["b"])
+        return upconv3d_forward(skip, coarse, self.params["w"], self.params["b"], self.kernel)
 
     def backward(self, dy):
         """dy -> dskip, dcoarse; sets grads, lets go of what forward kept."""
         x, self.x = self.x, None
-        dskip, dcoarse, dw, db = upconv3d_backward(dy, *x, self.params["w"])
+        dskip, dcoarse, dw, db = upconv3d_backward(dy, *x, self.params["w"], self.kernel)
         self.grads["w"], self.grads["b"] = dw, db
         return dskip, dcoarse

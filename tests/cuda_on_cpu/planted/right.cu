@@ -77,3 +77,32 @@ extern "C" __global__ void count_positive(const real* __restrict__ x, int* __res
     if (i < n && x[i] > 0)
         atomicAdd(count, 1);
 }
+
+// y[i] is 1 where some thread of the block holds x > 0
+extern "C" __global__ void any_positive(const real* __restrict__ x, int* __restrict__ y)
+{
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    y[i] = __syncthreads_or(x[i] > 0) != 0;
+    y[i] += 2 * (__syncthreads_or(0) != 0);
+}
+
+// d (16, 8) += a (16, 8) b (8, 8), the lanes' shares as the PTX manual has them for m16n8k8 in TF32
+extern "C" __global__ void multiply_matrices(const float* __restrict__ a,
+                                             const float* __restrict__ b, float* __restrict__ d,
+                                             int rounded)
+{
+    int g = threadIdx.x >> 2, t = threadIdx.x % 4;
+    float4 of_a = make_float4(a[g * 8 + t], a[(g + 8) * 8 + t], a[g * 8 + t + 4],
+                              a[(g + 8) * 8 + t + 4]);
+    float2 of_b = make_float2(b[t * 8 + g], b[(t + 4) * 8 + g]);
+    float of_d[4];
+    for (int e = 0; e < 4; ++e)
+        of_d[e] = d[(g + e / 2 * 8) * 8 + 2 * t + e % 2];
+    if (rounded) {
+        of_a = make_float4(to_tf32(of_a.x), to_tf32(of_a.y), to_tf32(of_a.z), to_tf32(of_a.w));
+        of_b = make_float2(to_tf32(of_b.x), to_tf32(of_b.y));
+    }
+    mma(of_d, of_a, of_b);
+    for (int e = 0; e < 4; ++e)
+        d[(g + e / 2 * 8) * 8 + 2 * t + e % 2] = of_d[e];
+}

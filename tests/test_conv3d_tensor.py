@@ -1,0 +1,78 @@
+"""The convolution on tensor cores: what is rounded and what is not, and when it is not used.
+
+That it agrees with the plain convolution on numbers that TF32 holds exactly is in test_kernels.py.
+"""
+
+import numpy as np
+import pytest
+
+from weakunet import backend
+from weakunet.layers import conv3d, conv3d_cuda, conv3d_tensor
+
+# (N, C_in, D, H, W), C_out: around 8 input and 32 output channels and tiles of 4 x 8 x 16
+SHAPES = [((1, 8, 4, 8, 16), 32), ((2, 11, 5, 9, 17), 33), ((1, 16, 9, 3, 20), 8)]
+
+
+def random_arrays(shape, c_out):
+    """dy, x, w, b in float32, with more digits than TF32 has."""
+    rng = np.random.default_rng(4)
+    shapes = (shape[0], c_out, *shape[2:]), shape, (c_out, shape[1], 3, 3, 3), (c_out,)
+    return [rng.normal(size=s).astype(np.float32) for s in shapes]
+
+
+def rounded(a):
+    """a in float64, its values rounded to TF32: 10 bits of mantissa, halves away from zero."""
+    bits = (a.view(np.uint32) + 0x1000) & 0xFFFFE000
+    return bits.view(np.float32).astype(np.float64)
+
+
+def error(value, expected):
+    return np.abs(value - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("shape", "c_out"), SHAPES)
+def test_only_the_factors_are_rounded(shape, c_out, request, monkeypatch):
+    dy, x, w, b = random_arrays(shape, c_out)
+    exact = [a.astype(np.float64) for a in (dy, x, w, b)]
+    expected = [
+        (conv3d.conv3d_forward(x, w, b), *conv3d.conv3d_backward(dy, x, w)[:2])
+        for dy, x, w, b in (exact, [*map(rounded, (dy, x, w)), exact[3]])
+    ]
+    gpu = request.getfixturevalue("cuda_on_cpu")
+    monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)  # each sums several tiles
+    for gpu.seed in range(2):
+        y = conv3d_cuda.conv3d_forward_cuda(x, w, b, "tensor")
+        dx, dw, _ = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel="tensor")
+        for value, full, tf32 in zip((y, dx, dw), *expected, strict=True):
+            assert error(value, tf32) < 2e-6  # sums are float32
+            assert 1e-4 < error(value, full) < 5e-4
+    launched = {kernel for _, kernel in gpu.launched}
+    assert {"conv3d_tensor", "conv3d_tensor_backward_weight"} <= launched
+    assert not any("naive" in kernel or "_tiled_k" in kernel for kernel in launched)
+
+
+@pytest.mark.parametrize(
+    ("c_in", "k", "dtype", "capability"),
+    [(7, 3, "f4", 90), (8, 1, "f4", 90), (8, 3, "f8", 90), (8, 3, "f4", 75)],
+)
+def test_falls_back_to_tiled(c_in, k, dtype, capability, cuda_on_cpu, monkeypatch):
+    monkeypatch.setattr(backend, "compute_capability", lambda: capability)
+    rng = np.random.default_rng(0)
+    shapes = (1, 4, 2, 3, 5), (1, c_in, 2, 3, 5), (4, c_in, k, k, k), (4,)
+    dy, x, w, b = (rng.normal(size=s).astype(dtype) for s in shapes)
+    results = []
+    for kernel in ("tiled", "tensor"):
+        backward = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel)
+        results.append((conv3d_cuda.conv3d_forward_cuda(x, w, b, kernel), *backward))
+    for tiled, tensor in zip(*results, strict=True):
+        np.testing.assert_array_equal(tiled, tensor)
+    files = {file for file, _ in cuda_on_cpu.launched}
+    assert files and not files & {conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT}
+
+
+def test_relu_in_the_epilogue_gives_the_bits_of_one_behind(cuda_on_cpu):
+    _, x, w, b = random_arrays(*SHAPES[1])
+    x[1, 3, 2, 4, 6] = np.nan
+    y, fused = (conv3d_tensor.forward(x, w, b, relu) for relu in (False, True))
+    np.testing.assert_array_equal(fused, np.maximum(y, 0))
+    assert np.isnan(y).any() and (y < 0).any()

@@ -1,0 +1,79 @@
+"""The 3x3x3 convolution on a GPU's tensor cores: how conv3d_cuda.py's rung 'tensor' is launched.
+
+A tensor core multiplies floats that are rounded to TF32, 10 bits of mantissa, and adds up in
+float32. A result is off by about 3e-4 of the largest one (its own factors' rounding, not a
+mistake): enough to train with, too much for a gradient check. See conv3d_tensor.cu.
+"""
+
+import math
+
+import numpy as np
+
+from weakunet import backend, cuda_source
+
+FORWARD, WEIGHT = "layers/conv3d_tensor", "layers/conv3d_tensor_weight"
+SIZES = cuda_source.constants(FORWARD) | cuda_source.constants(WEIGHT)
+# The weight gradient is shared out over about so many blocks, on every GPU the same: the number
+# decides the order of the additions. (An H100 or H200 has room for 264 at a time.)
+BLOCKS = 528
+
+
+def runs(x, w):
+    """True if it takes this convolution: 3x3x3, 8 or more input channels, float32, sm_80 or newer.
+
+    Not so the first layer (one channel would leave 7/8 of a tensor core idle), gradient checks in
+    float64, and cards older than Ampere.
+    """
+    fits = w.shape[-1] == 3 and x.shape[1] >= SIZES["CHANNELS"] and x.dtype == np.float32
+    return fits and backend.compute_capability() >= SIZES["MIN_SM"]
+
+
+def forward(x, w, b, relu=False):
+    """y (N, C_out, D, H, W), or max(y, 0) with `relu`, of x (N, C_in, D, H, W), w and b."""
+    return _convolve(x, _arranged(w), b, len(w), relu)
+
+
+def backward_input(dy, w):
+    """dx (N, C_in, D, H, W) of dy (N, C_out, D, H, W) and w: a convolution of dy, w flipped."""
+    return _convolve(dy, _arranged(w, backward=True), None, w.shape[1])
+
+
+def backward_weight(dy, x):
+    """parts (S, C_out, C_in, 3, 3, 3), which add up to dw, of dy and x."""
+    (scans, c_in, *volume), c_out = x.shape, dy.shape[1]
+    grid = _ceil(c_in, SIZES["DW_GROUPS"] * SIZES["CHANNELS"]), _ceil(c_out, SIZES["DW_MAPS"])
+    count = max(1, min(scans * _tiles(volume, "DW"), BLOCKS // (grid[0] * grid[1])))
+    parts = backend.array_module(x).empty((count, c_out, c_in, 3, 3, 3), x.dtype)
+    threads = (count, *grid), (SIZES["DW_THREADS"],)
+    args = dy, x, parts, scans, c_in, c_out, *volume
+    backend.launch(WEIGHT, "conv3d_tensor_backward_weight", threads, args)
+    return parts
+
+
+def _arranged(w, backward=False):
+    """The weights in the order in which the kernel reads them."""
+    c_in, c_out = (len(w), w.shape[1]) if backward else (w.shape[1], len(w))
+    groups = _ceil(c_out, SIZES["MAPS"]), _ceil(c_in, SIZES["CHANNELS"])
+    arranged = backend.array_module(w).empty((*groups, 27, SIZES["FRAGMENTS"], 4), w.dtype)
+    args = w, arranged, c_in, c_out, backward, arranged.size
+    backend.launch(FORWARD, "conv3d_tensor_weights", arranged.size, args)
+    return arranged
+
+
+def _convolve(x, arranged, b, c_out, relu=False):
+    (scans, c_in, *volume), groups = x.shape, len(arranged)
+    y = backend.array_module(x).empty((scans, c_out, *volume), x.dtype)
+    bias = b is not None
+    args = x, arranged, b if bias else arranged, y, c_in, c_out, *volume, bias, relu
+    threads = (_tiles(volume, "TILE"), groups, scans), (SIZES["THREADS"],)
+    backend.launch(FORWARD, "conv3d_tensor", threads, args)
+    return y
+
+
+def _tiles(volume, name):
+    sizes = [SIZES[f"{name}_{axis}"] for axis in "ZYX"]
+    return math.prod(_ceil(size, part) for size, part in zip(volume, sizes, strict=True))
+
+
+def _ceil(size, part):
+    return -(-size // part)

@@ -1,0 +1,79 @@
+// Tensor cores: what they multiply, and tiles in shared memory that feed them without bank
+// conflicts. Included by the kernels of conv3d_tensor.cu and conv3d_tensor_weight.cu.
+
+#define MIN_SM 80   // the oldest architecture that has them for TF32: sm_80, Ampere
+#define CHANNELS 8  // of a tile in shared memory
+
+// A tensor core multiplies small matrices: D (16 x 8) += A (16 x 8) B (8 x 8), 1024 multiply-adds by
+// one instruction of a whole warp. The factors are TF32, floats rounded to 10 bits of mantissa (a
+// relative error of at most 2^-11); products are exact, sums are float32.
+//
+// The warp holds the matrices in its registers. Lane l, with g = l / 4 and t = l % 4, holds
+//     of A  rows g, g + 8, g, g + 8 of columns t, t, t + 4, t + 4     (a.x, a.y, a.z, a.w)
+//     of B  rows t and t + 4 of column g                              (b.x, b.y)
+//     of D  columns 2t and 2t + 1 of row g, then of row g + 8         (d[0] ... d[3])
+// The order of a sum is free, so it does not matter which 8 things the columns of A and the rows of
+// B stand for, as long as both say the same.
+#ifndef CUDA_ON_CPU  // the tests, which run these files on a CPU, bring their own of these two
+
+// x rounded to TF32: to the nearest, halves away from zero
+static __device__ __forceinline__ float to_tf32(float x)
+{
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return __uint_as_float(bits);
+}
+
+// d += a b, by all lanes of a warp together
+static __device__ __forceinline__ void mma(float (&d)[4], float4 a, float2 b)
+{
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(__float_as_uint(a.x)), "r"(__float_as_uint(a.y)), "r"(__float_as_uint(a.z)),
+          "r"(__float_as_uint(a.w)), "r"(__float_as_uint(b.x)), "r"(__float_as_uint(b.y)));
+}
+
+#endif
+
+// A tile of X x Y x Z voxels in 8 channels: two halves of 4 channels, each a float4 a voxel. PITCH
+// puts the halves 16 banks apart. Then all 32 banks are met once by a warp that reads 8 neighbours
+// along x in 4 pairs of channels (as float2: half of the warp at a time), or 4 neighbours in all
+// channels (as float), and by 8 lanes that write the float4 of 8 neighbours.
+template <int X, int Y, int Z>
+struct Tile {
+    static constexpr int VOXELS = X * Y * Z, PITCH = VOXELS + (12 - VOXELS % 8) % 8;
+    static constexpr int SIZE = 2 * PITCH;  // in float4
+
+    // Fill `groups` tiles, one after the other, from x: the first `channels` channels, in groups of
+    // 8, from voxel (x0, y0, z0) on, rounded; 0 where there is no voxel or no channel. True if this
+    // thread met anything but 0.
+    static __device__ __forceinline__ bool fill(float4* tile, int groups,
+                                                const float* __restrict__ x, int channels, int x0,
+                                                int y0, int z0, int depth, int height, int width)
+    {
+        long long voxels = (long long)depth * height * width;
+        bool any = false;
+        #pragma unroll 1
+        for (int e = threadIdx.x; e < groups * VOXELS; e += blockDim.x) {
+            int v = e % VOXELS, group = e / VOXELS;
+            int xx = x0 + v % X, yy = y0 + v / X % Y, zz = z0 + v / X / Y;
+            bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 && zz < depth;
+            int left = inside ? channels - group * CHANNELS : 0;
+            const float* from = x + group * CHANNELS * voxels + (zz * height + yy) * width + xx;
+            float value[CHANNELS];
+            #pragma unroll
+            for (int c = 0; c < CHANNELS; ++c, from += voxels)  // 8 loads under way at a time
+                value[c] = c < left ? *from : 0.0f;
+            #pragma unroll
+            for (int c = 0; c < CHANNELS; ++c) {
+                any |= value[c] != 0;
+                value[c] = to_tf32(value[c]);
+            }
+            float4* to = tile + group * SIZE + v;
+            to[0] = make_float4(value[0], value[1], value[2], value[3]);
+            to[PITCH] = make_float4(value[4], value[5], value[6], value[7]);
+        }
+        return any;
+    }
+};
