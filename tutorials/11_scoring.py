@@ -6,7 +6,8 @@
 #
 # **You will see** why each detection may find one lesion only, and two ways of matching that lose
 # hits; the rates of the paper's Table 1 and the curve of its Fig. 3; what an average hides; and an
-# interval made by drawing scans again. The last picture shows all four.
+# interval made by drawing scans again. The last picture shows the matching, the curve and the
+# interval.
 #
 # **Takes** about 15 seconds on 2 cores. Lesson 10 explains how a map and a count become detections.
 
@@ -175,8 +176,8 @@ for name, own in hits.items():
 #
 # TPR (sensitivity) divides by the lesions, FDR (1 - precision) by the detections. There is no
 # specificity: nobody can count the places where rightly nothing was marked. Note that with as many
-# detections as lesions, FP = FN, and FDR is no news: it is 1 - TPR. Only an error of the count
-# pulls them apart.
+# detections as lesions, FP = FN, and FDR is no news: it is 1 - TPR. Only an error of the count (or
+# a count that no threshold meets) pulls them apart.
 
 
 # %%
@@ -195,8 +196,8 @@ for name, own in hits.items():
 #
 # **Over lesions or over scans?** The TPR above pools all lesions, so that a scan with 20 of them
 # weighs 20 times as much as a scan with one. The mean of the scans' own TPR weighs scans equally,
-# and says something else. (In a scan with one lesion only ONE place is marked, the brightest; if
-# that is the ventricle, the scan's TPR is 0.)
+# and says something else. (In a scan with one lesion only ONE place is marked, the highest of the
+# map; if that is the ventricle, the scan's TPR is 0.)
 #
 # **Scans without lesions** have no TPR, but they count in FPav. Add 40 of them in which nothing is
 # marked: the method is the same, TPR is the same, and FPav is half as high. Two papers' FPav can be
@@ -218,7 +219,7 @@ for name, own in (("as they are", hits["spots"]), ("with 40 empty scans", dilute
 # One threshold gives one point. Multiply each count by a factor, and the same maps give a curve of
 # TPR against FPav (free-response ROC, the paper's Fig. 3): more lesions found for more false
 # positives. Does it end at 100 %? No: lower the threshold further and the components grow and melt
-# together. A large component has one centre, and that is near no lesion.
+# together. A large component has one centre, however many lesions it covers.
 
 # %%
 curves = {
@@ -273,8 +274,8 @@ low, high = np.percentile(by_lesions, [2.5, 97.5])
 print(f"spots, if {tp + fn} lesions were drawn one by one: [{low:.1%}, {high:.1%}], too narrow")
 
 # %% [markdown]
-# **Is spots better than brightness?** Both saw the same scans, and a hard scan is hard for both. So
-# compare them draw by draw: the same draws for both (here: the same seed), the difference of the
+# **Is spots better than brightness?** Both saw the same scans, and a hard scan may be hard for both.
+# So compare them draw by draw: the same draws for both (here: the same seed), the difference of the
 # two rates, and its interval. If 0 lies outside, the difference is more than luck of the scans.
 
 # %%
