@@ -115,9 +115,9 @@ assert np.allclose(volumes.index_to_file(read, centres_zyx[:1])[0], lesion_ijk, 
 # ## The picture
 #
 # The ring has the same radius in all three, 3 mm around the lesion's centre. Left: a slice of the
-# file as it is stored, shown as if its axes were x and y. Middle: the array, seen from the front
-# (a coronal slice), every voxel a square. Right: the same slice in millimetres; only here is the
-# ring a circle.
+# file as it is stored, shown as if its axes were x and y. Middle: a coronal slice of the array,
+# every voxel a square, seen from behind (the patient's right is on the right). Right: the same
+# slice in millimetres; only here is the ring a circle.
 
 # %%
 z, y, x = centres_zyx[0]

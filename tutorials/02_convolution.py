@@ -56,7 +56,8 @@ print("x ", x[:6].round(2), "...\ny ", y[:6].round(2), "...")
 #
 # y is linear in x, so there is a matrix T with y = T x. Slide over the unit vectors to get its
 # columns. It is nearly empty, and each of its rows holds the same k numbers, one place further to
-# the right: that is what "the same weights everywhere" means. (Lesson 3 needs its transpose.)
+# the right: that is what "the same weights everywhere" means. (At the ends, those that reach beyond
+# x are cut off. Lesson 3 needs the transpose of T.)
 
 # %%
 T = np.stack([slide(unit, w) for unit in np.eye(len(x))], axis=1)
@@ -115,10 +116,11 @@ print(f"8 -> 16 maps of 8 x 16 x 16 voxels, 3 x 3 x 3: {flop / 1e6:.0f} million 
 # ## Kernels on a scan
 #
 # Four kernels of 5 x 5 x 5 weights, made by hand. (A network has 3 x 3 x 3, but several layers of
-# them, and it learns the weights.) The Gaussian blurs. The difference of two blurs along x answers
-# to borders. The spot kernel is a narrow Gaussian minus a wide one, in millimetres: its weights sum
-# to 0, so a flat region gives nothing, and a bright thing of its own size gives most. The random
-# one is what an untrained layer looks like.
+# them, and it learns the weights.) The Gaussian blurs. Times the step along x, it takes what lies
+# to the right minus what lies to the left, and answers to borders. The spot kernel is a narrow
+# Gaussian minus a wide one, in millimetres: its weights sum to 0, so a flat region gives nothing,
+# and of equally bright things one of its own size gives most. The random one is what an untrained
+# layer looks like.
 
 # %%
 scans = phantom.simulate_cohort("standard", {"test": 10}, seed=3)["test"]
@@ -183,10 +185,8 @@ weakest = spots[tuple(lesions.round().astype(int).T)].min()
 answering = np.argwhere(spots >= weakest)
 apart_mm = np.linalg.norm((answering[:, None] - lesions) * scan.volume.spacing_mm, axis=2)
 elsewhere = (apart_mm.min(axis=1) > 2).sum()
-print(
-    f"{len(lesions)} lesions; {len(answering)} voxels answer the spot kernel as the faintest does,"
-)
-print(f"{elsewhere} of them more than 2 mm away from every lesion")
+print(f"{len(lesions)} lesions; {len(answering)} voxels answer the spot kernel as the faintest")
+print(f"does, or more; {elsewhere} of them are more than 2 mm away from every lesion")
 
 # %% [markdown]
 # **Try.** Make the spot kernel narrower or wider and watch the last number. Shift it by one voxel:

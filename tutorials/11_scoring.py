@@ -1,0 +1,383 @@
+# %% [markdown]
+# # 11. Scoring detections
+#
+# **Question.** A method marks places in a scan, an expert has marked the lesions. How many are
+# found, how many of the marks are wrong, and how sure may you be of these numbers?
+#
+# **You will see** why each detection may find one lesion only, and two ways of matching that lose
+# hits; the rates of the paper's Table 1 and the curve of its Fig. 3; what an average hides; and an
+# interval made by drawing scans again. The last picture shows the matching, the curve and the
+# interval.
+#
+# **Takes** about 15 seconds on 2 cores. Lesson 10 explains how a map and a count become detections.
+
+# %%
+import sys
+from pathlib import Path
+
+HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
+sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
+
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+
+from weakunet import metrics, phantom
+from weakunet.detect import detect_lesions, fill_outside, whole_count
+from weakunet.figures import (
+    GREEN,
+    LINES,
+    MARKS,
+    OUTLINE,
+    near_slice,
+    save_figure,
+    show_slice,
+)
+
+rng = np.random.default_rng(11)
+
+# %% [markdown]
+# ## Who found whom?
+#
+# A detection finds a lesion if it lies within 3 voxels of its centre (the paper's radius; we take
+# exactly 3 as within). That is not yet a score: two detections may lie beside one lesion, and one
+# detection between two lesions. So they are **matched one to one**, with as many pairs within the
+# radius as possible. Matched: a true positive (TP). A detection left over: a false positive (FP). A
+# lesion left over: a false negative (FN).
+#
+# By hand: let one detection after another ask the lesions that it reaches. A free lesion is taken.
+# A taken one asks its own detection to move to another; if that can, the newcomer has the place.
+
+
+# %%
+def match_by_hand(near):
+    """near (n, m) bool: detection i reaches lesion j -> dict lesion: its detection."""
+    detection_of = {}
+
+    def settle(i, asked):
+        for j in np.flatnonzero(near[i]).tolist():
+            if j not in asked:
+                asked.add(j)
+                if j not in detection_of or settle(detection_of[j], asked):
+                    detection_of[j] = i
+                    return True
+        return False
+
+    for i in range(len(near)):
+        settle(i, set())
+    return detection_of
+
+
+# %% [markdown]
+# ## Two ways that lose hits
+#
+# **Nearest first**: take the closest pair, then the closest of what is left, and so on. A close
+# pair may use up the only partner of somebody else. **Assign first, ask for the radius later**:
+# find the one-to-one assignment with the smallest total distance, then throw out pairs beyond the
+# radius. A detection far away from everything then pulls the others off their lesions. The right
+# order is: first the radius says who may be a pair at all; then as many pairs as possible.
+
+
+# %%
+def nearest_first(distance, radius):
+    pairs = []
+    for i, j in zip(*np.unravel_index(distance.argsort(axis=None), distance.shape), strict=True):
+        if distance[i, j] <= radius and not any(i == a or j == b for a, b in pairs):
+            pairs.append((i, j))
+    return pairs
+
+
+def assign_first(distance, radius):
+    return list(zip(*linear_sum_assignment(distance), strict=True))  # the smallest total distance
+
+
+def hits_of_pairs(pairs, distance, radius):
+    return sum(distance[i, j] <= radius for i, j in pairs)
+
+
+EXAMPLES = (  # all on one line, radius 2
+    {"way": nearest_first, "detections": [1.8, 4.8], "lesions": [0, 3]},
+    {"way": assign_first, "detections": [2.9, 100], "lesions": [0, 3]},
+)
+for example in EXAMPLES:
+    detections, lesions = example["detections"], example["lesions"]
+    distance = abs(np.subtract.outer(detections, lesions))
+    example["wrong"] = example["way"](distance, 2)
+    example["right"] = [(i, j) for j, i in match_by_hand(distance <= 2).items()]
+    hits = hits_of_pairs(example["wrong"], distance, 2), len(example["right"])
+    example["title"] = f"{example['way'].__name__}: {hits[0]} of {hits[1]} hits"
+    print(f"{example['title']} (detections {detections}, lesions {lesions}, radius 2)")
+
+# %% [markdown]
+# How often does it matter? In 1000 crowded random scans, against `metrics.match_detections`, which
+# asks scipy for the one-to-one matching of least cost, where a pair beyond the radius costs more
+# than all pairs within it together. So it makes as many hits as possible; of all ways to do that,
+# the one with the smallest total distance.
+
+# %%
+lost = {nearest_first: 0, assign_first: 0}
+for _ in range(1000):
+    detections, lesions = rng.uniform(0, 10, (6, 3)), rng.uniform(0, 10, (5, 3))
+    distance = cdist(detections, lesions)
+    right = len(metrics.match_detections(detections, lesions, radius=3))
+    assert right == len(match_by_hand(distance <= 3))
+    for way in lost:
+        lost[way] += hits_of_pairs(way(distance, 3), distance, 3) < right
+print("by hand and weakunet: as many hits in each of 1000 random scans")
+for way, number in lost.items():
+    print(f"{way.__name__} loses hits in {number} of them")
+
+# %% [markdown]
+# ## Two methods to score
+#
+# Neither of them learns. **Brightness**: the scan, blurred a little. **Spots**: a narrow blur
+# minus a wide one (lesson 2), which is bright where something small is. Each map is thresholded at
+# the TRUE count of its scan, so that we score the maps and nothing else.
+
+# %%
+scans = phantom.simulate_cohort("standard", {"test": 40}, seed=11)["test"]
+counts = [scan.count for scan in scans]
+
+
+def blurred(scan, sd_mm):
+    return ndimage.gaussian_filter(scan.volume.array, sd_mm / np.array(scan.volume.spacing_mm))
+
+
+def spots(scan):
+    return fill_outside(blurred(scan, 0.5) - blurred(scan, 1.2), scan.volume.array > 0.05)
+
+
+maps = {
+    "brightness": [blurred(scan, 0.3) for scan in scans],
+    "spots": [spots(scan) for scan in scans],
+}
+
+
+def hits_of(maps, factor=1):
+    """(S, 3): TP, FP, FN of every scan, thresholded at `factor` times its count."""
+    rows = []
+    for scan, own in zip(scans, maps, strict=True):
+        found = detect_lesions(own, whole_count(factor * scan.count)).centres_zyx
+        rows.append(metrics.count_hits(found, scan.centres_zyx))
+    return np.array(rows)
+
+
+hits = {name: hits_of(own) for name, own in maps.items()}
+print(f"{len(scans)} scans, {sum(counts)} lesions; {counts.count(0)} scans have none")
+for name, own in hits.items():
+    print(f"{name}: TP, FP, FN = {own.sum(axis=0)}")
+
+# %% [markdown]
+# ## The rates of Table 1
+#
+#     TPR = sum TP / sum (TP + FN)    FPav = sum FP / scans    FDR = sum FP / sum (TP + FP)
+#
+# TPR (sensitivity) divides by the lesions, FDR (1 - precision) by the detections. There is no
+# specificity: nobody can count the places where rightly nothing was marked. Note that with as many
+# detections as lesions, FP = FN, and FDR is no news: it is 1 - TPR. Only an error of the count (or
+# a count that no threshold meets) pulls them apart.
+
+
+# %%
+def rates(hits):
+    tp, fp, fn = hits.sum(axis=0)
+    return tp / (tp + fn), fp / len(hits), fp / (tp + fp)
+
+
+for name, own in hits.items():
+    ours, theirs = rates(own), metrics.detection_metrics(own)
+    assert np.allclose(ours, [theirs[key] for key in ("tpr", "fp_per_scan", "fdr")])
+    print(f"{name}: TPR {ours[0]:.1%}, FPav {ours[1]:.2f}, FDR {ours[2]:.1%}")
+
+# %% [markdown]
+# ## What an average hides
+#
+# **Over lesions or over scans?** The TPR above pools all lesions, so that a scan with 20 of them
+# weighs 20 times as much as a scan with one. The mean of the scans' own TPR weighs scans equally,
+# and says something else. (In a scan with one lesion only ONE place is marked, the highest of the
+# map; if that is the ventricle, the scan's TPR is 0.)
+#
+# **Scans without lesions** have no TPR, but they count in FPav. Add 40 of them in which nothing is
+# marked: the method is the same, TPR is the same, and FPav is half as high. Two papers' FPav can be
+# compared only if their scans can.
+
+# %%
+tp, fp, fn = hits["spots"].T
+some = tp + fn > 0
+per_scan = (tp[some] / (tp + fn)[some]).mean()
+assert np.isclose(per_scan, metrics.detection_metrics(hits["spots"])["tpr_per_scan"])
+print(f"spots, TPR over lesions {rates(hits['spots'])[0]:.1%}, over scans {per_scan:.1%}")
+diluted = np.concatenate([hits["spots"], np.zeros((40, 3), int)])
+for name, own in (("as they are", hits["spots"]), ("with 40 empty scans", diluted)):
+    print(f"{name}: TPR {rates(own)[0]:.1%}, FPav {rates(own)[1]:.2f}")
+
+# %% [markdown]
+# ## FROC: many thresholds
+#
+# One threshold gives one point. Multiply each count by a factor, and the same maps give a curve of
+# TPR against FPav (free-response ROC, the paper's Fig. 3): more lesions found for more false
+# positives. Does it end at 100 %? No: lower the threshold further and the components grow and melt
+# together. A large component has one centre, however many lesions it covers.
+
+# %%
+curves = {
+    name: metrics.froc_by_count(own, counts, [scan.centres_zyx for scan in scans])
+    for name, own in maps.items()
+}
+for point in curves["spots"]:
+    if point["scale"] in (0.5, 1, 2):
+        tpr, fp_per_scan, _ = rates(hits_of(maps["spots"], point["scale"]))
+        assert np.isclose(tpr, point["tpr"]) and np.isclose(fp_per_scan, point["fp_per_scan"])
+        print(f"{point['scale']} x the count: TPR {tpr:.1%}, FPav {fp_per_scan:.2f}")
+
+# %% [markdown]
+# The other sweep takes ONE threshold for all scans (`froc_by_threshold`). Mind its end: some tools
+# leave the lowest score out. Here is a lesion with score 0.3 and a false positive with 0.9; only
+# the last point of the curve knows that the lesion is found.
+
+# %%
+heatmap = np.zeros((1, 9, 9))
+heatmap[0, 2, 2], heatmap[0, 6, 6] = 0.9, 0.3
+end = metrics.froc_by_threshold([heatmap], [np.array([[0, 6, 6]])])
+print([(point["threshold"], point["tpr"], point["fp_per_scan"]) for point in end])
+assert end[-1]["tpr"] == 1
+
+# %% [markdown]
+# ## How sure?
+#
+# With other patients, the numbers would be others. Nobody gives you those; so draw as many scans as
+# you have from your own, WITH replacement, compute the rate, and do that 2000 times: the middle
+# 95 % of the rates is the interval (a percentile bootstrap). Draw scans, not lesions: the lesions
+# of one scan share its ventricle, its noise and its threshold, and come and go together. Draw
+# lesions one by one, as if each were a patient, and the interval is too narrow.
+
+
+# %%
+def resampled_tpr(hits, seed=0, resamples=2000):
+    draws = np.random.default_rng(seed).integers(len(hits), size=(resamples, len(hits)))
+    tp, _, fn = np.moveaxis(hits[draws].sum(axis=1), 1, 0)
+    return tp / (tp + fn)
+
+
+by_scans = {name: resampled_tpr(own) for name, own in hits.items()}
+intervals = {name: np.percentile(values, [2.5, 97.5]) for name, values in by_scans.items()}
+for name, interval in intervals.items():
+    assert np.allclose(interval, metrics.detection_metrics(hits[name])["tpr_ci95"])
+    print(f"{name}: TPR {rates(hits[name])[0]:.1%}, 95 % [{interval[0]:.1%}, {interval[1]:.1%}]")
+
+tp, _, fn = hits["spots"].sum(axis=0)
+lesions_one_by_one = np.repeat([[1, 0, 0], [0, 0, 1]], [tp, fn], axis=0)  # every lesion a "scan"
+by_lesions = resampled_tpr(lesions_one_by_one)
+low, high = np.percentile(by_lesions, [2.5, 97.5])
+print(f"spots, if {tp + fn} lesions were drawn one by one: [{low:.1%}, {high:.1%}], too narrow")
+
+# %% [markdown]
+# **Is spots better than brightness?** Both saw the same scans, and a hard scan may be hard for both.
+# So compare them draw by draw: the same draws for both (here: the same seed), the difference of the
+# two rates, and its interval. If 0 lies outside, the difference is more than luck of the scans.
+
+# %%
+difference = by_scans["spots"] - by_scans["brightness"]
+low, high = np.percentile(difference, [2.5, 97.5])
+print(f"TPR of spots minus brightness, 95 % [{low:.1%}, {high:.1%}]")
+
+# %% [markdown]
+# ## The picture
+#
+# Top left: detections near a slice, matched; circles found a lesion, squares did not, triangles are
+# the lesions left over (dotted: 3 voxels around a lesion). Top right: the two wrong ways; a bar is
+# a lesion's reach. Bottom left: FROC, with the points at the true count and their intervals.
+# Bottom right: what 2000 draws give.
+
+
+# %%
+def judged(scan, own):
+    """The places of one scan by what they are, named as in `figures.MARKS`."""
+    found, lesions = detect_lesions(own, scan.count).centres_zyx, scan.centres_zyx
+    pairs = np.array(metrics.match_detections(found, lesions), int).reshape(-1, 2)
+    return {
+        "true positives": found[pairs[:, 0]],
+        "false positives": np.delete(found, pairs[:, 0], axis=0),
+        "false negatives": np.delete(lesions, pairs[:, 1], axis=0),
+    }
+
+
+def kinds_and_marks(where):
+    """How many kinds of marks are near slice z of scan i, and how many marks."""
+    i, z = where
+    near = [len(near_slice(places, z)) for places in marked[i].values()]
+    return np.count_nonzero(near), sum(near)
+
+
+marked = [judged(scan, own) for scan, own in zip(scans, maps["spots"], strict=True)]
+depth = len(scans[0].volume.array)
+i, z = max(((i, z) for i in range(len(scans)) for z in range(depth)), key=kinds_and_marks)
+figure, panels = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
+panel = panels[0, 0]
+_, dy, dx = show_slice(panel, scans[i].volume.array[z], scans[i].volume.spacing_mm)
+for _, y, x in near_slice(scans[i].centres_zyx, z):
+    reach = plt.Circle((x * dx, y * dy), 3 * dx, fill=False, color="white", ls=":", lw=1.5)
+    panel.add_patch(reach)
+for name, places in marked[i].items():
+    marker, colour = MARKS[name]
+    style = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.7}
+    style |= {"linestyle": "none", "color": colour, "path_effects": OUTLINE}
+    y, x = near_slice(places, z)[:, 1:].T * [[dy], [dx]]
+    panel.plot(x, y, marker, label=f"{name}:\n{len(places)} in the scan", **style)
+panel.set(title=f"spots, slice z = {z} and its neighbours", xlabel="x (mm)", ylabel="y (mm)")
+panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, labelspacing=1.5)
+
+panel = panels[0, 1]
+for row, example in zip((1, 0), EXAMPLES, strict=True):
+    shown = np.minimum(example["detections"], 8.0)  # 100 is far off the page
+    for lesion in example["lesions"]:
+        panel.plot([lesion - 2, lesion + 2], [row] * 2, color=GREEN, linewidth=9, alpha=0.35)
+        panel.plot(lesion, row, "|", color="black", markersize=24, markeredgewidth=2)
+    panel.plot(shown, [row] * 2, "o", color="black", markersize=9)
+    for kind, side, line in (("right", 1, "-"), ("wrong", -1, "--")):
+        colour = LINES[0][0] if kind == "right" else LINES[1][0]
+        for i, j in example[kind]:
+            ends = np.linspace(shown[i], example["lesions"][j], 50)
+            arc = row + side * (0.08 + 0.26 * np.sin(np.linspace(0, np.pi, 50)))
+            panel.plot(ends, arc, color=colour, linestyle=line, linewidth=2)
+    panel.text(-2.2, row + 0.42, example["title"], fontsize=11)
+panel.text(8, 0.1, "100 →", ha="center")
+panel.plot([], [], color=LINES[0][0], linewidth=2, label="within the radius first: right")
+panel.plot([], [], color=LINES[1][0], linestyle="--", linewidth=2, label="the wrong way")
+panel.plot([], [], "ok", label="detection")
+panel.plot([], [], "|", color="black", markersize=14, markeredgewidth=2, label="lesion and reach")
+panel.set(title="two wrong ways", xlabel="place (voxels)", yticks=[], ylim=(-0.5, 2))
+panel.legend(loc="upper right", ncols=2, frameon=False, fontsize=9)
+
+for (name, curve), (colour, line, marker) in zip(curves.items(), LINES, strict=False):
+    x, y = np.array([(point["fp_per_scan"], point["tpr"]) for point in curve]).T
+    panels[1, 0].plot(x, 100 * y, color=colour, linestyle=line, marker=".", label=name)
+    tpr, fp_per_scan, _ = rates(hits[name])
+    bar = np.abs(intervals[name] - tpr)[:, None]
+    mark = {"color": colour, "marker": marker, "markersize": 10, "capsize": 4}
+    panels[1, 0].errorbar(fp_per_scan, 100 * tpr, 100 * bar, **mark)
+panels[1, 0].set(title="FROC; large marker: at the true count", ylim=(0, 100), xlim=(0, None))
+panels[1, 0].set(xlabel="FPav (false positives per scan)", ylabel="TPR (% of the lesions)")
+panels[1, 0].legend(frameon=False)
+panels[1, 0].grid(alpha=0.3)
+
+bins = np.arange(0.15, 0.85, 0.02)
+drawn = {f"{name}, scans drawn": values for name, values in by_scans.items()}
+drawn["spots, lesions drawn: too narrow"] = by_lesions
+for (name, values), (colour, line, _) in zip(drawn.items(), LINES, strict=False):
+    panels[1, 1].hist(100 * values, 100 * bins, histtype="step", color=colour, ls=line, label=name)
+panels[1, 1].set(title="the TPR of 2000 draws", xlabel="TPR (% of the lesions)")
+panels[1, 1].set_ylabel("draws")
+panels[1, 1].legend(frameon=False, loc="upper left")
+save_figure(figure, "runs/tutorials/11_scoring.png")
+
+tpr = {name: rates(own)[0] for name, own in hits.items()}
+print(f"TPR at the true count: brightness {tpr['brightness']:.1%}, spots {tpr['spots']:.1%};")
+print(f"the difference is at least {100 * low:.1f} points in 97.5 % of the draws")
+
+# %% [markdown]
+# **Try.** Match with radius 2 and 4 and see how far the rates move: a TPR without its radius says
+# nothing. Then hand `spacing_mm` to `match_detections`: is 3 mm stricter than 3 voxels? Write the
+# matching, the rates and the interval yourself: exercise set `11_scoring`.
