@@ -12,7 +12,7 @@ import numpy as np
 from weakunet import figures, figures_compare, figures_counts, report
 from weakunet.cli import InputError, write_csv, write_json, write_text
 from weakunet.compare_seed import CEILING, EXTRA, METHODS
-from weakunet.compare_stats import FPAV_LIMIT, mean_curve
+from weakunet.compare_stats import FPAV_LIMIT, mean_curve, rates
 from weakunet.copies import SMOOTHING_VOX
 from weakunet.detect import components_above
 from weakunet.metrics import count_metrics
@@ -174,7 +174,8 @@ def write_all(out, args, jobs, results, tables, cost):
         *cost.items(),
     ]
     runs = [
-        (POOL_NAMES[pool], str(r.seed), *(f"{r.val_r.get(k, math.nan):.2f}" for k in r.val_r),
+        (POOL_NAMES[pool], str(r.seed), *(f"{r.val_r[kind]:.2f}" for kind in ("coarse", "fcn")),
+         "{:.1f} / {:.2f}".format(*rates(r.hits["regression_fcn"])[:2] * (100, 1)),
          f"{r.weight:.2f}")
         for pool, own in results.items()
         for r in own
@@ -185,8 +186,15 @@ def write_all(out, args, jobs, results, tables, cost):
     ]
     trained = (
         "Every run: correlation of predicted and true validation counts (a collapsed run has "
-        "none), and the weight of the heatmap in (f)",
-        ("global pooling", "seed", "r, (b) and (d)", "r, (c), (e) and (f)", "weight"),
+        "none), what (e) finds, and the weight of the heatmap in (f)",
+        (
+            "global pooling",
+            "seed",
+            "r, (b) and (d)",
+            "r, (c), (e) and (f)",
+            "(e): TPR % / FPav",
+            "weight",
+        ),
         runs,
     )
     settings_table = ("Settings and cost", ("what", "value"), [(a, str(b)) for a, b in facts])
