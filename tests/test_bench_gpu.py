@@ -89,9 +89,14 @@ def test_every_row_is_checked_and_timed(stand_in, tmp_path, capsys):
     for row in rows.values():
         assert row["device"] == "stand-in" and row["ours_s"] > 0 and row["floor_s"] > 0
         assert (row["naive_s"] is not None) == row["name"].startswith("conv3d")
+        in_tf32 = row["name"].startswith(("conv3d", "step", "predict"))
+        assert (row["ours_tf32_s"] is not None) == in_tf32
         if bench_gpu.bench_torch_gpu:
             assert row["ratio"] == pytest.approx(row["ours_s"] / row["torch_s"])
             assert row["torch_tf32_s"] > 0 and row["torch_bf16_s"] > 0
+            if in_tf32:
+                tf32 = row["ours_tf32_s"] / row["torch_tf32_s"]
+                assert row["ratio_tf32"] == pytest.approx(tf32)
     assert "| step:tiny " in capsys.readouterr().out
 
 
@@ -103,13 +108,27 @@ def test_a_wrong_kernel_is_not_timed(stand_in, monkeypatch):
         bench_gpu.measure(1, "relu 2 forward")
 
 
+@pytest.mark.parametrize(("factor", "fits"), [(1.001, True), (1.003, False), (np.nan, False)])
+def test_a_convolution_in_tf32_may_be_off_by_2e_3(factor, fits, stand_in, monkeypatch):
+    tensor = bench_gpu.FORWARD["tensor"]
+    wrong = {**bench_gpu.FORWARD, "tensor": lambda a: tensor(a) * np.float32(factor)}
+    monkeypatch.setattr(bench_gpu, "FORWARD", wrong)
+    if fits:
+        (row,) = bench_gpu.measure(1, "conv3d 2->3 forward")
+        assert row["ours_tf32_s"] > 0
+        return
+    with pytest.raises(AssertionError, match="conv3d 2->3 forward: off by"):
+        bench_gpu.measure(1, "conv3d 2->3 forward")
+
+
 def test_check_passes_where_the_kernels_are_right(stand_in, monkeypatch, capsys):
     monkeypatch.setattr(bench_check, "results", on_numpy_for_cpu(bench_check.results, stand_in))
     rows = bench_check.check()
     assert len(rows) == 6 and all(row["repeats"] for row in rows)
     assert max(row["error"] for row in rows if row["dtype"] == "float64") < 1e-11
     assert "agrees with numpy" in capsys.readouterr().out
-    assert ("layers/conv3d", "conv3d_backward_weight_naive") in stand_in.launched
+    launched = {kernel for _, kernel in stand_in.launched}
+    assert {"conv3d_backward_weight_naive", "conv3d_tensor_backward_weight"} <= launched
 
 
 def test_check_fails_where_a_kernel_is_wrong(stand_in, monkeypatch):

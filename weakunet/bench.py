@@ -4,6 +4,7 @@
     python -m weakunet.bench --cpu      numpy on the CPU
     python -m weakunet.bench --compile  registers and spills of every kernel; needs no GPU
     python -m weakunet.bench --check    does the GPU compute what numpy does?
+    python -m weakunet.bench --zeros    how much of the gradient is zero; needs no GPU
 
 PyTorch's columns appear where PyTorch is installed. Every result is compared with a float64
 reference before it is timed. `--json FILE` writes the rows as well.
@@ -57,6 +58,7 @@ def main(argv=None):
         "--compile", action="store_true", help="compile all kernels: registers, spills"
     )
     what.add_argument("--check", action="store_true", help="does the GPU compute what numpy does?")
+    what.add_argument("--zeros", action="store_true", help="how much of the gradient is zero")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--rounds", type=int, default=7, help="rounds; medians are reported")
@@ -77,6 +79,12 @@ def _rows(args):
         return bench_check.check()
     if args.compile:
         return bench_compile.compile_all()
+    if args.zeros:
+        from weakunet import bench_zeros
+
+        rows = bench_zeros.measure(args.only)
+        print_table(rows, bench_zeros.COLUMNS)
+        return rows
     if args.cpu:
         from weakunet import bench_cpu
 

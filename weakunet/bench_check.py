@@ -1,8 +1,9 @@
 """python -m weakunet.bench --check: does the GPU compute what numpy does?
 
 Says what is installed, then runs one training step and one prediction of a small network, the
-augmentation's warp and the naive convolution on the GPU and in numpy, with the same random data:
-in float64 they must agree to 1e-10 and in float32 to 1e-4 of the largest value, and two runs on the
+augmentation's warp and every rung of the convolution on the GPU and in numpy, with the same random
+data (the convolutions' are numbers that TF32 holds exactly, so that tensor cores agree, too): in
+float64 they must agree to 1e-10 and in float32 to 1e-4 of the largest value, and two runs on the
 GPU must give the same bits.
 """
 
@@ -11,7 +12,7 @@ import numpy as np
 from weakunet import augment, backend
 from weakunet.cli import InputError
 from weakunet.layers.conv3d import conv3d_backward, conv3d_forward
-from weakunet.layers.conv3d_cuda import conv3d_backward_cuda, conv3d_forward_cuda
+from weakunet.layers.conv3d_cuda import KERNELS, conv3d_backward_cuda, conv3d_forward_cuda
 from weakunet.loss import mse_backward, mse_forward
 from weakunet.model import WeakUNet
 from weakunet.optim import Adadelta
@@ -83,18 +84,17 @@ def results(pooling, dtype, device):
     found |= model.params
     found["count after the step"], found["heatmap"] = model.predict(scans)
     found["warp"] = augment.warp(scans[0, 0], matrix)
-    x, dy = (
-        backend.to_device(rng.normal(size=(1, 3, 4, 5, 6)).astype(dtype), device) for _ in "xy"
-    )
-    w, b = (
-        backend.to_device(rng.normal(size=s).astype(dtype), device) for s in ((3, 3, 3, 3, 3), 3)
-    )
-    if device == "cuda":
-        found["y"] = conv3d_forward_cuda(x, w, b, "naive")
-        found["dx"], found["dw"], found["db"] = conv3d_backward_cuda(dy, x, w, kernel="naive")
-    else:
-        found["y"] = conv3d_forward(x, w, b)
-        found["dx"], found["dw"], found["db"] = conv3d_backward(dy, x, w)
+    shapes = (1, 17, 4, 5, 6), (1, 9, 4, 5, 6), (17, 9, 3, 3, 3), (17,)
+    exact = [rng.normal(size=shape).astype(np.float16).astype(dtype) for shape in shapes]
+    dy, x, w, b = (backend.to_device(array, device) for array in exact)
+    for kernel in KERNELS:
+        if device == "cuda":
+            y = conv3d_forward_cuda(x, w, b, kernel)
+            gradients = conv3d_backward_cuda(dy, x, w, kernel=kernel)
+        else:
+            y, gradients = conv3d_forward(x, w, b), conv3d_backward(dy, x, w)
+        results = zip(("y", "dx", "dw", "db"), (y, *gradients), strict=True)
+        found |= {f"{kernel} {name}": value for name, value in results}
     return {name: backend.to_host(value) for name, value in found.items()}
 
 

@@ -2,11 +2,12 @@
 
 For every distinct layer of the default's and the paper's network, and for whole training steps and
 predictions: the result is first compared with a float64 reference on fresh random data, then timed
-between device events, after a warm-up, as the median over rounds. PyTorch (where it is installed)
-runs in fp32 without TF32, in fp32 with TF32, and in bf16 with channels_last_3d; a whole step in
-bf16 is under autocast. `share` is the floor by this device's own limits over our time; the limits
-are a large copy's speed and the multiply-add rate, both measured in the same run. Small layers stay
-in the GPU's cache from call to call, on both sides.
+between device events, after a warm-up, as the median over rounds. Ours run in fp32 (`ours_s`) and
+with convolutions in TF32 (`ours_tf32_s`; `ratio_tf32` is over PyTorch's in TF32). PyTorch (where it
+is installed) runs in fp32 without TF32, in fp32 with TF32, and in bf16 with channels_last_3d; a
+whole step in bf16 is under autocast. `share` is the floor by this device's own limits over our
+time; the limits are a large copy's speed and the multiply-add rate, both measured in the same run.
+Small layers stay in the GPU's cache from call to call, on both sides.
 """
 
 from functools import partial
@@ -32,11 +33,13 @@ COLUMNS = [
     ("size", "{}"),
     ("times", "{}"),
     ("ours_s", "{:.6f}"),
+    ("ours_tf32_s", "{:.6f}"),
     ("naive_s", "{:.6f}"),
     ("torch_s", "{:.6f}"),
     ("torch_tf32_s", "{:.6f}"),
     ("torch_bf16_s", "{:.6f}"),
     ("ratio", "{:.2f}"),
+    ("ratio_tf32", "{:.2f}"),
     ("tflops", "{:.2f}"),
     ("gbs", "{:.0f}"),
     ("floor_s", "{:.6f}"),
@@ -64,7 +67,10 @@ def measure(rounds, only=""):
         ours, fp32 = times.pop("ours"), times.get("fp32")
         row |= {"device": device, "threads": None, "ours_s": ours, "torch_s": fp32}
         row |= {f"torch_{mode}_s": times.get(mode) for mode in ("tf32", "bf16")}
-        row["ratio"] = ours / fp32 if fp32 else None
+        row |= {"ratio": ours / fp32 if fp32 else None, "ratio_tf32": None}
+        row["ours_tf32_s"] = times.get("ours_tf32")
+        if row["ours_tf32_s"] and row["torch_tf32_s"]:
+            row["ratio_tf32"] = row["ours_tf32_s"] / row["torch_tf32_s"]
         row |= {"tflops": row["flop"] / ours / 1e12, "gbs": row["bytes"] / ours / 1e9}
         row["share"] = row["floor_s"] / ours
         row |= {"naive_s": times.get("naive")} | (_memory(runs) if not layer else {})
@@ -110,10 +116,15 @@ def device_limits(elements=2**28, steps=4096):
     return flop / device_seconds(multiply_add, 9), 2 * x.nbytes / device_seconds(copy, 9)
 
 
+def _conv3d_backward(a, kernel):
+    return conv3d_cuda.conv3d_backward_cuda(a.dy, a.x, a.w, a.x.shape[1] > 1, kernel)
+
+
 # what each kind of layer runs; `a` holds dy, x, w and b (or a second input, and None), winner
 FORWARD = {
     "conv3d": lambda a: conv3d_cuda.conv3d_forward_cuda(a.x, a.w, a.b),
     "naive": lambda a: conv3d_cuda.conv3d_forward_cuda(a.x, a.w, a.b, "naive"),
+    "tensor": lambda a: conv3d_cuda.conv3d_forward_cuda(a.x, a.w, a.b, "tensor"),
     "relu": lambda a: relu.relu_forward(a.x),
     "maxpool3d": lambda a: maxpool3d.maxpool3d_forward(a.x),
     "upsample3d": lambda a: upsample3d.upsample3d_forward(a.x),
@@ -121,8 +132,9 @@ FORWARD = {
     "localmax": lambda a: globalpool3d.localmax_forward(a.x, BLOCK),
 }
 BACKWARD = {
-    "conv3d": lambda a: conv3d_cuda.conv3d_backward_cuda(a.dy, a.x, a.w, a.x.shape[1] > 1),
-    "naive": lambda a: conv3d_cuda.conv3d_backward_cuda(a.dy, a.x, a.w, a.x.shape[1] > 1, "naive"),
+    "conv3d": lambda a: _conv3d_backward(a, "tiled"),
+    "naive": lambda a: _conv3d_backward(a, "naive"),
+    "tensor": lambda a: _conv3d_backward(a, "tensor"),
     "relu": lambda a: relu.relu_backward(a.dy, a.x),
     "maxpool3d": lambda a: maxpool3d.maxpool3d_backward(a.dy, a.winner),
     "upsample3d": lambda a: upsample3d.upsample3d_backward(a.dy),
@@ -140,12 +152,14 @@ def _layer_runs(layer, direction):
         reference = naive(_in_float64(vars(arrays)))
     else:
         reference = ours(_in_float64(host))
-    for value, expected in zip(_as_tuple(ours(arrays)), _as_tuple(reference), strict=True):
-        if value is not None:
-            _require_close(f"{layer.name} {direction}", value, expected, 1e-5)
     runs = {"ours": partial(ours, arrays)}
+    tolerance = {"ours": 1e-5, "ours_tf32": 2e-3}
     if layer.kind == "conv3d":
-        runs["naive"] = partial(naive, arrays)
+        runs |= {"ours_tf32": partial(calls["tensor"], arrays), "naive": partial(naive, arrays)}
+    for side in runs.keys() & tolerance.keys():
+        for value, expected in zip(_as_tuple(runs[side]()), _as_tuple(reference), strict=True):
+            if value is not None:
+                _require_close(f"{layer.name} {direction}", value, expected, tolerance[side])
     if bench_torch_gpu:
         inputs = [host[name] for name in ("dy", "x", "w", "b")]
         for mode in bench_torch_gpu.MODES:
@@ -206,6 +220,9 @@ def _network_runs(name):
     for value, reference in zip(ours[np.float32](), exact, strict=True):
         _require_close(name, value, reference, 1e-4)
     runs = {"ours": ours[np.float32]}
+    runs["ours_tf32"] = _network_run(what, network, scans, counts, np.float32, "tf32")
+    for value, reference in zip(runs["ours_tf32"](), exact, strict=True):
+        _require_close(f"{name} in TF32", value, reference, 2e-2)
     if bench_torch_gpu:
         model = _model(network, np.float32)
         for mode in bench_torch_gpu.MODES:
@@ -219,9 +236,9 @@ def _model(network, dtype):
     return WeakUNet(**network, rng=np.random.default_rng(1), dtype=dtype)
 
 
-def _network_run(what, network, scans, counts, dtype):
+def _network_run(what, network, scans, counts, dtype, precision="fp32"):
     """A function that runs one prediction, or one training step (forward, backward, Adadelta)."""
-    model = _model(network, dtype).to("cuda")
+    model = _model(network, dtype).to("cuda", precision)
     scans, counts = (backend.to_device(a.astype(dtype), "cuda") for a in (scans, counts))
     if what == "predict":
         return lambda: model.predict(scans)

@@ -56,14 +56,16 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
     for (int c0 = 0; c0 < c_in; c0 += CHUNK) {
         int chunk = min(CHUNK, c_in - c0);
         __syncthreads();  // nobody reads the last chunk any more
+        bool any = false;
         #pragma unroll 2
         for (int e = thread; e < chunk * H::Z * H::Y * H::X; e += threads) {
             int c = e / (H::X * H::Y * H::Z), i = e / (H::X * H::Y) % H::Z;
             int j = e / H::X % H::Y, m = e % H::X;
             int xx = x0 + m - P, yy = y0 + j - P, zz = z0 + i - P;
             bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 && zz < depth;
-            x_tile[c * H::SIZE + i * H::PLANE + j * H::X + m] =
-                inside ? x[(c0 + c) * voxels + (zz * height + yy) * width + xx] : (real)0;
+            real value = inside ? x[(c0 + c) * voxels + (zz * height + yy) * width + xx] : (real)0;
+            x_tile[c * H::SIZE + i * H::PLANE + j * H::X + m] = value;
+            if (BACKWARD) any |= value != 0;
         }
         #pragma unroll 2
         for (int e = thread; e < maps * CHUNK * TAPS; e += threads) {
@@ -74,7 +76,10 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
             w_tile[(c * TAPS + tap) * W_PITCH + o] =
                 o0 + o < c_out && c < chunk ? w[place] : (real)0;
         }
-        __syncthreads();  // the chunk is there
+        if (!BACKWARD)
+            __syncthreads();  // the chunk is there
+        else if (!__syncthreads_or(any))
+            continue;  // it is there and all zeros: adding products with 0 changes no bit
         for (int c = 0; c < chunk; ++c)
             #pragma unroll 1
             for (int i = 0; i < K; ++i)
@@ -154,7 +159,8 @@ conv3d_forward_tiled_k1(const real* __restrict__ x, const real* __restrict__ w,
 
 // computes  dx for k = 3, as conv3d_backward_input_naive
 // threads, memory, no race   as conv3d_forward_tiled_k3, from dy to dx: c_in and c_out exchanged
-// work      2 x 27 C_out FLOP an output
+// work      2 x 27 C_out FLOP an output; chunks of dy that are 0 everywhere in the halo, as most are
+//           behind a global max pooling, are left out
 extern "C" __global__ void __launch_bounds__(256)
 conv3d_backward_input_tiled_k3(const real* __restrict__ dy, const real* __restrict__ w,
                                real* __restrict__ dx, int c_in, int c_out, int depth, int height,

@@ -61,15 +61,18 @@ static __device__ __forceinline__ void weight_gradient_tile(const real* __restri
                 inside ? x[(n * c_in + c0 + channel) * voxels + (zz * height + yy) * width + xx]
                        : (real)0;
         }
+        bool any = false;
         for (int e = thread; e < maps * DW_Y * DW_X; e += threads) {
             int m = e % DW_X, row = e / DW_X % DW_Y, o = e / DW_X / DW_Y;
             int xx = x0 + m, yy = y0 + row;
             bool inside = xx < width && yy < height && o0 + o < c_out;
-            dy_tile[(row * DW_X + m) * DY_PITCH + o] =
-                inside ? dy[(n * c_out + o0 + o) * voxels + (z * height + yy) * width + xx]
-                       : (real)0;
+            real value = inside ? dy[(n * c_out + o0 + o) * voxels + (z * height + yy) * width + xx]
+                                : (real)0;
+            dy_tile[(row * DW_X + m) * DY_PITCH + o] = value;
+            any |= value != 0;
         }
-        __syncthreads();  // the tile is there
+        // the tile is there; where dy is all zeros, adding products with 0 would change no bit
+        if (!__syncthreads_or(any)) continue;
         #pragma unroll 1
         for (int row = 0; row < DW_Y; ++row) {
             const real* from = x_tile + c * H::SIZE + i * H::PLANE + (row + j) * H::ROW;
@@ -105,7 +108,7 @@ static __device__ __forceinline__ void weight_gradient_tile(const real* __restri
 //           channel are read once into shared memory. From there a thread reads 16 of dy (as four
 //           16-byte words, the same for the threads of a group) and 1 of x for 48 multiply-adds.
 //           Writes each of its weights once.
-// work      2 N D H W FLOP a weight
+// work      2 N D H W FLOP a weight; tiles in which dy is 0 everywhere are left out
 // no race   every element of parts has one owner, who adds in a fixed order; __syncthreads() stands
 //           between filling shared memory and reading it, and between reading and filling again
 extern "C" __global__ void __launch_bounds__(144)

@@ -1,0 +1,106 @@
+"""What a convolution's backward kernels leave out because dy is 0 there.
+
+Seen in the bits, in what a NaN beside a zero does, and counted by bench --zeros.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from weakunet import bench, bench_zeros, cuda_source
+from weakunet.layers import conv3d_cuda, conv3d_tensor
+
+RUNGS = ("tiled", "tensor")
+FILES = {
+    "tiled": [(conv3d_cuda, "TILED"), (conv3d_cuda, "TILED_WEIGHT")],
+    "tensor": [(conv3d_tensor, "FORWARD"), (conv3d_tensor, "WEIGHT")],
+}
+
+
+def arrays(seed=0):
+    """dy, zero but in few voxels and in all of maps 8-15; x and w without zeros."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(1, 9, 5, 9, 33)).astype(np.float32)
+    w = rng.normal(size=(17, 9, 3, 3, 3)).astype(np.float32)
+    dy = np.zeros((1, 17, 5, 9, 33), np.float32)
+    dy[0, :8, 1, 2, 3:9] = rng.normal(size=(8, 6))
+    dy[0, 16, 4, 8, 32] = -1
+    dy[0, 2, 3, 7, 20] = -0.0
+    return dy, x, w
+
+
+def never_skipping(kernel, folder, monkeypatch):
+    """From now on `kernel` runs from copies of its files that work through every tile."""
+    for path in cuda_source.cu_path("layers/relu").parent.glob("*.cu*"):
+        shutil.copy(path, folder)
+    for module, name in FILES[kernel]:
+        copy = folder / f"{getattr(module, name).rpartition('/')[2]}.cu"
+        text = copy.read_text()
+        assert text.count("__syncthreads_or(any)") == 1
+        copy.write_text(text.replace("__syncthreads_or(any)", "__syncthreads_or(true)"))
+        monkeypatch.setattr(module, name, str(copy.with_suffix("")))
+
+
+@pytest.mark.parametrize("kernel", RUNGS)
+def test_leaving_zeros_out_changes_no_bit(kernel, cuda_on_cpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(conv3d_cuda, "BLOCKS", 4)
+    monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)
+    skipping = conv3d_cuda.conv3d_backward_cuda(*arrays(), kernel=kernel)
+    never_skipping(kernel, tmp_path, monkeypatch)
+    every_tile = conv3d_cuda.conv3d_backward_cuda(*arrays(), kernel=kernel)
+    for some, all_, name in zip(skipping, every_tile, ("dx", "dw", "db"), strict=True):
+        np.testing.assert_array_equal(some.view(np.uint32), all_.view(np.uint32), err_msg=name)
+    files = {str(file) for file, _ in cuda_on_cpu.launched}
+    assert any(str(tmp_path) in file for file in files)
+
+
+@pytest.mark.parametrize("kernel", RUNGS)
+def test_what_is_left_out_is_not_multiplied(kernel, cuda_on_cpu, monkeypatch, tmp_path):
+    dy, x, w = arrays()
+    w[8:16] = np.nan  # of maps whose dy is 0 everywhere
+    x[..., 18:30] = np.nan  # two voxels and more from where dy is not 0
+    dx, dw, _ = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel)
+    assert np.isfinite(dx).all() and np.isfinite(dw).all()
+    never_skipping(kernel, tmp_path, monkeypatch)
+    dx, dw, _ = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel)
+    assert np.isnan(dx).any() and np.isnan(dw).any()
+
+
+@pytest.mark.parametrize("kernel", RUNGS)
+def test_a_nan_in_the_gradient_is_not_taken_for_zero(kernel, cuda_on_cpu):
+    dy, x, w = arrays()
+    dy[:] = 0
+    dy[0, 5, 3, 7, 16] = np.nan
+    dx, dw, _ = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel)
+    assert np.isnan(dx).sum() == 27 * 9 and np.isnan(dw[5]).all() and not np.isnan(dw[:5]).any()
+
+
+def test_shares_of_zeros_are_counted_tile_by_tile():
+    dy = np.zeros((1, 40, 8, 16, 32), np.float32)
+    dy[0, 3, 3, 7, 15] = dy[0, 3, 3, 7, 14] = 1  # the corner of a tile: 8 halos hold it
+    dy[0, 39, 0, 0, 0] = np.nan
+    found = bench_zeros.shares(dy)
+    assert found["zeros"] == 1 - 3 / dy.size and found["voxels"] == 1 - 3 / (8 * 16 * 32)
+    # groups of 8 maps: 5, tiles of 4 x 8 x 16: 8; groups of 32 maps: 2, tiles of 2 x 4 x 16: 32
+    assert found["dx"] == 1 - (8 + 1) / (5 * 8) and found["dw"] == 1 - 2 / (2 * 32)
+
+
+def test_zeros_of_training_are_printed_for_both_poolings(monkeypatch, capsys):
+    for name, value in (("STEPS", 3), ("LOOK_AT", 2), ("SCANS", 4)):
+        monkeypatch.setattr(bench_zeros, name, value)
+    bench.main(["--zeros", "--only", "default"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("| default | max ") for line in lines) == 6
+    assert sum(line.startswith("| default | lmax | all ") for line in lines) == 1
+    assert any("decoder0.conv0 | 8 " in line and "4x16x32x32" in line for line in lines)
+
+
+def test_shares_are_weighed_by_flop_and_the_first_layer_has_no_dx():
+    row = {"zeros": 1, "voxels": 1}
+    watched = {
+        "last": [row | {"flop": 3, "dx": 0.5, "dw": 1}, row | {"flop": 3, "dx": 0.7, "dw": 1}],
+        "first": [row | {"flop": 1, "dx": 0, "dw": 0}],
+    }
+    total = bench_zeros._summed_up(watched)[-1]
+    assert total["dx"] == pytest.approx(0.6) and total["dw"] == pytest.approx(0.75)
