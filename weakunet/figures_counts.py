@@ -5,6 +5,7 @@ Series are told apart by line and marker as well as by colour.
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from weakunet.figures import line_style, new_figure, save_figure
@@ -71,17 +72,16 @@ def _signed(value):
 _BESIDE = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
 
 
-def study_lines(path, study, x_label, panels, log_x=False, caption=None):
+def study_lines(path, study, x_label, panels, log_x=False):
     """Draw a study: a row of panels, in each a line with error bars for every series.
 
     Parameters
     ----------
-    study : its name, printed above unless there is a caption
+    study : its name, printed above
     x_label : what was varied, with its unit
     panels : list of (y_label, {series: (x, mean, low, high)}), sequences of one length, low and
         high the ends of the bars; x may be words; a panel may lack a series
     log_x : True for a logarithmic x axis, labelled at the values studied
-    caption : one line instead of the name, or None
     """
     series = list(dict.fromkeys(name for _, lines in panels for name in lines))
     figure = new_figure(max(5.2, 3.9 * len(panels)), 4.0)
@@ -94,6 +94,8 @@ def study_lines(path, study, x_label, panels, log_x=False, caption=None):
             _error_bars(panel, *points, ScaledTranslation(aside, 0, figure.dpi_scale_trans), k)
         panel.set(xlabel=x_label, ylabel=y_label)
         panel.margins(x=0.08)
+        if all(isinstance(value, int) for x, *_ in lines.values() for value in x):
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log_x:
             _log_axis(panel, sorted({value for x, *_ in lines.values() for value in x}))
         panel.grid(alpha=0.3)
@@ -101,7 +103,7 @@ def study_lines(path, study, x_label, panels, log_x=False, caption=None):
     if len(series) > 1:
         style = {"ncols": min(3, len(series)), "frameon": False, "handlelength": 4}
         figure.legend(handles=handles, loc="outside lower center", **style)
-    figure.suptitle(caption or study, fontsize=11)
+    figure.suptitle(study, fontsize=11)
     save_figure(figure, path)
 
 

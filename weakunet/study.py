@@ -46,6 +46,12 @@ X_LABEL = {
     "pooling": "edge of the blocks, mm in the slice",
     "epochs": "epoch",
 }
+TITLE = {
+    "scans": "How many training scans?",
+    "noise": "How wrong may the counts be?",
+    "pooling": "Which global pooling?",
+    "epochs": "One training, watched",
+}
 VAL = 100
 
 
@@ -173,7 +179,7 @@ def draw(out, study, rows):
             lines[series] = (x, mean, low, high)
         panels.append((f"{label} (validation)", lines))
     path = out / f"study_{study}.png"
-    figures_counts.study_lines(path, study, X_LABEL[study], panels, log_x=study == "scans")
+    figures_counts.study_lines(path, TITLE[study], X_LABEL[study], panels, log_x=study == "scans")
 
 
 @command
