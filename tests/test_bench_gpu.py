@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from weakunet import backend, bench, bench_check, bench_counts, bench_gpu, model
+from weakunet import backend, bench, bench_check, bench_counts, bench_gpu, bench_predict, model
 from weakunet.cli import InputError
 from weakunet.model import WeakUNet
 
@@ -44,6 +44,30 @@ def test_floor_is_the_larger_of_arithmetic_and_memory():
     assert relu["bound"] == "memory"
     rows = {row["name"]: row for row in bench_counts.count_rows("paper", (1e9, 1e12))}
     assert rows["conv3d 32->32 forward"]["bound"] == "arithmetic"
+
+
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "volume"), [(32, 32, (1, 8, 16, 32)), (64, 96, (2, 4, 8, 16))]
+)
+def test_counted_mma_are_those_of_the_convolution(c_in, c_out, volume):
+    flop = bench_counts.cost(bench_counts.Layer("conv3d", c_in, c_out, volume), "forward")[0]
+    tiles = {name: volume[0] * bench_predict._tiles(volume, name) for name in ("TILE", "DW")}
+    forward = tiles["TILE"] * (c_out // 32) * (c_in // 8) * bench_predict.FORWARD.mma
+    weight = tiles["DW"] * (c_out // 32) * (c_in // 16) * bench_predict.WEIGHT.mma
+    assert forward * 2 * 16 * 8 * 8 == weight * 2 * 16 * 8 * 8 == flop
+
+
+def test_predicted_time_is_no_shorter_than_the_mma_take_and_absent_without_tensor_cores():
+    layer = bench_counts.Layer("conv3d", 32, 32, (1, 84, 128, 168))
+    flop, _ = bench_counts.cost(layer, "forward")
+    h200 = bench_predict.GPUS["h200"]
+    peak = h200.sms * h200.clock * 4 / h200.mma_cycles * 2048
+    assert 1 < bench_predict.tf32_seconds(layer, "forward", "h200") / (flop / peak) < 2
+    assert bench_predict.tf32_seconds(layer, "forward", "titan-x") is None
+    first = layer._replace(c_in=1)
+    assert bench_predict.tf32_seconds(first, "forward", "h200") is None
+    rows = {row["name"]: row for row in bench_counts.counted("titan-x")}
+    assert rows["step:paper"]["predicted_s"] is None
 
 
 @pytest.fixture

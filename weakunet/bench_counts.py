@@ -3,12 +3,16 @@
 A layer cannot be faster than its arithmetic at the device's peak, nor than its traffic (every input
 read once, every output written once, float32) at the memory's speed; the larger of the two is its
 floor. The floor of a step is the sum over its layers, each a kernel of its own: fusing layers moves
-fewer bytes and can go below it. So this table can be read before a GPU is at hand.
+fewer bytes and can go below it. `predicted_s` is our guess with convolutions on tensor cores
+(bench_predict.py) and all other layers at their floor. So this table can be read before a GPU is at
+hand.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+from weakunet.bench_predict import GPUS, tf32_seconds
 
 SMALL = {"channels": (8, 16, 32), "convs_per_level": 1}
 PAPER = {"channels": (32, 64, 128), "convs_per_level": 2}
@@ -34,6 +38,7 @@ COLUMNS = [
     ("bytes", "{:.3g}"),
     ("floor_s", "{:.6f}"),
     ("bound", "{}"),
+    ("predicted_s", "{:.6f}"),
 ]
 
 
@@ -105,7 +110,7 @@ def counted(device, only=""):
         f"no GPU here: counted, with the floors of {device} "
         f"({flops / 1e12:.1f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s on its data sheet)"
     )
-    rows = [row for size in SIZES for row in count_rows(size, DEVICES[device])]
+    rows = [row for size in SIZES for row in count_rows(size, DEVICES[device], device)]
     unknown = {"device": f"{device} (counted)", "threads": None, "ours_s": None}
     unknown |= {"torch_s": None, "ratio": None}
     return [
@@ -115,11 +120,11 @@ def counted(device, only=""):
     ]
 
 
-def count_rows(size, device):
+def count_rows(size, device, gpu="h200"):
     """Rows (dicts) of the table for one of SIZES: a row per distinct layer and direction, with how
     often it occurs in a step, then the step and the prediction as a whole.
 
-    device: (FLOP/s, bytes/s) of the device whose floor is asked for.
+    device: (FLOP/s, bytes/s) of the device whose floor is asked for. gpu: whose time is predicted.
     """
     network, shape = SIZES[size]
     layers, rows = layers_of(network, shape), []
@@ -127,13 +132,16 @@ def count_rows(size, device):
         for direction in ("forward", "backward"):
             row = {"name": f"{layer.name} {direction}", "size": "x".join(map(str, layer.volume))}
             rows.append(row | _floor(*cost(layer, direction), device))
+            rows[-1]["predicted_s"] = tf32_seconds(layer, direction, gpu)
             rows[-1] |= {"times": layers.count(layer), "layer": layer, "direction": direction}
     for name, directions in (("step", ("forward", "backward")), ("predict", ("forward",))):
         own = [row for row in rows if row.get("direction") in directions]
         total = {key: sum(row["times"] * row[key] for row in own) for key in ("flop", "bytes")}
         floor = sum(row["times"] * row["floor_s"] for row in own)
-        row = {"name": f"{name}:{size}", "size": "x".join(map(str, shape))}
-        rows.append(row | total | {"floor_s": floor, "times": 1})
+        row = {"name": f"{name}:{size}", "size": "x".join(map(str, shape))} | total
+        predicted = sum(row["times"] * (row["predicted_s"] or row["floor_s"]) for row in own)
+        row["predicted_s"] = predicted if gpu in GPUS else None
+        rows.append(row | {"floor_s": floor, "times": 1})
     return rows
 
 

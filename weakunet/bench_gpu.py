@@ -7,6 +7,7 @@ with convolutions in TF32 (`ours_tf32_s`; `ratio_tf32` is over PyTorch's in TF32
 is installed) runs in fp32 without TF32, in fp32 with TF32, and in bf16 with channels_last_3d; a
 whole step in bf16 is under autocast. `share` is the floor by this device's own limits over our
 time; the limits are a large copy's speed and the multiply-add rate, both measured in the same run.
+`predicted_s` is what bench_predict.py said beforehand of `ours_tf32_s`, for an H200.
 Small layers stay in the GPU's cache from call to call, on both sides.
 """
 
@@ -43,6 +44,7 @@ COLUMNS = [
     ("tflops", "{:.2f}"),
     ("gbs", "{:.0f}"),
     ("floor_s", "{:.6f}"),
+    ("predicted_s", "{:.6f}"),
     ("share", "{:.2f}"),
     ("ours_mb", "{:.0f}"),
     ("torch_mb", "{:.0f}"),

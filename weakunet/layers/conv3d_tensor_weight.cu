@@ -17,6 +17,19 @@
 #define DW_GROUPS 2     // groups of 8 input channels of a block
 #define DW_THREADS 192  // 3 x DW_GROUPS warps
 
+// From one tile to the next: along z, then y, then x, then to the next scan.
+static __device__ __forceinline__ void next_tile(int& z0, int& y0, int& x0, long long& n, int depth,
+                                                 int height, int width)
+{
+    if ((z0 += DW_Z) < depth) return;
+    z0 = 0;
+    if ((y0 += DW_Y) < height) return;
+    y0 = 0;
+    if ((x0 += DW_X) < width) return;
+    x0 = 0;
+    ++n;
+}
+
 // computes  the part of dw that some of the tiles contribute: parts[s] (C_out, C_in, 3, 3, 3) is the
 //           sum over the s-th of S runs of tiles
 // threads   a block of 6 warps owns 32 output and 16 input channels, a warp 8 of the input channels
@@ -30,6 +43,8 @@
 //           18 of x (6 of them new in a row below another) for 18 mma, no bank conflicts.
 // work      2 N D H W FLOP a weight. Tiles in which dy is 0 everywhere are left out: adding products
 //           with 0 changes no bit.
+//           For a block and tile an SM of an H200 should need 2787 cycles for 1728 mma, 1976 for
+//           shared memory and 2222 to issue 8887 instructions (bench_predict.py; not measured).
 // no race   every element of parts has one owner, who adds in a fixed order; __syncthreads() stands
 //           between filling shared memory and reading it, and between reading and filling again
 extern "C" __global__ void __launch_bounds__(DW_THREADS, 2)
@@ -54,17 +69,17 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
                                          i * (DW_X + 2) * (DW_Y + 2)) + g % 4;
 
     float sum[9][2][4] = {};
-    long long last = tiles * (blockIdx.x + 1) / gridDim.x;
-    for (long long tile = tiles * blockIdx.x / gridDim.x; tile < last; ++tile) {
-        int z0 = (int)(tile % tiles_z) * DW_Z, y0 = (int)(tile / tiles_z % tiles_y) * DW_Y;
-        int x0 = (int)(tile / tiles_z / tiles_y % tiles_x) * DW_X;
-        long long n = tile / tiles_z / tiles_y / tiles_x;
+    long long tile = tiles * blockIdx.x / gridDim.x, last = tiles * (blockIdx.x + 1) / gridDim.x;
+    int z0 = (int)(tile % tiles_z) * DW_Z, y0 = (int)(tile / tiles_z % tiles_y) * DW_Y;
+    int x0 = (int)(tile / tiles_z / tiles_y % tiles_x) * DW_X;
+    long long n = tile / tiles_z / tiles_y / tiles_x;
+    for (; tile < last; ++tile, next_tile(z0, y0, x0, n, depth, height, width)) {
         __syncthreads();  // nobody reads the last tile any more
-        bool any = Inner::fill(dy_tile, DW_MAPS / CHANNELS, dy + (n * c_out + o0) * voxels,
-                               c_out - o0, x0, y0, z0, depth, height, width);
+        bool any = Inner::fill<DW_MAPS / CHANNELS>(dy_tile, dy + (n * c_out + o0) * voxels,
+                                                   c_out - o0, x0, y0, z0, depth, height, width);
         if (!__syncthreads_or(any)) continue;
-        Halo::fill(x_tile, DW_GROUPS, x + (n * c_in + c0) * voxels, c_in - c0, x0 - 1, y0 - 1,
-                   z0 - 1, depth, height, width);
+        Halo::fill<DW_GROUPS>(x_tile, x + (n * c_in + c0) * voxels, c_in - c0, x0 - 1, y0 - 1,
+                              z0 - 1, depth, height, width);
         __syncthreads();  // the tile is there
         #pragma unroll 1
         for (int part = 0; part < DW_Z * DW_X / 8; ++part) {

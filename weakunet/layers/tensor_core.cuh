@@ -45,18 +45,19 @@ struct Tile {
     static constexpr int VOXELS = X * Y * Z, PITCH = VOXELS + (12 - VOXELS % 8) % 8;
     static constexpr int SIZE = 2 * PITCH;  // in float4
 
-    // Fill `groups` tiles, one after the other, from x: the first `channels` channels, in groups of
-    // 8, from voxel (x0, y0, z0) on, rounded; 0 where there is no voxel or no channel. True if this
+    // Fill GROUPS tiles, one after the other, from x: the first `channels` channels, in groups of 8,
+    // from voxel (x0, y0, z0) on, rounded; 0 where there is no voxel or no channel. True if this
     // thread met anything but 0.
-    static __device__ __forceinline__ bool fill(float4* tile, int groups,
-                                                const float* __restrict__ x, int channels, int x0,
-                                                int y0, int z0, int depth, int height, int width)
+    template <int GROUPS>
+    static __device__ __forceinline__ bool fill(float4* tile, const float* __restrict__ x,
+                                                int channels, int x0, int y0, int z0, int depth,
+                                                int height, int width)
     {
         long long voxels = (long long)depth * height * width;
         bool any = false;
         #pragma unroll 1
-        for (int e = threadIdx.x; e < groups * VOXELS; e += blockDim.x) {
-            int v = e % VOXELS, group = e / VOXELS;
+        for (int e = threadIdx.x; e < GROUPS * VOXELS; e += blockDim.x) {
+            int group = GROUPS == 1 ? 0 : e / VOXELS, v = e - group * VOXELS;
             int xx = x0 + v % X, yy = y0 + v / X % Y, zz = z0 + v / X / Y;
             bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 && zz < depth;
             int left = inside ? channels - group * CHANNELS : 0;

@@ -1,0 +1,104 @@
+"""How long the tensor kernels ought to take: written down before any GPU has timed them.
+
+A block's work on one piece (8 input channels of its tile; a tile, in the weight gradient) was
+counted in the kernels' text and in their SASS (sm_90, `nvdisasm -c`). Five things take time: the
+mma, the passes through shared memory, issuing instructions, the traffic from the L2 and that from
+memory. They overlap, so the largest is a lower limit; a guess of how well the two blocks on an SM
+hide each other's waits, HIDDEN, makes a prediction of it. What a measurement proves wrong here is
+worth knowing: `bench` on a GPU prints both.
+"""
+
+import math
+from typing import NamedTuple
+
+from weakunet.layers.conv3d_tensor import BLOCKS, SIZES
+
+HIDDEN = 0.8
+
+
+class Gpu(NamedTuple):
+    """Multiprocessors, their clock in Hz, cycles of a quarter of one per mma (16 x 8 x 8), bytes/s
+    from the L2 and from memory. Data sheets; the L2's speed and Hopper's mma (62 % of what its own
+    wgmma instruction reaches) are from published microbenchmarks."""
+
+    sms: int
+    clock: float
+    mma_cycles: float
+    l2: float
+    memory: float
+
+
+GPUS = {
+    "h200": Gpu(132, 1.83e9, 4 / 0.62, 5.5e12, 4.8e12),
+    "a100": Gpu(108, 1.41e9, 8, 4.5e12, 2.04e12),
+}
+
+
+class Piece(NamedTuple):
+    """A block's work on one piece: mma and instructions of all its warps, passes of 128 bytes
+    through shared memory, bytes from the L2 (whole sectors of 32)."""
+
+    mma: int
+    instructions: int
+    passes: int
+    l2: int
+
+
+# Per warp and i: 144 mma, 206 instructions, 9 x 44 passes; 112 instructions fill 32 voxels.
+FORWARD = Piece(
+    mma=8 * 3 * 144,
+    instructions=8 * 3 * (206 + 60) + 1080 * 112 // 32,
+    passes=8 * 9 * 44 + 2 * 1080 // 8 + 27 * 1024 // 128,
+    l2=6 * 10 * 4 * 32 * 8 + 27 * 1024,
+)
+# Per warp and column: 72 mma, 154 instructions, 68 passes; half of x is in the L1 already.
+WEIGHT = Piece(
+    mma=6 * 4 * 72,
+    instructions=6 * (4 * 154 + 70) + 512 * 121 // 32 + 864 * 105 // 32,
+    passes=6 * 4 * 68 + 2 * (512 + 864) // 8,
+    l2=8 * 2 * 32 * 32 + 4 * 6 * 4 * 32 * 16 // 2,
+)
+
+
+def tf32_seconds(layer, direction, gpu):
+    """Predicted seconds of a 3x3x3 convolution (bench_counts.Layer) in one direction, on one of
+    GPUS, or None where it does not run on tensor cores. backward: to the input, weights and bias.
+    """
+    if layer.kind != "conv3d" or layer.c_in < SIZES["CHANNELS"] or gpu not in GPUS:
+        return None
+    n, c_in, c_out, gpu = layer.volume[0], layer.c_in, layer.c_out, GPUS[gpu]
+    if direction == "forward":
+        return _convolution(layer.volume, c_in, c_out, gpu) / HIDDEN
+    maps = 4 * math.prod(layer.volume)  # bytes of one channel
+    groups = _ceil(c_in, 8 * SIZES["DW_GROUPS"]), _ceil(c_out, SIZES["DW_MAPS"])
+    tiles = n * _tiles(layer.volume, "DW")
+    parts = max(1, min(tiles, BLOCKS // math.prod(groups)))
+    pieces = _ceil(tiles, parts)
+    traffic = maps * (c_out * groups[0] + c_in * groups[1])
+    weights = _seconds(WEIGHT, parts * math.prod(groups), pieces, traffic, gpu)
+    adding_up = 2 * 4 * parts * 27 * c_in * c_out / gpu.memory
+    bias = maps * c_out / gpu.memory
+    return (_convolution(layer.volume, c_out, c_in, gpu) + weights + adding_up + bias) / HIDDEN
+
+
+def _convolution(volume, c_in, c_out, gpu):
+    groups = _ceil(c_out, SIZES["MAPS"])
+    traffic = 4 * math.prod(volume) * (c_in * groups + c_out)
+    blocks = volume[0] * _tiles(volume, "TILE") * groups
+    return _seconds(FORWARD, blocks, _ceil(c_in, SIZES["CHANNELS"]), traffic, gpu)
+
+
+def _seconds(piece, blocks, pieces, traffic, gpu):
+    """The largest of the five times, for blocks that each work on so many pieces."""
+    rounds = _ceil(blocks, 2 * gpu.sms) * 2 * pieces  # pieces that the busiest SM works on
+    cycles = max(piece.mma / 4 * gpu.mma_cycles, piece.instructions / 4, piece.passes)
+    from_l2 = blocks * pieces * piece.l2 / gpu.l2
+    return max(rounds * cycles / gpu.clock, from_l2, traffic / gpu.memory)
+
+
+def _tiles(volume, name):
+    return math.prod(_ceil(volume[i + 1], SIZES[f"{name}_{'ZYX'[i]}"]) for i in range(3))
+
+
+def _ceil(size, part):
+    return -(-size // part)
