@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from weakunet import bench, bench_compile, compare, preprocess, study, train
+from weakunet import bench, bench_compile, bench_zeros, compare, preprocess, study, train
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = Path("/usr/share/mricron/templates/ch2better.nii.gz")
@@ -60,6 +60,8 @@ def few(tmp_path, monkeypatch):
     for name, values in (("SCANS", (8,)), ("NOISE", (0.5,)), ("BLOCKS", (4,))):
         monkeypatch.setattr(study, name, values)
     monkeypatch.setattr(bench_compile, "ARCHITECTURES", ("sm_90",))
+    for name, value in (("STEPS", 3), ("LOOK_AT", 1), ("SCANS", 8)):
+        monkeypatch.setattr(bench_zeros, name, value)
     monkeypatch.setattr(study, "VAL", 3)
 
 
@@ -81,9 +83,13 @@ def test_comparison(command, tmp_path):
 
 @pytest.mark.parametrize("command", [c for c in commands(README) if re.fullmatch(BENCH, c)])
 def test_bench(command, capsys):
-    short = ["--only", "16->32 forward", "--threads", "1", "--rounds", "1"]
+    short = {
+        "--cpu": "--only 16->32 --threads 1 --rounds 1",
+        "--zeros": "--only default",
+    }
+    more = next((s for option, s in short.items() if option in command), "")
     try:
-        run(command, *(short if "--cpu" in command else []))
+        run(command, *more.split())
     except SystemExit as stop:  # without a GPU there is nothing to check
         assert "--check" in command and stop.code == 2
         assert "GPU" in capsys.readouterr().err
