@@ -274,8 +274,8 @@ low, high = np.percentile(by_lesions, [2.5, 97.5])
 print(f"spots, if {tp + fn} lesions were drawn one by one: [{low:.1%}, {high:.1%}], too narrow")
 
 # %% [markdown]
-# **Is spots better than brightness?** Both saw the same scans, and a hard scan may be hard for both.
-# So compare them draw by draw: the same draws for both (here: the same seed), the difference of the
+# **Is spots better than brightness?** Both saw the same scans, and one may be hard for both. So
+# compare them draw by draw: the same draws for both (here: the same seed), the difference of the
 # two rates, and its interval. If 0 lies outside, the difference is more than luck of the scans.
 
 # %%
