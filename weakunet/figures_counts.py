@@ -79,8 +79,8 @@ def study_lines(path, study, x_label, panels, log_x=False):
     ----------
     study : its name, printed above
     x_label : what was varied, with its unit
-    panels : list of (y_label, {series: (x, mean, low, high)}), sequences of one length, low and
-        high the ends of the bars; x may be words; a panel may lack a series
+    panels : list of (y_label, {series: (x, mean, low, high)}), sequences of one length, values of
+        at most 1, low and high the ends of the bars; x may be words; a panel may lack a series
     log_x : True for a logarithmic x axis, labelled at the values studied
     """
     series = list(dict.fromkeys(name for _, lines in panels for name in lines))
@@ -98,6 +98,7 @@ def study_lines(path, study, x_label, panels, log_x=False):
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log_x:
             _log_axis(panel, sorted({value for x, *_ in lines.values() for value in x}))
+        panel.set_ylim(min(0, panel.get_ylim()[0]), 1)
         panel.grid(alpha=0.3)
     handles = [Line2D([], [], label=name, **line_style(k)) for k, name in enumerate(series)]
     if len(series) > 1:
