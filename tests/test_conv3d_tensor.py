@@ -70,9 +70,15 @@ def test_falls_back_to_tiled(c_in, k, dtype, capability, cuda_on_cpu, monkeypatc
     assert files and not files & {conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT}
 
 
-def test_relu_in_the_epilogue_gives_the_bits_of_one_behind(cuda_on_cpu):
-    _, x, w, b = random_arrays(*SHAPES[1])
+@pytest.mark.parametrize("kernel", conv3d_cuda.KERNELS)
+def test_relu_on_the_way_out_gives_the_bits_of_one_behind(kernel, cuda_on_cpu):
+    dy, x, w, b = random_arrays(*SHAPES[1])
     x[1, 3, 2, 4, 6] = np.nan
-    y, fused = (conv3d_tensor.forward(x, w, b, relu) for relu in (False, True))
+    y, fused = (conv3d_cuda.conv3d_forward_cuda(x, w, b, kernel, relu) for relu in (False, True))
     np.testing.assert_array_equal(fused, np.maximum(y, 0))
     assert np.isnan(y).any() and (y < 0).any()
+    plain, masked = (
+        conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel, mask=mask)[0]
+        for mask in (False, True)
+    )
+    np.testing.assert_array_equal(masked, np.where(x > 0, plain, 0))

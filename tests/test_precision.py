@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import weakunet.model
 from weakunet import backend, predict, train
 from weakunet.checkpoint import save_checkpoint
 from weakunet.loss import mse_backward
@@ -69,20 +70,49 @@ def test_a_card_without_tensor_cores_says_that_it_computes_in_fp32(capsys, monke
         assert said in printed and bool(said) == bool(printed)
 
 
-def test_tf32_step_runs_on_tensor_cores_and_moves_counts_and_gradients_a_little(cuda_on_cpu):
+@pytest.fixture
+def gpu(cuda_on_cpu, monkeypatch):
+    """A GPU whose kernels run on the CPU: networks move there, too."""
+    monkeypatch.setattr(weakunet.model, "to_device", lambda array, device: np.asarray(array))
+    return cuda_on_cpu
+
+
+def step(network, gpu):
+    """name -> what one forward and backward pass gives, and the kernels that it launched."""
     rng = np.random.default_rng(1)
     scans, counts = rng.random((1, 1, 4, 6, 10), np.float32), np.array([3], np.float32)
-    found = {}
-    for precision in backend.PRECISIONS:
-        cuda_on_cpu.launched.clear()
-        network = model().to("cpu", precision)  # whose kernels the fixture runs
-        predicted = network.forward(scans)
-        network.backward(mse_backward(predicted, counts))
-        kernels = {kernel for _, kernel in cuda_on_cpu.launched}
-        assert ("conv3d_tensor" in kernels) == (precision == "tf32")
-        assert ("conv3d_tensor_backward_weight" in kernels) == (precision == "tf32")
-        found[precision] = {"count": predicted} | network.grads
-    for name, exact in found["fp32"].items():
-        error = np.abs(found["tf32"][name] - exact).max() / np.abs(exact).max()
-        assert error < 0.01, name
-    assert found["tf32"]["count"] != found["fp32"]["count"]
+    gpu.launched.clear()
+    predicted = network.forward(scans)
+    network.backward(mse_backward(predicted, counts))
+    return {"count": predicted} | network.grads, {kernel for _, kernel in gpu.launched}
+
+
+def test_tf32_step_runs_on_tensor_cores_and_moves_counts_and_gradients_a_little(gpu):
+    tensor = {"conv3d_tensor_weights", "conv3d_tensor", "conv3d_tensor_backward_weight"}
+    exact, kernels = step(model().to("cuda"), gpu)
+    assert not tensor & kernels
+    found, kernels = step(model().to("cuda", "tf32"), gpu)
+    assert tensor <= kernels
+    for name, value in exact.items():
+        assert np.abs(found[name] - value).max() / np.abs(value).max() < 0.01, name
+    assert found["count"] != exact["count"]
+    again, kernels = step(model().to("cuda", "tf32").to("cuda"), gpu)
+    assert not tensor & kernels and again["count"] == exact["count"]
+
+
+def test_relus_that_the_convolutions_compute_change_no_bit(gpu):
+    def network():
+        rng = np.random.default_rng(0)
+        return WeakUNet((8, 16), convs_per_level=2, rng=rng).to("cuda", "tf32")
+
+    fused, kernels = step(network(), gpu)
+    assert "relu_backward" in kernels  # of those at which a level begins
+    apart = network()
+    for stack in (*apart.encoder, *apart.decoder):
+        for layer in stack:
+            for flag in ("relu", "mask", "forward_done", "backward_done"):
+                setattr(layer, flag, False)
+    expected, _ = step(apart, gpu)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(fused[name].view(np.uint32), value.view(np.uint32), name)
+    assert np.abs(fused["encoder0.conv0.w"]).max() > 0

@@ -31,5 +31,5 @@ def test_kernels_have_no_invalid_access_and_no_race(sanitize, function, cuda_on_
         for kernel, dtype, c_in in (("tiled", "f8", 2), ("tensor", "f4", 9)):
             shapes = (1, 3, 5, 9, 17), (1, c_in, 5, 9, 17), (3, c_in, 3, 3, 3)
             dy, x, w = (rng.normal(size=shape).astype(dtype) for shape in shapes)
-            conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel)
+            conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel, mask=True)
     assert cuda_on_cpu.launched

@@ -108,7 +108,7 @@ print("saliency by hand and weakunet: equal")
 # The count is w . G(f) + b, with the pooled last maps G(f). Leave the pooling out, and the same
 # weights give a map, M = sum w_i f_i (eq. 3; lesson 9). (e) is the M of the FCN. (d) is the M of
 # the coarse network, brought up to the scan's size by linear interpolation: one number for each 4 x
-# 4 x 4 voxels, and a lesion is smaller than that.
+# 4 x 4 voxels, and many a lesion is no larger than that.
 
 
 # %%
@@ -173,8 +173,8 @@ print(f"would have shown {tpr['test'].max():.1%}")
 # take the FCN's count. The last columns do the same at the true count: that is the map alone,
 # without the error of the count.
 #
-# One oddity: (a) often marks more places than were counted. The highest 1 % of a prepared scan was
-# trimmed to 1, and voxels of equal value cannot be told apart by a threshold (lesson 10: ties).
+# One oddity: (a) marks more places than the FCN counts. The highest 1 % of a prepared scan was
+# trimmed to 1, and no threshold can tell voxels of equal value apart (lesson 10: ties).
 
 # %%
 maps = {name: [] for name in METHODS}
@@ -190,26 +190,33 @@ own_counts = {name: counts["fcn"] for name in METHODS}
 own_counts["saliency"] = own_counts["regression"] = counts["coarse"]
 
 
-def score(own_maps, own_counts):
-    """Rates over the test scans, thresholded at these counts."""
-    hits = []
-    for scan, own, count in zip(test, own_maps, own_counts, strict=True):
-        centres = detect_lesions(own, whole_count(count)).centres_zyx
-        hits.append(count_hits(centres, scan.centres_zyx))
-    return metrics.detection_metrics(hits)
+def marks_of(name, counts):
+    """Centres of a method's detections, an array a test scan, thresholded at these counts."""
+    pairs = zip(maps[name], counts, strict=True)
+    return [detect_lesions(own, whole_count(count)).centres_zyx for own, count in pairs]
 
 
-table = {name: score(maps[name], own_counts[name]) for name in METHODS}
+def score(marks):
+    """Rates over the test scans."""
+    pairs = zip(marks, test, strict=True)
+    return metrics.detection_metrics([count_hits(own, scan.centres_zyx) for own, scan in pairs])
+
+
+marks = {name: marks_of(name, own_counts[name]) for name in METHODS}
+table = {name: score(marks[name]) for name in METHODS}
 print(f"{'':36}TPR %  [95 % CI]     FPav  FDR %   true count: TPR % / FPav   paper: TPR % / FPav")
 for name, row in table.items():
     low, high = row["tpr_ci95"]
-    at_true = score(maps[name], true)
+    at_true = score(marks_of(name, true))
     print(
         f"{METHODS[name]:36}{100 * row['tpr']:5.1f}  [{100 * low:4.1f}, {100 * high:4.1f}]"
         f"{row['fp_per_scan']:7.2f}{100 * row['fdr']:7.1f}"
         f"{100 * at_true['tpr']:16.1f} / {at_true['fp_per_scan']:.2f}"
         f"{PAPER[name][0]:22.1f} / {PAPER[name][1]}"
     )
+in_all = {name: sum(map(len, own)) for name, own in marks.items()}
+print(f"(a) marks {in_all['intensities']} places, (e) {in_all['regression_fcn']}:", end=" ")
+print(f"the FCN counts {sum(map(whole_count, counts['fcn']))} in all")
 
 # %% [markdown]
 # Compare the order of the methods with the paper's, not the numbers: these are simulated scans.
@@ -258,11 +265,10 @@ print(f"from a detection of (d) to the nearest lesion: {np.median(far):.1f} voxe
 
 
 # %%
-def second_marks(own_maps, own_counts):
+def second_marks(marks):
     """False positives over the test scans, and how many of them lie beside a lesion."""
     wrong = beside = 0
-    for scan, own, count in zip(test, own_maps, own_counts, strict=True):
-        centres = detect_lesions(own, whole_count(count)).centres_zyx
+    for centres, scan in zip(marks, test, strict=True):
         pairs = metrics.match_detections(centres, scan.centres_zyx)
         left = np.delete(centres, [i for i, _ in pairs], axis=0)
         wrong += len(left)
@@ -271,9 +277,10 @@ def second_marks(own_maps, own_counts):
 
 
 for name, title in METHODS.items():
-    wrong, beside = second_marks(maps[name], own_counts[name])
+    wrong, beside = second_marks(marks[name])
     print(f"{title:36}{wrong:3d} false positives, {beside} of them second marks")
 
+# %% [markdown]
 # %% [markdown]
 # ## The picture
 #

@@ -5,7 +5,7 @@
 # lesions in millimetres, and what goes wrong on the way?
 #
 # **You will see** the whole path with the commands that you would type: check, prepare, train,
-# predict, evaluate; and what each says about a broken file. The scans are simulated, but they are
+# predict, evaluate; and what they say about broken files. The scans are simulated, but they are
 # NIfTI files on disk, and nothing below knows that. The last picture shows one scan, from the file
 # to the lesions found in it.
 #
@@ -132,8 +132,9 @@ run("python data_tools/check_cohort.py --data broken/cohort.csv", code=1)
 # The centres of `in-voxels` are voxel indices; world millimetres are asked for. The check can only
 # see that they lie outside, and guesses at the other common reason.
 #
-# If you go on regardless: a scan that cannot be read is named and left out, the others are done,
-# and the exit code is 2. A table that cannot be right is refused as a whole, with its line.
+# If you go on regardless: a scan that cannot be prepared is named and left out, the others are
+# done, and the exit code is 2. Count the others: the twin is among them, and the 999. That is what
+# the check is for. A table that cannot be right is refused as a whole, with its line.
 
 # %%
 run("python -m weakunet.preprocess --data broken/cohort.csv --out broken-prepared", code=2)
@@ -242,14 +243,16 @@ assert np.allclose(turned_mm, found_mm, atol=2e-3)
 # %% [markdown]
 # ## Evaluate
 #
-# With lists of centres, and only then, the detections can be judged. Where the table's rows are raw
-# scans, there is no prepared image to compare with, so method (a) is left out.
+# With lists of centres, and only then, the detections can be judged. Compare with the end of the
+# training: these are the same scans, prepared in memory this time. (There, the prepared images were
+# judged as well, as method (a). Where the table names raw scans there are none to judge.)
 
 # %%
 evaluate = "python -m weakunet.evaluate --predictions predictions --data scans/new.csv"
 run(f"{evaluate} --out judged")
 judged = json.loads((FOLDER / "judged" / "metrics.json").read_text(encoding="utf-8"))
-print(*judged["regression_fcn"].items(), sep="\n")
+for name, value in judged["regression_fcn"].items():
+    print(f"{name:18} {np.round(value, 3)}")
 
 # %% [markdown]
 # ## The picture

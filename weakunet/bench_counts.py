@@ -139,10 +139,14 @@ def count_rows(size, device, gpu="h200"):
         total = {key: sum(row["times"] * row[key] for row in own) for key in ("flop", "bytes")}
         floor = sum(row["times"] * row["floor_s"] for row in own)
         row = {"name": f"{name}:{size}", "size": "x".join(map(str, shape))} | total
-        predicted = sum(row["times"] * (row["predicted_s"] or row["floor_s"]) for row in own)
-        row["predicted_s"] = predicted if gpu in GPUS else None
+        row["predicted_s"] = sum(_guess(row) for row in own) if gpu in GPUS else None
         rows.append(row | {"floor_s": floor, "times": 1})
     return rows
+
+
+def _guess(row):
+    each = row["floor_s"] if row["predicted_s"] is None else row["predicted_s"]
+    return row["times"] * each
 
 
 def _floor(flop, traffic, device):

@@ -4,8 +4,9 @@ A block's work on one piece (8 input channels of its tile; a tile, in the weight
 counted in the kernels' text and in their SASS (sm_90, `nvdisasm -c`). Five things take time: the
 mma, the passes through shared memory, issuing instructions, the traffic from the L2 and that from
 memory. They overlap, so the largest is a lower limit; a guess of how well the two blocks on an SM
-hide each other's waits, HIDDEN, makes a prediction of it. What a measurement proves wrong here is
-worth knowing: `bench` on a GPU prints both.
+hide each other's waits, HIDDEN, makes a prediction of it. Launches are not counted: with small
+volumes they will rule. What a measurement proves wrong here is worth knowing: `bench` on a GPU
+prints both.
 """
 
 import math
@@ -63,7 +64,10 @@ WEIGHT = Piece(
 def tf32_seconds(layer, direction, gpu):
     """Predicted seconds of a 3x3x3 convolution (bench_counts.Layer) in one direction, on one of
     GPUS, or None where it does not run on tensor cores. backward: to the input, weights and bias.
+    A ReLU's forward is computed by the convolution before it.
     """
+    if gpu in GPUS and (layer.kind, direction) == ("relu", "forward"):
+        return 0.0
     if layer.kind != "conv3d" or layer.c_in < SIZES["CHANNELS"] or gpu not in GPUS:
         return None
     n, c_in, c_out, gpu = layer.volume[0], layer.c_in, layer.c_out, GPUS[gpu]

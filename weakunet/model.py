@@ -231,11 +231,16 @@ class WeakUNet:
     def to(self, device, precision="fp32"):
         """Move all arrays to `device` ('cpu' or 'cuda'); returns the network.
 
-        precision: how a GPU computes its 3x3x3 convolutions, one of backend.PRECISIONS.
+        precision: how a GPU computes its 3x3x3 convolutions, one of backend.PRECISIONS. In tf32
+        they compute the ReLU behind them as well, and in backward the one right before them.
         """
+        fused = device == "cuda" and precision == "tf32"
+        for stack in (*self.encoder, *self.decoder):
+            for conv, relu in zip(stack[::2], stack[1::2], strict=True):
+                conv.kernel, conv.relu, relu.forward_done = KERNEL_OF[precision], fused, fused
+            for relu, conv in zip(stack[1:-1:2], stack[2::2], strict=True):
+                relu.backward_done = conv.mask = fused
         for _, layer in self._learning_layers():
-            if isinstance(layer, Conv3D):
-                layer.kernel = KERNEL_OF[precision]
             for arrays in (layer.params, layer.grads):
                 arrays.update({name: to_device(value, device) for name, value in arrays.items()})
         return self

@@ -17,6 +17,7 @@ from weakunet import cuda_source
 
 HERE = Path(__file__).resolve().parent
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+FLAGS += ["-fno-strict-aliasing"]  # a kernel may read the two halves of a float4 as float2s
 # Shared arrays lie in a section of their own, which AddressSanitizer must be told of. Its report of
 # an access behind an array says more than the check of object sizes, so that is left out.
 BUILD = {

@@ -62,10 +62,13 @@ class Conv3D:
     """A convolution layer; weights Gaussian of variance 2 / (C_in k^3) (He et al. 2015), bias zero.
 
     k is 1 or 3. The first layer of a network passes `needs_dx=False`: nobody asks for the gradient
-    in the image, and its backward then returns None. `kernel` is the rung that a GPU computes with.
+    in the image, and its backward then returns None.
+
+    On a GPU: `kernel` is the rung that computes it; `relu`, forward computes the ReLU behind it,
+    too; `mask`, backward computes that of the ReLU before it, too (its input is that one's output).
     """
 
-    kernel = "tiled"
+    kernel, relu, mask = "tiled", False, False
 
     def __init__(self, c_in, c_out, k=3, *, rng, dtype=np.float32, needs_dx=True):
         std = np.sqrt(2 / (c_in * k**3))
@@ -80,7 +83,7 @@ class Conv3D:
         self.x = x if keep else None
         w, b = self.params["w"], self.params["b"]
         if backend.is_cuda(x):
-            return conv3d_forward_cuda(x, w, b, self.kernel)
+            return conv3d_forward_cuda(x, w, b, self.kernel, self.relu)
         return conv3d_fast.forward(x, w, b)
 
     def backward(self, dy):
@@ -88,7 +91,7 @@ class Conv3D:
         x, self.x = self.x, None
         args = dy, x, self.params["w"], self.needs_dx
         if backend.is_cuda(dy):
-            dx, dw, db = conv3d_backward_cuda(*args, self.kernel)
+            dx, dw, db = conv3d_backward_cuda(*args, self.kernel, self.mask)
         else:
             dx, dw, db = conv3d_fast.backward(*args)
         self.grads["w"], self.grads["b"] = dw, db

@@ -10,6 +10,7 @@ import math
 
 from weakunet import backend, cuda_source
 from weakunet.layers import conv3d_tensor
+from weakunet.layers.relu import relu_backward, relu_forward
 
 NAIVE, TILED = "layers/conv3d", "layers/conv3d_tiled"
 TILED_WEIGHT = "layers/conv3d_tiled_weight"
@@ -21,11 +22,14 @@ KERNEL_OF = {"fp32": "tiled", "tf32": "tensor"}  # the rung of a precision (back
 BLOCKS = 1024
 
 
-def conv3d_forward_cuda(x, w, b, kernel="tiled"):
-    """y (N, C_out, D, H, W) from x (N, C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,)."""
+def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False):
+    """y (N, C_out, D, H, W) from x (N, C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,).
+
+    relu: the ReLU that follows is computed, too: max(y, 0).
+    """
     kernel = _rung(kernel, x, w)
     if kernel == "tensor":
-        return conv3d_tensor.forward(x, w, b)
+        return conv3d_tensor.forward(x, w, b, relu)
     y = backend.array_module(x).empty((len(x), len(w), *x.shape[2:]), x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
     if kernel == "naive":
@@ -34,13 +38,16 @@ def conv3d_forward_cuda(x, w, b, kernel="tiled"):
     else:
         args = x, w, b, y, c_in, c_out, *volume
         backend.launch(TILED, f"conv3d_forward_tiled_k{k}", _tiles(y.shape), args)
-    return y
+    return relu_forward(y) if relu else y
 
 
-def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled"):
-    """dx (None unless `needs_dx`), dw, db from dy (N, C_out, D, H, W), x and w."""
+def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled", mask=False):
+    """dx (None unless `needs_dx`), dw, db from dy (N, C_out, D, H, W), x and w.
+
+    mask: x came from a ReLU, and its backward is computed, too: dx is 0 where x is not positive.
+    """
     kernel = _rung(kernel, x, w)
-    dx = _backward_input(dy, x, w, kernel) if needs_dx else None
+    dx = _backward_input(dy, x, w, kernel, mask) if needs_dx else None
     return dx, _backward_weight(dy, x, w, kernel), _backward_bias(dy, kernel)
 
 
@@ -60,9 +67,9 @@ def _rung(kernel, x, w):
     return "tiled" if kernel == "tensor" and not conv3d_tensor.runs(x, w) else kernel
 
 
-def _backward_input(dy, x, w, kernel):
+def _backward_input(dy, x, w, kernel, mask):
     if kernel == "tensor":
-        return conv3d_tensor.backward_input(dy, w)
+        return conv3d_tensor.backward_input(dy, w, x if mask else None)
     dx = backend.array_module(x).empty(x.shape, x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
     if kernel == "naive":
@@ -71,7 +78,7 @@ def _backward_input(dy, x, w, kernel):
     else:
         args = dy, w, dx, c_in, c_out, *volume
         backend.launch(TILED, f"conv3d_backward_input_tiled_k{k}", _tiles(dx.shape), args)
-    return dx
+    return relu_backward(dx, x) if mask else dx
 
 
 def _backward_weight(dy, x, w, kernel):

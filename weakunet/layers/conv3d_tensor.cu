@@ -41,8 +41,9 @@ extern "C" __global__ void conv3d_tensor_weights(const float* __restrict__ w,
 #define TILE_Z 4
 #define THREADS 256  // TILE_X / 8 x TILE_Z warps
 
-// computes  y as at the top of conv3d.cu, for k = 3; without b where bias = 0, and max(y, 0) where
-//           relu != 0. With dy for x, flipped weights and no bias this is dx.
+// computes  y as at the top of conv3d.cu, for k = 3; without b where bias = 0. With dy for x, flipped
+//           weights and no bias this is dx. The ReLU that comes next is computed on the way out:
+//           relu != 0: max(y, 0); masked != 0: what its backward makes of dx, 0 where mask <= 0.
 // threads   a block of 8 warps owns a tile of 16 x 8 x 4 voxels (x, y, z) in 32 output channels, a
 //           warp 8 x 8 voxels of one plane: D for 2 x 16 channels by 8 rows of voxels, 64 sums a
 //           lane in registers. Grid: tiles, groups of 32 output channels, scans.
@@ -62,8 +63,8 @@ extern "C" __global__ void conv3d_tensor_weights(const float* __restrict__ w,
 //           reading it, and between reading it and filling it again
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
-              const float* __restrict__ b, float* __restrict__ y, int c_in, int c_out, int depth,
-              int height, int width, int bias, int relu)
+              const float* __restrict__ b, const float* __restrict__ mask, float* __restrict__ y,
+              int c_in, int c_out, int depth, int height, int width, int bias, int relu, int masked)
 {
     typedef Tile<TILE_X + 2, TILE_Y + 2, TILE_Z + 2> Halo;
     __shared__ float4 x_tile[Halo::SIZE];
@@ -74,6 +75,7 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
     long long voxels = (long long)depth * height * width;
     x += blockIdx.z * c_in * voxels;  // this block's scan
     y += blockIdx.z * c_out * voxels;
+    mask += blockIdx.z * c_out * voxels;
     int groups = (c_in + CHANNELS - 1) / CHANNELS;
     const float4* weights = (const float4*)arranged + (long long)blockIdx.y * groups * 27 * FRAGMENTS;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -120,21 +122,22 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
         int o = blockIdx.y * MAPS + q * 8 + g;
         if (o >= c_out) return;
         float shift = bias ? b[o] : 0.0f;
-        float* to = y + o * voxels + ((z0 + warp_z) * height + y0) * width + width - left;
+        long long place = o * voxels + ((z0 + warp_z) * height + y0) * width + width - left;
         #pragma unroll
-        for (int r = 0; r < TILE_Y; ++r, to += width) {
+        for (int r = 0; r < TILE_Y; ++r, place += width) {
             if (y0 + r >= height) continue;
-            float first = sum[q / 2][r][q % 2 * 2] + shift;
-            float second = sum[q / 2][r][q % 2 * 2 + 1] + shift;
-            if (relu) {
-                first = first < 0 ? 0.0f : first;
-                second = second < 0 ? 0.0f : second;
+            float value[2];
+            #pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                value[e] = sum[q / 2][r][q % 2 * 2 + e] + shift;
+                if (relu && value[e] < 0) value[e] = 0;
+                if (masked && e < left && !(mask[place + e] > 0)) value[e] = 0;
             }
             if (width % 2 == 0) {
-                *(float2*)to = make_float2(first, second);  // a whole sector by 4 lanes
+                *(float2*)(y + place) = make_float2(value[0], value[1]);  // a sector by 4 lanes
             } else {
-                to[0] = first;
-                if (left > 1) to[1] = second;
+                y[place] = value[0];
+                if (left > 1) y[place + 1] = value[1];
             }
         }
     }

@@ -30,12 +30,15 @@ def runs(x, w):
 
 def forward(x, w, b, relu=False):
     """y (N, C_out, D, H, W), or max(y, 0) with `relu`, of x (N, C_in, D, H, W), w and b."""
-    return _convolve(x, _arranged(w), b, len(w), relu)
+    return _convolve(x, _arranged(w), len(w), b=b, relu=relu)
 
 
-def backward_input(dy, w):
-    """dx (N, C_in, D, H, W) of dy (N, C_out, D, H, W) and w: a convolution of dy, w flipped."""
-    return _convolve(dy, _arranged(w, backward=True), None, w.shape[1])
+def backward_input(dy, w, mask=None):
+    """dx (N, C_in, D, H, W) of dy (N, C_out, D, H, W) and w: a convolution of dy, w flipped.
+
+    mask: of dx's shape; where it is not positive, dx is 0 (the backward of a ReLU with this output)
+    """
+    return _convolve(dy, _arranged(w, backward=True), w.shape[1], mask=mask)
 
 
 def backward_weight(dy, x):
@@ -60,11 +63,12 @@ def _arranged(w, backward=False):
     return arranged
 
 
-def _convolve(x, arranged, b, c_out, relu=False):
+def _convolve(x, arranged, c_out, b=None, relu=False, mask=None):
     (scans, c_in, *volume), groups = x.shape, len(arranged)
     y = backend.array_module(x).empty((scans, c_out, *volume), x.dtype)
-    bias = b is not None
-    args = x, arranged, b if bias else arranged, y, c_in, c_out, *volume, bias, relu
+    bias, masked = b is not None, mask is not None
+    arrays = x, arranged, b if bias else x, mask if masked else x, y
+    args = *arrays, c_in, c_out, *volume, bias, relu, masked
     threads = (_tiles(volume, "TILE"), groups, scans), (SIZES["THREADS"],)
     backend.launch(FORWARD, "conv3d_tensor", threads, args)
     return y

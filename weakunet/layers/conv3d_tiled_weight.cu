@@ -178,6 +178,7 @@ extern "C" __global__ void conv3d_sum_parts(const real* __restrict__ parts,
     int t = blockIdx.x * blockDim.x + threadIdx.x;
     if (t >= size) return;
     real sum = 0;
+    #pragma unroll 16  // so many reads under way at a time
     for (int s = 0; s < count; ++s)
         sum += parts[(long long)s * size + t];
     result[t] = sum;

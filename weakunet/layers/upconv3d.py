@@ -58,14 +58,15 @@ def _parity(y, pz, py):
     return part.reshape(*part.shape[:4], -1, 2).transpose(0, 5, 1, 2, 3, 4)
 
 
-def upconv3d_forward(skip, coarse, w, b, kernel="tiled"):
+def upconv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False):
     """y (N, C_out, 2D, 2H, 2W) from skip (N, C_a, 2D, 2H, 2W) and coarse (N, C_b, D, H, W).
 
     w (C_out, C_a + C_b, 3, 3, 3), b (C_out,), as for the plain convolution of the two together.
-    kernel: the rung that a GPU computes with.
+    kernel, relu: as of conv3d_forward_cuda, for a GPU.
     """
     if backend.is_cuda(skip):
-        return conv3d_forward_cuda(concat_forward(skip, upsample3d_forward(coarse)), w, b, kernel)
+        x = concat_forward(skip, upsample3d_forward(coarse))
+        return conv3d_forward_cuda(x, w, b, kernel, relu)
     c_a = skip.shape[1]
     y = conv3d_fast.forward(skip, w[:, :c_a], b)
     for pz, py in PARITIES:
@@ -106,7 +107,8 @@ class UpConv3D(Conv3D):
     def forward(self, skip, coarse, keep=True):
         """skip (N, C_a, 2D, 2H, 2W), coarse (N, C_b, D, H, W) -> y (N, C_out, 2D, 2H, 2W)."""
         self.x = (skip, coarse) if keep else None
-        return upconv3d_forward(skip, coarse, self.params["w"], self.params["b"], self.kernel)
+        w, b = self.params["w"], self.params["b"]
+        return upconv3d_forward(skip, coarse, w, b, self.kernel, self.relu)
 
     def backward(self, dy):
         """dy -> dskip, dcoarse; sets grads, lets go of what forward kept."""
