@@ -4,7 +4,7 @@
 // waits keeps it (a fiber) and the next starts on another. When no thread can run, whoever has met
 // goes on: the lanes of a warp operation, else all threads of the block at one __syncthreads. If
 // nobody has met, the kernel is wrong and the launch ends with a message. A seed shuffles the order
-// of the blocks, the warps, the threads, and of those that go on, so that a race shows in the numbers.
+// of blocks, warps, threads, and of those that go on, so that a race shows in the numbers.
 //
 // Built with CUDA_ON_CPU_ADDRESS or CUDA_ON_CPU_THREAD it is a program that reads one launch from
 // stdin, and tells AddressSanitizer or ThreadSanitizer about the fibers. It is not instrumented.

@@ -77,8 +77,8 @@ inline float cut_to_tf32(float x, uint32_t add = 0) {
 }
 
 // mma.sync.m16n8k8 in TF32: lane 4g + t has of a the rows g, g + 8, g, g + 8 of columns t, t, t + 4,
-// t + 4; of b the rows t, t + 4 of column g; of d row g, columns 2t, 2t + 1, then row g + 8. The order
-// of the 8 additions is not told by the manufacturer; here it is the order of k.
+// t + 4; of b the rows t, t + 4 of column g; of d columns 2t, 2t + 1 of row g, then of row g + 8.
+// The manufacturer does not tell the order of the 8 additions; here it is that of k.
 struct Mma {
     float* d;
     float4 a;

@@ -41,9 +41,9 @@ extern "C" __global__ void conv3d_tensor_weights(const float* __restrict__ w,
 #define TILE_Z 4
 #define THREADS 256  // TILE_X / 8 x TILE_Z warps
 
-// computes  y as at the top of conv3d.cu, for k = 3; without b where bias = 0. With dy for x, flipped
-//           weights and no bias this is dx. The ReLU that comes next is computed on the way out:
-//           relu != 0: max(y, 0); masked != 0: what its backward makes of dx, 0 where mask <= 0.
+// computes  y as at the top of conv3d.cu, for k = 3; without b where bias = 0. With dy for x,
+//           flipped weights and no bias this is dx. The ReLU that comes next is computed on the way
+//           out: relu != 0: max(y, 0); masked != 0: its backward, dx = 0 where mask <= 0.
 // threads   a block of 8 warps owns a tile of 16 x 8 x 4 voxels (x, y, z) in 32 output channels, a
 //           warp 8 x 8 voxels of one plane: D for 2 x 16 channels by 8 rows of voxels, 64 sums a
 //           lane in registers. Grid: tiles, groups of 32 output channels, scans.
@@ -58,7 +58,7 @@ extern "C" __global__ void conv3d_tensor_weights(const float* __restrict__ w,
 // work      2 x 27 C_in FLOP an output. 8 channels that are 0 everywhere in the halo are left out
 //           (of a dy behind a global max pooling most are): adding products with 0 changes no bit.
 //           For a block and 8 channels an SM of an H200 should need 5574 cycles for 3456 mma, 3654
-//           for shared memory and 2541 to issue 10,164 instructions (bench_predict.py; not measured).
+//           for shared memory, 2541 to issue 10,164 instructions (bench_predict.py; not measured).
 // no race   every output has one owner; __syncthreads() stands between filling shared memory and
 //           reading it, and between reading it and filling it again
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
@@ -76,8 +76,8 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
     x += blockIdx.z * c_in * voxels;  // this block's scan
     y += blockIdx.z * c_out * voxels;
     mask += blockIdx.z * c_out * voxels;
-    int groups = (c_in + CHANNELS - 1) / CHANNELS;
-    const float4* weights = (const float4*)arranged + (long long)blockIdx.y * groups * 27 * FRAGMENTS;
+    long long first = (long long)blockIdx.y * ((c_in + CHANNELS - 1) / CHANNELS) * 27 * FRAGMENTS;
+    const float4* weights = (const float4*)arranged + first;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int warp_x = threadIdx.x / 32 % 2 * 8, warp_z = threadIdx.x / 64;
     // channels 2t, 2t + 1 of the voxel that this lane holds of B: of row 0 at tap (0, 0, 0)

@@ -30,19 +30,19 @@ static __device__ __forceinline__ void next_tile(int& z0, int& y0, int& x0, long
     ++n;
 }
 
-// computes  the part of dw that some of the tiles contribute: parts[s] (C_out, C_in, 3, 3, 3) is the
-//           sum over the s-th of S runs of tiles
+// computes  the part of dw that some of the tiles contribute: parts[s] (C_out, C_in, 3, 3, 3) is
+//           the sum over the s-th of S runs of tiles
 // threads   a block of 6 warps owns 32 output and 16 input channels, a warp 8 of the input channels
-//           and the 9 taps (i, 0..2, 0..2) of one i: D for 9 taps by 2 x 16 output channels, 72 sums
-//           a lane in registers. Grid: S, groups of 16 input, groups of 32 output channels.
-// memory    per tile of 16 x 4 x 2 voxels (x, y, z) a block reads 18 x 6 x 4 elements of each of its
-//           input and 128 of each of its output channels (in 32-byte sectors 768 and 128). The next
-//           tile is the next one along z, so half of its x is still in the L1.
+//           and the 9 taps (i, 0..2, 0..2) of one i: D for 9 taps by 2 x 16 output channels, 72
+//           sums a lane in registers. Grid: S, groups of 16 input, groups of 32 output channels.
+// memory    per tile of 16 x 4 x 2 voxels (x, y, z) a block reads 18 x 6 x 4 elements of each of
+//           its input and 128 of each of its output channels (in 32-byte sectors 768 and 128). The
+//           next tile is the next one along z, so half of its x is still in the L1.
 //           Writes each of its weights once.
 //           From shared memory a warp reads, for the 9 taps of 8 voxels, 8 floats of dy and at most
 //           18 of x (6 of them new in a row below another) for 18 mma, no bank conflicts.
-// work      2 N D H W FLOP a weight. Tiles in which dy is 0 everywhere are left out: adding products
-//           with 0 changes no bit.
+// work      2 N D H W FLOP a weight. Tiles in which dy is 0 everywhere are left out: adding
+//           products with 0 changes no bit.
 //           For a block and tile an SM of an H200 should need 2787 cycles for 1728 mma, 1976 for
 //           shared memory and 2222 to issue 8887 instructions (bench_predict.py; not measured).
 // no race   every element of parts has one owner, who adds in a fixed order; __syncthreads() stands

@@ -4,9 +4,9 @@
 #define MIN_SM 80   // the oldest architecture that has them for TF32: sm_80, Ampere
 #define CHANNELS 8  // of a tile in shared memory
 
-// A tensor core multiplies small matrices: D (16 x 8) += A (16 x 8) B (8 x 8), 1024 multiply-adds by
-// one instruction of a whole warp. The factors are TF32, floats rounded to 10 bits of mantissa (a
-// relative error of at most 2^-11); products are exact, sums are float32.
+// A tensor core multiplies small matrices: D (16 x 8) += A (16 x 8) B (8 x 8), 1024 multiply-adds
+// by one instruction of a whole warp. The factors are TF32, floats rounded to 10 bits of mantissa
+// (a relative error of at most 2^-11); products are exact, sums are float32.
 //
 // The warp holds the matrices in its registers. Lane l, with g = l / 4 and t = l % 4, holds
 //     of A  rows g, g + 8, g, g + 8 of columns t, t, t + 4, t + 4     (a.x, a.y, a.z, a.w)
@@ -46,8 +46,8 @@ struct Tile {
     static constexpr int VOXELS = X * Y * Z, PITCH = VOXELS + (12 - VOXELS % 8) % 8;
     static constexpr int SIZE = 2 * PITCH;  // in float4
 
-    // Fill GROUPS tiles, one after the other, from x: the first `channels` channels, in groups of 8,
-    // from voxel (x0, y0, z0) on, rounded; 0 where there is no voxel or no channel. True if this
+    // Fill GROUPS tiles, one after the other, from x: the first `channels` channels, in groups of
+    // 8, from voxel (x0, y0, z0) on, rounded; 0 where there is no voxel or no channel. True if this
     // thread met anything but 0.
     template <int GROUPS>
     static __device__ __forceinline__ bool fill(float4* tile, const float* __restrict__ x,
@@ -62,7 +62,8 @@ struct Tile {
             int xx = x0 + v % X, yy = y0 + v / X % Y, zz = z0 + v / X / Y;
             bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 && zz < depth;
             int left = inside ? channels - group * CHANNELS : 0;
-            const float* from = x + group * CHANNELS * voxels + (zz * height + yy) * width + xx;
+            int place = inside ? (zz * height + yy) * width + xx : 0;
+            const float* from = x + group * CHANNELS * voxels + place;
             float value[CHANNELS];
             #pragma unroll
             for (int c = 0; c < CHANNELS; ++c, from += voxels)  // 8 loads under way at a time
