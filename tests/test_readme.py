@@ -109,12 +109,21 @@ def test_real_head(tmp_path):
     assert (tmp_path / "runs" / "head" / "test" / "metrics.json").is_file()
 
 
+def test_digits(tmp_path):
+    pytest.importorskip("sklearn", reason="no scikit-learn: see data_tools/requirements.txt")
+    make, learn = commands(section("Something else than lesions"))
+    run(make, *"--train 4 --val 2 --test 2".split())
+    run(learn, "--epochs", "1")
+    assert (tmp_path / "runs" / "digits" / "test" / "metrics.json").is_file()
+
+
 def test_no_command_is_left_out():
-    heads_and_scans = commands(section("A real head")) + commands(section("Your own scans"))
+    sections = ("A real head", "Your own scans", "Something else than lesions")
+    in_sections = [command for title in sections for command in commands(section(title))]
     left = [
         command
         for command in commands(README)
-        if command not in heads_and_scans
+        if command not in in_sections
         and not any(re.fullmatch(rule, command) for rule in (*ELSEWHERE, COMPARISON, BENCH))
     ]
     assert not left

@@ -38,7 +38,7 @@ from weakunet.training import WEIGHTS, Run, train
 STUDIES = ("scans", "noise", "pooling", "epochs")
 COLUMNS = "study,series,x,seed,val_r2,val_r,val_mse,tpr_true_count,fp_true_count".split(",")
 SCANS = (50, 100, 200, 400, 800)
-NOISE = (0.0, 0.25, 0.5, 1.0)
+NOISE = (0.0, 0.25, 0.5)
 BLOCKS = (2, 4, 8)
 X_LABEL = {
     "scans": "training scans (the same number of steps)",
