@@ -42,7 +42,7 @@ NOISE = (0.0, 0.25, 0.5)
 BLOCKS = (2, 4, 8)
 X_LABEL = {
     "scans": "training scans (the same number of steps)",
-    "noise": "share of training scans whose count is off by one",
+    "noise": "share of training counts off by one",
     "pooling": "edge of the blocks, mm in the slice",
     "epochs": "epoch",
 }
