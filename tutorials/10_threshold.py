@@ -298,6 +298,6 @@ for name, own in hits.items():
     )
 
 # %% [markdown]
-# **Try.** Cut the 30 maps at twice their true count: how many more lesions are found, and at what
-# price? Take 6 neighbours instead of 26: what becomes of the largest number? Then write the sweep
-# yourself: exercise set `10_threshold`.
+# **Try.** Cut the maps at twice their true count: how many more lesions are found, and at what
+# price? Join only the 6 neighbours that share a face: which line above fails first, and are there
+# more components now or fewer? Then write the sweep yourself: exercise set `10_threshold`.
