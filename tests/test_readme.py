@@ -1,5 +1,6 @@
 """Every command in the README runs as it stands there, on few scans; none is left out."""
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -56,7 +57,10 @@ def few(tmp_path, monkeypatch):
     """An empty folder, and phantom cohorts of few scans."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "PHANTOM_SCANS", FEW)
-    monkeypatch.setitem(compare.COHORTS, "quick", compare.Cohort("tiny", FEW, {}, 1))
+    monkeypatch.setattr(compare, "QUICK", FEW)
+    for name in ("quick", "standard"):
+        small = dataclasses.replace(compare.COHORTS[name], phantom="tiny", n=FEW, seeds=1)
+        monkeypatch.setitem(compare.COHORTS, name, small)
     for name, values in (("SCANS", (8,)), ("NOISE", (0.5,)), ("BLOCKS", (4,))):
         monkeypatch.setattr(study, name, values)
     monkeypatch.setattr(bench_compile, "ARCHITECTURES", ("sm_90",))
@@ -77,7 +81,8 @@ def test_the_first_command_leaves_the_pictures_that_are_named(tmp_path):
 
 @pytest.mark.parametrize("command", [c for c in commands(README) if re.fullmatch(COMPARISON, c)])
 def test_comparison(command, tmp_path):
-    run(command, "--jobs", "1", *(["--epochs", "1"] if "compare" in command else ["--seeds", "1"]))
+    more = ["--epochs", "1"] if "compare" in command else []
+    run(command, "--jobs", "1", "--seeds", "1", *more)
     assert list(tmp_path.glob("runs/*/*.png"))
 
 
