@@ -323,7 +323,7 @@ froc.grid(alpha=0.3)
 for (split, values), (colour, line, _) in zip(tpr.items(), LINES, strict=False):
     sweep.plot(weights, 100 * values, color=colour, linestyle=line, label=f"{split} scans")
     sweep.plot(weights[chosen], 100 * values[chosen], "*", color=colour, markersize=15)
-sweep.set(title="(f): stars, the weight chosen on validation", ylabel="TPR (% of the lesions)")
+sweep.set(title="(f); stars: chosen on validation", ylabel="TPR (% of the lesions)")
 sweep.set(xlabel="weight: 0 is (a), 1 is (e)")
 sweep.legend(frameon=False)
 sweep.grid(alpha=0.3)
