@@ -240,12 +240,12 @@ def ideal_coarse_map(scan, m=4):
     return enlarge3d(cells[None, None], m)[0, 0]
 
 
-ideal = score([ideal_coarse_map(scan) for scan in test], true)
-at_true = score(maps["regression"], true)
+maps["ideal"] = [ideal_coarse_map(scan) for scan in test]
+ideal, at_true = (score(marks_of(name, true)) for name in ("ideal", "regression"))
 print(f"at the true count the ideal coarse map finds {ideal['tpr']:.1%}, (d) {at_true['tpr']:.1%}")
 distances = [
-    cdist(detect_lesions(own, scan.count).centres_zyx, scan.centres_zyx).min(axis=1)
-    for scan, own in zip(test, maps["regression"], strict=True)
+    cdist(centres, scan.centres_zyx).min(axis=1)
+    for centres, scan in zip(marks_of("regression", true), test, strict=True)
     if scan.count > 0
 ]
 far = np.concatenate(distances)

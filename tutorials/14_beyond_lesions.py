@@ -159,7 +159,7 @@ for row, i in zip(panels, shown, strict=True):
     row[0].set(title=f"{sheet.count} threes", ylabel="y (pixels)")
     row[1].set(title=f"heatmap: counts {count:.1f}")
     row[2].set(title="found and missed")
-    row[2].legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncols=3, fontsize=8, frameon=False)
+    row[2].legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3, fontsize=8, frameon=False)
 for panel in panels[1, :3]:
     panel.set_xlabel("x (pixels)")
 
