@@ -8,8 +8,10 @@ Every planted scan is the one given, cut around the region of interest, with a s
 bright tubes in the region (weakunet.phantom.draw_lesions; counts as in the phantom), partial
 volume, a bias field, Rician noise and a gain. In T1-weighted scans lesions are dark; `--invert`
 turns the scan first (1 - image / its 99th percentile, clipped), which looks like T2 in the basal
-ganglia. One person's anatomy is no cohort: use it to try the whole path, not to measure how well a
-network carries over to other people. The example's files come with Debian's package mricron-data.
+ganglia. With `--moved` a scan is the whole head in its own contrast (dark lesions, where inverted),
+turned and shifted in the world as if each had lain otherwise in the scanner: it must be registered.
+One person's anatomy is no cohort: use it to try the whole path, not to measure how well a network
+carries over to other people. The example's files come with Debian's package mricron-data.
 """
 
 import argparse
@@ -21,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 import numpy as np
 from make_phantom import require_new, write_scan
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from weakunet.cli import InputError, command, progress
 from weakunet.cohort import SPLITS, write_cohort
 from weakunet.phantom import draw_count, draw_lesions, scan_rng, smooth_noise
 from weakunet.preprocess import DILATION_VOX, dilate_mask, invert_contrast
-from weakunet.spaces import resample
+from weakunet.spaces import box_grid, move_points, resample
 from weakunet.volumes import Volume, index_to_world, read_volume
 
 MARGIN_VOX = 2  # shown around the box that preprocessing crops
@@ -35,6 +38,7 @@ BIAS, BIAS_SMOOTH_MM = 0.05, 25.0
 FLUID = 0.5  # brighter voxels of the region are taken for fluid
 NOISE = 0.02  # sd of the noise, of the scan's full scale
 CONTRAST = (0.35, 0.60)  # of the lesions, of the full scale
+TURN_DEG, SHIFT_MM = 12.0, 20.0  # --moved: at most, about and along each axis
 
 
 def region_volume(volume, labels, path):
@@ -45,8 +49,8 @@ def region_volume(volume, labels, path):
     return Volume(region, volume.affine)
 
 
-def cut_around(scan, region, spacing_mm):
-    """Resample scan and region to one grid: a box around the region with `spacing_mm` (z, y, x)."""
+def grid_around(region, spacing_mm):
+    """An empty grid around what preprocessing crops to, with `spacing_mm` (z, y, x)."""
     inside_mm = index_to_world(region, np.argwhere(region.array))
     step_mm = np.array(spacing_mm)[::-1]
     low_mm = inside_mm.min(axis=0) - (DILATION_VOX + MARGIN_VOX) * step_mm
@@ -54,13 +58,17 @@ def cut_around(scan, region, spacing_mm):
     shape = np.ceil((high_mm - low_mm) / step_mm).astype(int)[::-1] + 1
     affine = np.diag([*step_mm, 1.0])
     affine[:3, 3] = low_mm
-    grid = Volume(np.zeros(shape, np.float32), affine)
+    return Volume(np.zeros(shape, np.float32), affine)
+
+
+def cut_out(scan, region, grid):
+    """Resample scan and region to the grid."""
     # averaging over the larger voxel first: a Gaussian as wide as the voxels differ
-    ratio = np.array(spacing_mm) / scan.spacing_mm
+    ratio = np.array(grid.spacing_mm) / scan.spacing_mm
     blur = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
     smoothed = Volume(ndimage.gaussian_filter(scan.array, blur), scan.affine)
-    image = Volume(resample(smoothed, grid, order=1), affine)
-    return image, Volume(resample(region, grid, order=0), affine)
+    image = Volume(resample(smoothed, grid, order=1), grid.affine)
+    return image, Volume(resample(region, grid, order=0), grid.affine)
 
 
 def full_scale(image, inside, invert, path):
@@ -73,10 +81,10 @@ def full_scale(image, inside, invert, path):
     return np.maximum(image / high, 0)
 
 
-def plant(rng, image, roi, spacing_mm, mean_count, max_count):
+def plant(rng, image, roi, spacing_mm, mean_count, max_count, turn_back=False):
     """Make one planted scan from a scan of full scale 1.
 
-    Parameters: image (D, H, W), roi (D, H, W) bool, spacing_mm (z, y, x).
+    Parameters: image (D, H, W), roi (D, H, W) bool, spacing_mm (z, y, x); turn_back: bright to dark
     Returns: raw image and region (D, H, W), the lesions' middles (n, 3) in voxels.
     """
     shape = image.shape
@@ -90,10 +98,21 @@ def plant(rng, image, roi, spacing_mm, mean_count, max_count):
     tissue = roi & (image < FLUID)  # a bright lesion in the ventricle would not be seen
     lesions, centres = draw_lesions(rng, count, tissue, spacing_mm, contrast=CONTRAST)
     image = image + ndimage.gaussian_filter(lesions, 0.5)
+    if turn_back:
+        image = np.maximum(1 - image, 0)
     image *= 1 + BIAS * smooth_noise(rng, shape, spacing_mm, BIAS_SMOOTH_MM)
     noise_re, noise_im = NOISE * rng.standard_normal((2, *shape), dtype=np.float32)
     gain = 1000 * rng.uniform(0.8, 1.2)
     return gain * np.hypot(image + noise_re, noise_im), roi, centres
+
+
+def draw_motion(rng):
+    """A rigid motion (4, 4) of the world about its origin, in mm."""
+    motion = np.eye(4)
+    turns = rng.uniform(-TURN_DEG, TURN_DEG, 3)
+    motion[:3, :3] = Rotation.from_euler("xyz", turns, degrees=True).as_matrix()
+    motion[:3, 3] = rng.uniform(-SHIFT_MM, SHIFT_MM, 3)
+    return motion
 
 
 def parse_arguments(argv):
@@ -103,6 +122,7 @@ def parse_arguments(argv):
     parser.add_argument("--labels", type=int, nargs="+", help="labels of --roi that count")
     parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
     parser.add_argument("--spacing-mm", type=float, help="voxel size; default: the scan's own")
+    parser.add_argument("--moved", action="store_true", help="whole heads, to be registered")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     for split, number in zip(SPLITS, (120, 30, 30), strict=True):
         parser.add_argument(f"--{split}", type=int, default=number, help=f"number of {split} scans")
@@ -120,19 +140,22 @@ def main(argv=None):
     scan = read_volume(arguments.scan)
     region = region_volume(read_volume(arguments.roi), arguments.labels, arguments.roi)
     spacing_mm = (arguments.spacing_mm,) * 3 if arguments.spacing_mm else scan.spacing_mm
-    image, roi = cut_around(scan, region, spacing_mm)
+    grid = box_grid(scan, spacing_mm[::-1]) if arguments.moved else grid_around(region, spacing_mm)
+    image, roi = cut_out(scan, region, grid)
     if not roi.array.any() or not image.array.any():
         raise InputError(f"{arguments.roi}: does not lie in {arguments.scan}; check their affines")
     around = dilate_mask(roi.array)
     whole = full_scale(image.array, around, arguments.invert, arguments.scan)
     wanted = [(split, i) for split in SPLITS for i in range(getattr(arguments, split))]
+    settings = arguments.mean_count, arguments.max_count, arguments.moved and arguments.invert
     table = []
     for split, i in progress(wanted, "planting"):
         rng = scan_rng(arguments.seed, split, i)
-        counts = arguments.mean_count, arguments.max_count
-        raw, mask, centres_zyx = plant(rng, whole, roi.array, spacing_mm, *counts)
-        centres_mm = index_to_world(image, centres_zyx)
-        volumes = Volume(raw, image.affine), Volume(mask, image.affine)
+        raw, mask, centres_zyx = plant(rng, whole, roi.array, spacing_mm, *settings)
+        motion = draw_motion(rng) if arguments.moved else np.eye(4)
+        affine = motion @ image.affine  # the voxels stay: the scanner's axes turn with the head
+        centres_mm = move_points(motion, index_to_world(image, centres_zyx))
+        volumes = Volume(raw, affine), Volume(mask, affine)
         table.append(write_scan(arguments.out, f"{split}{i:04d}", *volumes, centres_mm, split))
     write_cohort(arguments.out / "cohort.csv", table)
     print(f"wrote {len(table)} scans: {arguments.out / 'cohort.csv'}")

@@ -18,7 +18,8 @@ the roi column filled. Structures are names (a name without its side means both)
                        registered to MNI the same for all heads
 
 Scans that were registered lie in the template's world, FreeSurfer's labels in the scanner's: then
-give `--transform 'registered/{subject}_to_template.txt'`, and with --data its cohort.csv.
+give `--transform 'registered/{subject}_to_template.txt'`, and with --data its cohort.csv. An atlas,
+one label image for all, lies in the template's world as they do: no --transform.
 """
 
 import argparse
@@ -35,7 +36,13 @@ from scan_tools import add_scan_arguments, check_picture, scans_asked_for
 from weakunet.cli import InputError, command, one_line, progress
 from weakunet.cohort import write_cohort
 from weakunet.spaces import move_points, read_matrix, resample
-from weakunet.volumes import Volume, index_to_world, read_volume, write_volume
+from weakunet.volumes import (
+    Volume,
+    index_to_world,
+    read_volume,
+    require_same_grid,
+    write_volume,
+)
 
 
 def label_numbers(structure):
@@ -118,6 +125,22 @@ def write_roi(scan, labels_path, structures, matrix_path, out):
     return dataclasses.replace(scan, roi=path)
 
 
+def require_atlas(labels, transform, scans):
+    """Raise InputError unless one label image can be that of all scans: they are on one grid."""
+    first, *others = scans
+    try:
+        if others and transform:
+            raise InputError("they were registered with a transform each")
+        grid = read_volume(first.image) if others else None
+        for scan in others:
+            require_same_grid(grid, first.image, read_volume(scan.image), scan.image)
+    except InputError as error:
+        raise InputError(
+            f"{labels}: one file for several scans; put {{subject}} in its name, or give "
+            f"registered scans and an atlas in their template's world ({error})"
+        ) from None
+
+
 class _ListNames(argparse.Action):
     def __call__(self, parser, *_):
         print("groups:", *(f"  {name}: {', '.join(GROUPS[name])}" for name in GROUPS), sep="\n")
@@ -145,9 +168,10 @@ def main(argv=None):
     args = parse_arguments(argv)
     for structure in args.structures:
         label_numbers(structure)
-    for option in (args.labels, args.transform):
-        if option and "{subject}" not in option and len(args.scans) > 1:
-            raise InputError(f"{option}: one file for several scans; put {{subject}} in its name")
+    if args.transform and "{subject}" not in args.transform and len(args.scans) > 1:
+        raise InputError(f"{args.transform}: one for several scans; put {{subject}} in its name")
+    if "{subject}" not in args.labels:
+        require_atlas(args.labels, args.transform, args.scans)
     if args.data and (args.out / "cohort.csv").resolve() == args.data.resolve():
         raise InputError(f"{args.data}: would be overwritten; choose another --out")
     done, failed = [], []

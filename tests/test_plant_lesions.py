@@ -78,6 +78,26 @@ def test_planting_is_seeded_and_no_two_scans_are_alike(tmp_path):
     assert np.abs(first.array - second.array).max() > 100
 
 
+def test_moved_heads_are_whole_dark_lesioned_and_each_elsewhere(tmp_path):
+    numbers = ["--train", "0", "--val", "0", "--test", "3", "--mean-count", "6", "--moved"]
+    plant_lesions.main([*write_head(tmp_path), "--out", str(tmp_path / "out"), *numbers])
+    head, darker, affines = read_volume(tmp_path / "head.nii.gz"), [], []
+    for row in read_cohort(tmp_path / "out" / "cohort.csv"):
+        image, roi = read_volume(row.image), read_volume(row.roi)
+        assert image.array.shape == head.array.shape
+        middle, corner = image.array[18:23, 22:27, 20:25], image.array[:4, :4, :4]
+        assert np.median(middle) > 300 and np.median(corner) < 100  # T1-like: air is dark
+        places = world_to_index(image, read_centres(row.centres))
+        assert (ndimage.map_coordinates(roi.array, places.T, order=0) > 0).all()
+        background = np.median(image.array[roi.array > 0])
+        darker.extend(background - ndimage.map_coordinates(image.array, places.T, order=1))
+        affines.append(image.affine)
+    assert np.mean(np.array(darker) > 50) > 0.9 and len(darker) > 5
+    turns = [affine[:3, :3] for affine in affines]
+    np.testing.assert_allclose([turn @ turn.T for turn in turns], [np.eye(3)] * 3, atol=1e-5)
+    assert min(np.abs(a - b).max() for a, b in zip(affines, affines[1:], strict=False)) > 1
+
+
 def test_a_region_off_the_scan_is_refused(tmp_path, capsys):
     head = write_head(tmp_path)
     far = read_volume(tmp_path / "labels.nii.gz")

@@ -150,6 +150,25 @@ def test_a_cohort_gets_its_roi_column_and_a_failed_scan_does_not_stop_it(tmp_pat
     assert sizes[0] > sizes[1] > 0
 
 
+def test_an_atlas_is_for_scans_on_one_grid(tmp_path, capsys):
+    atlas, scans = write_labels(tmp_path / "atlas.mgz", label_array()), []
+    for subject, corner in (("a", (22, -20, 24)), ("b", (22, -20, 24)), ("c", (22, -20, 25))):
+        affine = tilted((-0.9, 0.8, -1.3), (6, -9, 14), corner)
+        path = write_scan(tmp_path / f"{subject}.nii.gz", affine, (50, 46, 34))
+        scans.append(Scan(subject, path, 3))
+    words = ["--labels", str(atlas), "--out", str(tmp_path / "rois")]
+    write_cohort(tmp_path / "cohort.csv", scans[:2])
+    roi_from_freesurfer.main([*words, "--data", str(tmp_path / "cohort.csv")])
+    masks = [nibabel.load(tmp_path / "rois" / f"{name}_roi.nii.gz").get_fdata() for name in "ab"]
+    assert masks[0].sum() > 500 and (masks[0] == masks[1]).all()
+    write_cohort(tmp_path / "cohort.csv", scans)
+    with pytest.raises(SystemExit) as end:
+        roi_from_freesurfer.main([*words, "--data", str(tmp_path / "cohort.csv")])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2
+    assert all(part in message for part in ("atlas.mgz", "{subject}", "c.nii.gz", "one file"))
+
+
 def bad_calls(tmp_path):
     labels = label_array()
     scan = write_scan(tmp_path / "scan.nii.gz", SCAN, (50, 46, 34))
