@@ -47,10 +47,11 @@ def judge_sheet(found, middles, classes, digit, radius):
     """What was marked on a sheet, and how many mistakes the number of marks does not show.
 
     found (n, 2) are the marks; middles (m, 2) and classes (m,) of ALL digits on the sheet.
-    Returns marked (n,): the class of the digit nearest to each mark, or -1 where even that one is
-    farther than radius (on paper); and hidden, a number. A digit of class `digit` that any mark
-    is on is a hit, once. The marks beyond the hits are wrong, the digits of the class without a
-    mark missed. The count is off by wrong - missed only: min(wrong, missed) of each cancel.
+    Returns marked (n,): the class of the digit nearest to each mark, or -1 where even its middle is
+    farther than radius: on paper, or on a digit's rim (a count does not say at which part of a
+    thing to answer). And hidden, a number: a digit of class `digit` that any mark is on is a hit,
+    once; the marks beyond the hits are wrong, the digits of the class without a mark are missed.
+    The count is off by wrong - missed only: min(wrong, missed) of each cancel.
     Hint: distances (n, m) from found[:, None] - middles[None]; n is 1 or more.
     """
     raise NotImplementedError("judge_sheet is yours to write")
