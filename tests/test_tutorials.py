@@ -45,6 +45,7 @@ def test_tutorial_is_in_cells_that_begin_with_its_question(script):
     for start, end in zip(cells, [*cells[1:], len(lines)], strict=True):
         if lines[start] == "# %% [markdown]":
             assert all(line.startswith("#") or not line for line in lines[start:end]), start + 1
+            assert any(line.strip("# ") for line in lines[start + 1 : end]), start + 1
 
 
 def test_cuda_tutorial_ends_well_when_there_is_no_compiler(tmp_path):

@@ -7,7 +7,7 @@
 # two ways, and why a distance counted in voxels is wrong. The last picture shows one lesion three
 # times: as a file stores it, in voxels, and in millimetres.
 #
-# **Takes** about 3 seconds on 2 cores. Numpy is all you need to know.
+# **Takes** about 2 seconds on 2 cores. Numpy is all you need to know.
 
 # %%
 import sys

@@ -8,7 +8,7 @@
 # their time measured; then what two CUDA kernels do with memory, counted, for no GPU is needed. The
 # last picture is a roofline: how fast a program can be, from how often it uses a byte.
 #
-# **Takes** about 10 seconds on 2 cores. Lessons 2 and 6 explain the convolution and the kernel.
+# **Takes** about 5 seconds on 2 cores. Lessons 2 and 6 explain the convolution and the kernel.
 
 # %%
 import sys

@@ -21,6 +21,8 @@ sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir()
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from weakunet import phantom
 from weakunet.augment import draw_transform, warp
@@ -208,8 +210,8 @@ _, dy, dx = scan.volume.spacing_mm
 extent = (0, volume.shape[2] * dx, 0, volume.shape[1] * dy)
 colours = np.array([(0, 0, 0), to_rgb(RED), (1, 1, 1)])  # nothing, stopped, passes
 shown = {
-    f"{scan.count} lesions, {predicted[chosen]:.1f} counted": volume.mean(axis=0),
-    "the heatmap M": heatmaps[chosen, 0].max(axis=0),
+    f"mean along z: {scan.count} lesions, {predicted[chosen]:.1f} counted": volume.mean(axis=0),
+    "the heatmap M, highest along z": heatmaps[chosen, 0].max(axis=0),
     "C: where the count comes from": np.zeros(volume.shape[1:]),
 }
 for mode in POOLINGS:
@@ -225,6 +227,11 @@ for panel, (name, values) in zip(panels.flat, shown.items(), strict=True):
 _, y, x = np.nonzero(contributions)
 area = 600 * abs(contributions[contributions != 0])
 panels[0, 2].scatter((x + 0.5) * dx, (y + 0.5) * dy, area, c=BLUE, alpha=0.8, linewidths=0)
+meanings = ("no gradient", "a gradient, but only where ReLUs are closed", "a gradient that passes")
+boxes = [Patch(facecolor=c, edgecolor="black") for c in colours]
+ring = Line2D([], [], linestyle="none", marker="o", markersize=12, color=GREEN, mfc="none", mew=2)
+labels = ["lesion (3 voxels)", *(f"below: {text}" for text in meanings)]
+figure.legend([ring, *boxes], labels, loc="outside lower center", ncols=4, frameon=False)
 save_figure(figure, "runs/tutorials/09_heatmap.png")
 
 hits = [

@@ -281,7 +281,6 @@ for name, title in METHODS.items():
     print(f"{title:36}{wrong:3d} false positives, {beside} of them second marks")
 
 # %% [markdown]
-# %% [markdown]
 # ## The picture
 #
 # The maps in one slice (of three neighbouring slices the highest value), each in its own range;

@@ -324,5 +324,5 @@ print(f"R2 of the count {rates['count_r2']:.2f}")
 # %% [markdown]
 # **Try.** Break a scan in a way of your own (NaN voxels, a mask of zeros, a 4-D file, a table saved
 # by a spreadsheet) and see whether the check finds it. Then take real files: `data_tools` makes the
-# table from a folder or a BIDS dataset. The steps of this lesson need no exercise set of their own;
-# set `01_volumes` asks for the affines, set `11_scoring` for the scores.
+# table from a folder or a BIDS dataset. What these commands do with affines, registrations, other
+# grids and masks, write yourself: exercise set `13_your_own_scans`.

@@ -200,4 +200,5 @@ for name, rate in rates.items():
 # %% [markdown]
 # **Try.** Count another digit: set `DIGIT`. Ones are easy; which are hardest? Then allow
 # `flips="x"`: which digits can be counted in spite of it? For longer training, with the commands
-# of the README, write the sheets as files: `python data_tools/make_digits.py --out digits`.
+# of the README, write the sheets as files: `python data_tools/make_digits.py --out digits`. Sheet,
+# split, pooling and what a right count hides, write yourself: exercise set `14_beyond_lesions`.
