@@ -1,4 +1,4 @@
-"""The kernel page says what the sources say."""
+"""The pages about the kernels say what the sources say."""
 
 import html
 import re
@@ -12,6 +12,15 @@ import pytest
 from weakunet import cuda_source
 
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
+
+
+@pytest.fixture
+def gpu_ladder(monkeypatch):
+    monkeypatch.syspath_prepend(TUTORIALS)
+    import gpu_ladder
+
+    yield gpu_ladder
+    sys.modules.pop("gpu_ladder")
 
 
 @pytest.fixture
@@ -99,3 +108,27 @@ def test_command_writes_the_page(kernel_page, tmp_path, capsys):
     kernel_page.main(["--out", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == kernel_page.page()
     assert "page.html" in capsys.readouterr().out
+
+
+def test_ladder_counts_what_the_kernels_constants_say(gpu_ladder):
+    committed = gpu_ladder.PAGE.read_text(encoding="utf-8")
+    assert committed == gpu_ladder.page(committed), "run: python tutorials/gpu_ladder.py"
+    # by hand: (16+2)(8+2)(4+2) elements for 16x8x4 voxels, 27 taps and 32 channels, 4 bytes each
+    assert "| tiled | 64 | 0.0098 | 0.71 |" in committed
+    for path in re.findall(r"\]\(([^)]+)\)|`((?:layers|weakunet)/[\w./]+)`", committed):
+        name = next(filter(None, path))
+        assert (
+            (TUTORIALS / name).exists()
+            or (TUTORIALS.parent / "weakunet" / name).exists()
+            or (TUTORIALS.parent / name).exists()
+        ), name
+
+
+def test_ladder_draws_a_picture_for_every_one_on_the_page(gpu_ladder, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_ladder, "IMAGES", tmp_path)
+    monkeypatch.setattr(gpu_ladder, "PAGE", tmp_path / "page.md")
+    text = (TUTORIALS / "gpu_ladder.md").read_text(encoding="utf-8")
+    gpu_ladder.PAGE.write_text(text, encoding="utf-8")
+    gpu_ladder.main([])
+    named = set(re.findall(r"\(images/(\w+\.png)\)", text))
+    assert named and {path.name for path in tmp_path.glob("*.png")} == named
