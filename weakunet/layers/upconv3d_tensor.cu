@@ -2,19 +2,19 @@
 // coarse tensor; upconv3d.py says why 8 taps do the work of 27, tensor_core.cuh what a tensor core
 // does. The weights' gradient is in upconv3d_tensor_weight.cu.
 //
-// Folded, the weights have 4 taps along each axis: coarse voxel i reaches the outputs 2i - 1 + f, f
-// = 0 ... 3, with fold[f] = w[2 - f] + w[3 - f] (what lies outside of w is 0). This is a transposed
-// convolution of stride 2, and its backward a convolution of stride 2. Output 2i + p (parity p)
-// meets 2 of the 4 taps: coarse voxels i + p - 1 + a, a = 0, 1, with f = 3 - p - 2a; so coarse voxel
-// i gets back from the outputs 2 (i - p + a) + p, with f = 1 - p + 2a.
+// Folded, the weights have 4 taps along each axis: coarse voxel i reaches the outputs 2i - 1 + f,
+// f = 0 ... 3, with fold[f] = w[2 - f] + w[3 - f] (what lies outside of w is 0). This is a
+// transposed convolution of stride 2, and its backward a convolution of stride 2. Output 2i + p
+// (parity p) meets 2 of the 4 taps: of coarse voxels i + p - 1 + a, a = 0, 1, with f = 3 - p - 2a.
+// So coarse voxel i gets back from the outputs 2 (i - p + a) + p, with f = 1 - p + 2a.
 //
 // depth, height, width are the coarse volume's; a fine volume has fewer than 2^31 voxels.
 #include "tensor_core.cuh"
 
-#define UP_MAPS 16      // output channels of a forward block: the rows of A
+#define UP_MAPS 16       // output channels of a forward block: the rows of A
 #define UP_BACK_MAPS 64  // coarse channels of a backward block: 4 times the rows of A
-#define UP_X 16         // a block's tile of the coarse volume; a warp works on 8 x UP_Y of one plane
-#define UP_Y 8
+#define UP_X 16          // a block's tile has UP_X x UP_Y x UP_Z coarse voxels
+#define UP_Y 8           // a warp works on 8 x UP_Y of one plane
 #define UP_Z 2
 #define UP_THREADS 256
 
@@ -67,10 +67,13 @@ extern "C" __global__ void upconv3d_tensor_weights(const float* __restrict__ w,
 // memory    per block and input channel a halo of 18 x 10 x 3 elements is read once, for 1024
 //           outputs a channel (in 32-byte sectors 960 elements), plus 32 x 16 weights. Reads and
 //           writes 1 of y an output.
-//           From shared memory a warp reads 54 float2 of x and 16 float4 of weights for 128 mma: 172
-//           x 128 bytes, no bank conflicts.
+//           From shared memory a warp reads 54 float2 of x and 16 float4 of weights for 128 mma:
+//           172 x 128 bytes, no bank conflicts.
 //           33,664 bytes of shared memory and at most 128 registers: two blocks fit on an SM.
-// work      2 x 8 C_in FLOP an output, where 27 taps at full size take 2 x 27 C_in.
+// work      2 x 8 C_in FLOP an output; on the upsampled tensor it would be 2 x 27 C_in.
+//           For a block and 8 channels an SM of an H200 should need 2069 cycles for its share of
+//           the L2's traffic, 1652 for 1024 mma, 1639 for shared memory and 1106 to issue 4425
+//           instructions (bench_predict.py; not measured).
 // no race   every output has one owner, the only one who reads it; __syncthreads() stands between
 //           filling shared memory and reading it, and between reading it and filling it again
 extern "C" __global__ void __launch_bounds__(UP_THREADS, 2)
@@ -156,9 +159,9 @@ upconv3d_tensor_forward(const float* __restrict__ x, const float* __restrict__ a
 
 // computes  dx, the gradient in the coarse tensor, of dy (c_in channels, the fine volume): a
 //           convolution of stride 2 with 4 x 4 x 4 taps.
-// threads   a block of 8 warps owns a tile of 16 x 8 x 2 coarse voxels in 64 of its channels, a warp
-//           8 x 8 voxels of one plane in 32: D for 2 x 16 channels by 8 rows of voxels, 64 sums a
-//           lane in registers. Grid: tiles, groups of 64 channels, scans.
+// threads   a block of 8 warps owns a tile of 16 x 8 x 2 coarse voxels in 64 coarse channels, a
+//           warp 8 x 8 voxels of one plane in 32: D for 2 x 16 channels by 8 rows of voxels, 64 sums
+//           a lane in registers. Grid: tiles, groups of 64 channels, scans.
 // memory    per block, channel of dy and parity in z and y, 34 x 9 x 3 elements are read once (in
 //           32-byte sectors 1296; the parities in x one after the other, the second from the L1),
 //           plus 16 x 64 weights. Writes 1 an output.
@@ -167,6 +170,9 @@ upconv3d_tensor_forward(const float* __restrict__ x, const float* __restrict__ a
 //           45,824 bytes of shared memory and at most 128 registers: two blocks fit on an SM.
 // work      2 x 64 C_in FLOP an output, an eighth of it a fine voxel. Pieces of dy (8 channels, one
 //           parity in z and y) that are 0 everywhere are left out, as in conv3d_tensor.
+//           For a block and piece an SM of an H200 should need 3303 cycles for 2048 mma, 3261 for
+//           its share of the L2's traffic, 2661 for shared memory and 2137 to issue 8547
+//           instructions (bench_predict.py; not measured).
 // no race   every output has one owner; __syncthreads() stands between filling shared memory and
 //           reading it, and between reading it and filling it again
 extern "C" __global__ void __launch_bounds__(UP_THREADS, 2)
