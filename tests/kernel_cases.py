@@ -16,6 +16,7 @@ from weakunet.layers import (
     linear,
     maxpool3d,
     relu,
+    upconv3d,
     upsample3d,
 )
 
@@ -30,6 +31,13 @@ CONVOLUTIONS = [
     ((1, 10, 3, 1, 18), 40),
     ((2, 1, 9, 7, 3), 8),
     ((2, 17, 5, 9, 17), 4),
+]
+# N, C_a, C_b, (D, H, W) of coarse, C_out: channels around 8, 16, 32, 64, tiles of 2 x 8 x 16
+UPCONVOLUTIONS = [
+    (1, 8, 8, (1, 1, 1), 1),
+    (2, 9, 10, (3, 2, 17), 17),
+    (1, 8, 66, (1, 9, 2), 4),
+    (1, 3, 4, (2, 1, 3), 2),
 ]
 TRANSFORMS = {"flip": {}, "shift": {"shift_vox": 9}, "rotate": {"rotate_deg": 30, "scale": 0.2}}
 
@@ -97,6 +105,33 @@ def _convolutions(rng):
             yield f"conv3d_backward {where}", backward, _with(backward_cuda, kernel), (dy, x, w)
 
 
+def _upconvolutions(rng):
+    def values(*shape):
+        """Few digits: TF32 holds the sums of 8 weights exactly, too."""
+        return rng.integers(-32, 33, shape) / 16
+
+    def forward(skip, coarse, w, b):
+        x = concat.concat_forward(skip, upsample3d.upsample3d_forward(coarse))
+        return conv3d.conv3d_forward(x, w, b)
+
+    def backward(dy, skip, coarse, w):
+        x = concat.concat_forward(skip, upsample3d.upsample3d_forward(coarse))
+        dx, dw, db = conv3d.conv3d_backward(dy, x, w)
+        dskip, dup = concat.concat_backward(dx, skip.shape[1])
+        return dskip, upsample3d.upsample3d_backward(dup), dw, db
+
+    for n, c_a, c_b, volume, c_out in UPCONVOLUTIONS:
+        fine = [2 * size for size in volume]
+        skip, coarse, dy = values(n, c_a, *fine), values(n, c_b, *volume), values(n, c_out, *fine)
+        w, b = values(c_out, c_a + c_b, 3, 3, 3), values(c_out)
+        for kernel in ("tiled", "tensor"):
+            where = f"{kernel}, {n, c_a, c_b}, {volume} -> {c_out}"
+            on_gpu = _with(upconv3d.upconv3d_forward, kernel)
+            yield f"upconv3d_forward {where}", forward, on_gpu, (skip, coarse, w, b)
+            on_gpu = _with(upconv3d.upconv3d_backward, kernel)
+            yield f"upconv3d_backward {where}", backward, on_gpu, (dy, skip, coarse, w)
+
+
 def _with(function, kernel):
     return lambda *args: function(*args, kernel=kernel)
 
@@ -161,6 +196,7 @@ def _all():
         _plain_layers,
         _global_pooling,
         _convolutions,
+        _upconvolutions,
         _last_layer_and_training,
         _warps,
         _limits,

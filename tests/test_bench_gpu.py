@@ -19,20 +19,22 @@ def test_counted_layers_are_the_networks(network):
     weights = WeakUNet(**network, rng=np.random.default_rng(0)).params
     expected = [w.shape[:2] for name, w in weights.items() if name.endswith(".w") and w.ndim == 5]
     layers = bench_counts.layers_of(network, (2, 1, 16, 24, 32))
-    found = [(layer.c_out, layer.c_in) for layer in layers if layer.kind == "conv3d"]
+    convolutions = [layer for layer in layers if layer.kind in ("conv3d", "upconv3d")]
+    found = [(layer.c_out, layer.c_in + layer.c_coarse) for layer in convolutions]
     assert sorted(found) == sorted(expected)
     pools = [layer.volume for layer in layers if layer.kind == "maxpool3d"]
     assert pools == [(2, 16 >> i, 24 >> i, 32 >> i) for i in range(len(network["channels"]) - 1)]
 
 
-def test_paper_network_costs_815_gflop_forward_and_three_times_that_less_one_layer_in_a_step():
+def test_paper_network_costs_604_gflop_forward_and_three_times_that_less_one_layer_in_a_step():
     rows = {row["name"]: row for row in bench_counts.counted("h200")}
     voxels = 84 * 128 * 168
-    products = 1 * 32 + 32 * 32 * 2 + 96 * 32  # per voxel and tap, on each level
-    products += (32 * 64 + 64 * 64 * 2 + 192 * 64) / 8 + (64 * 128 + 128 * 128) / 64
-    convolutions = 2 * 27 * products * voxels
+    products = 1 * 32 + 32 * 32 * 2 + 32 * 32  # per voxel and tap, on each level
+    products += (32 * 64 + 64 * 64 * 2 + 64 * 64) / 8 + (64 * 128 + 128 * 128) / 64
+    upsampled = 64 * 32 + 128 * 64 / 8  # with 8 taps instead of 27
+    convolutions = 2 * (27 * products + 8 * upsampled) * voxels
     assert rows["predict:paper"]["flop"] == pytest.approx(convolutions, rel=2e-3)
-    assert convolutions == pytest.approx(815e9, rel=1e-3)
+    assert convolutions == pytest.approx(604e9, rel=1e-3)
     step = 3 * convolutions - 2 * 27 * 32 * voxels
     assert rows["step:paper"]["flop"] == pytest.approx(step, rel=2e-3)
 
@@ -57,6 +59,20 @@ def test_counted_mma_are_those_of_the_convolution(c_in, c_out, volume):
     assert forward * 2 * 16 * 8 * 8 == weight * 2 * 16 * 8 * 8 == flop
 
 
+@pytest.mark.parametrize(
+    ("c_coarse", "c_out", "volume"), [(64, 32, (1, 4, 16, 32)), (128, 96, (2, 8, 16, 64))]
+)
+def test_counted_mma_of_the_upsampled_part_are_8_taps_an_output(c_coarse, c_out, volume):
+    layer = bench_counts.Layer("upconv3d", 0, c_out, volume, c_coarse)
+    mma = bench_counts.cost(layer, "forward")[0] / (2 * 16 * 8 * 8)
+    assert mma == 8 * c_coarse * c_out * np.prod(volume) / (16 * 8 * 8)
+    half = bench_predict._half(volume)
+    up, dw = (volume[0] * bench_predict._tiles(half, name) for name in ("UP", "UP_DW"))
+    assert up * 2 * (c_out // 16) * (c_coarse // 8) * bench_predict.UP_FORWARD.mma == mma
+    assert up * 4 * (c_coarse // 64) * (c_out // 8) * bench_predict.UP_BACK.mma == mma
+    assert dw * 4 * (c_coarse // 32) * (c_out // 32) * bench_predict.UP_WEIGHT.mma == mma
+
+
 def test_predicted_time_is_no_shorter_than_the_mma_take_and_absent_without_tensor_cores():
     layer = bench_counts.Layer("conv3d", 32, 32, (1, 84, 128, 168))
     flop, _ = bench_counts.cost(layer, "forward")
@@ -66,6 +82,11 @@ def test_predicted_time_is_no_shorter_than_the_mma_take_and_absent_without_tenso
     assert bench_predict.tf32_seconds(layer, "forward", "titan-x") is None
     first = layer._replace(c_in=1)
     assert bench_predict.tf32_seconds(first, "forward", "h200") is None
+    folded = layer._replace(kind="upconv3d", c_coarse=64)
+    flop, _ = bench_counts.cost(folded, "forward")
+    assert 1 < bench_predict.tf32_seconds(folded, "forward", "h200") / (flop / peak) < 2
+    few = folded._replace(c_coarse=4)
+    assert bench_predict.tf32_seconds(few, "forward", "h200") is None
     rows = {row["name"]: row for row in bench_counts.counted("titan-x")}
     assert rows["step:paper"]["predicted_s"] is None
 
@@ -110,10 +131,11 @@ def test_every_row_is_checked_and_timed(stand_in, tmp_path, capsys):
     bench.main(["--rounds", "1", "--json", str(tmp_path / "rows.json")])
     rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert {"step:tiny", "predict:tiny", "conv3d 2->3 backward", "localmax 2 forward"} <= set(rows)
+    assert {"upconv3d 2+3->2 forward", "upconv3d 2+3->2 backward"} <= set(rows)
     for row in rows.values():
         assert row["device"] == "stand-in" and row["ours_s"] > 0 and row["floor_s"] > 0
-        assert (row["naive_s"] is not None) == row["name"].startswith("conv3d")
-        in_tf32 = row["name"].startswith(("conv3d", "step", "predict"))
+        assert (row["naive_s"] is not None) == row["name"].startswith(("conv3d", "upconv3d"))
+        in_tf32 = row["name"].startswith(("conv3d", "upconv3d", "step", "predict"))
         assert (row["ours_tf32_s"] is not None) == in_tf32
         if bench_gpu.bench_torch_gpu:
             assert row["ratio"] == pytest.approx(row["ours_s"] / row["torch_s"])
@@ -153,6 +175,7 @@ def test_check_passes_where_the_kernels_are_right(stand_in, monkeypatch, capsys)
     assert "agrees with numpy" in capsys.readouterr().out
     launched = {kernel for _, kernel in stand_in.launched}
     assert {"conv3d_backward_weight_naive", "conv3d_tensor_backward_weight"} <= launched
+    assert {"upconv3d_tensor_forward", "upconv3d_tensor_unfold"} <= launched
 
 
 def test_check_fails_where_a_kernel_is_wrong(stand_in, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from weakunet import bench_compile, cuda_source
 from weakunet.cli import InputError
-from weakunet.layers import conv3d_tensor
+from weakunet.layers import conv3d_tensor, upconv3d_tensor
 
 try:
     bench_compile.compile_file("layers/relu", "float", "sm_90")
@@ -40,9 +40,15 @@ def test_conv3d_tiled_leaves_room_for_two_blocks_of_256_threads_on_an_sm():
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_tensor_kernels_leave_room_for_two_blocks_on_an_sm(architecture):
-    for file, threads in (("conv3d_tensor", "THREADS"), ("conv3d_tensor_weight", "DW_THREADS")):
+    sizes = conv3d_tensor.SIZES | upconv3d_tensor.SIZES
+    for file, threads in (
+        ("conv3d_tensor", "THREADS"),
+        ("conv3d_tensor_weight", "DW_THREADS"),
+        ("upconv3d_tensor", "UP_THREADS"),
+        ("upconv3d_tensor_weight", "UP_DW_THREADS"),
+    ):
         rows, _ = bench_compile.compile_file(f"layers/{file}", "float", architecture)
-        block = conv3d_tensor.SIZES[threads]
+        block = sizes[threads]
         assert max(row["registers"] for row in rows) <= 65536 / 2 / block
 
 

@@ -89,10 +89,13 @@ def step(network, gpu):
 
 def test_tf32_step_runs_on_tensor_cores_and_moves_counts_and_gradients_a_little(gpu):
     tensor = {"conv3d_tensor_weights", "conv3d_tensor", "conv3d_tensor_backward_weight"}
+    tensor |= {f"up{kernel}" for kernel in tensor - {"conv3d_tensor"}}
+    tensor |= {"upconv3d_tensor_forward", "upconv3d_tensor_backward_coarse"}
     exact, kernels = step(model().to("cuda"), gpu)
     assert not tensor & kernels
     found, kernels = step(model().to("cuda", "tf32"), gpu)
     assert tensor <= kernels
+    assert not kernels & {"upsample3d_forward", "upsample3d_backward"}  # it is never stored
     for name, value in exact.items():
         assert np.abs(found[name] - value).max() / np.abs(value).max() < 0.01, name
     assert found["count"] != exact["count"]

@@ -9,8 +9,9 @@ import pytest
 from cuda_on_cpu.harness import reason_not_to_run
 from kernel_cases import CASES
 from test_kernels import cast
+from test_upconv3d_tensor import random_arrays
 
-from weakunet.layers import conv3d_cuda, conv3d_tensor
+from weakunet.layers import conv3d_cuda, conv3d_tensor, upconv3d
 
 FUNCTIONS = sorted({name.split()[0] for name in CASES})
 
@@ -32,4 +33,7 @@ def test_kernels_have_no_invalid_access_and_no_race(sanitize, function, cuda_on_
             shapes = (1, 3, 5, 9, 17), (1, c_in, 5, 9, 17), (3, c_in, 3, 3, 3)
             dy, x, w = (rng.normal(size=shape).astype(dtype) for shape in shapes)
             conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel, mask=True)
+    if function == "upconv3d_backward":
+        monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)
+        upconv3d.upconv3d_backward(*random_arrays(1, 8, 9, (3, 5, 17), 3)[:4], "tensor")
     assert cuda_on_cpu.launched

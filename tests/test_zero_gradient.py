@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from weakunet import bench, bench_zeros, cuda_source
-from weakunet.layers import conv3d_cuda, conv3d_tensor
+from weakunet.layers import conv3d_cuda, conv3d_tensor, upconv3d_tensor
 
 RUNGS = ("tiled", "tensor")
 FILES = {
     "tiled": [(conv3d_cuda, "TILED"), (conv3d_cuda, "TILED_WEIGHT")],
     "tensor": [(conv3d_tensor, "FORWARD"), (conv3d_tensor, "WEIGHT")],
+    "upconv": [(upconv3d_tensor, "COARSE"), (upconv3d_tensor, "WEIGHT")],
 }
 
 
@@ -74,6 +75,36 @@ def test_a_nan_in_the_gradient_is_not_taken_for_zero(kernel, cuda_on_cpu):
     dy[0, 5, 3, 7, 16] = np.nan
     dx, dw, _ = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel)
     assert np.isnan(dx).sum() == 27 * 9 and np.isnan(dw[5]).all() and not np.isnan(dw[:5]).any()
+
+
+def test_leaving_zeros_out_behind_an_upsampling_changes_no_bit_and_is_not_multiplied(
+    cuda_on_cpu, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(conv3d_tensor, "BLOCKS", 8)
+    rng = np.random.default_rng(0)
+    dy = np.zeros((1, 17, 6, 18, 34), np.float32)
+    dy[0, :8, 2, 4, 2:6] = rng.normal(size=(8, 4))
+    dy[0, 16, 5, 17, 33] = -1
+    dy[0, 2, 4, 15, 20] = -0.0
+    skip, coarse, w = (
+        rng.normal(size=s).astype(np.float32)
+        for s in ((1, 8, 6, 18, 34), (1, 9, 3, 9, 17), (17, 17, 3, 3, 3))
+    )
+    w_nan, coarse_nan = w.copy(), coarse.copy()
+    w_nan[8:16] = np.nan  # of maps whose dy is 0 everywhere
+    coarse_nan[..., 5:7, 8:15] = np.nan  # a row of tiles and more from where dy is not 0
+
+    def gradients():
+        exact = upconv3d_tensor.backward(dy, skip, coarse, w)
+        beside_nan = upconv3d_tensor.backward(dy, skip, coarse_nan, w_nan)
+        return exact[1:3], beside_nan[1:3]
+
+    (skipping, beside_nan), _ = gradients(), never_skipping("upconv", tmp_path, monkeypatch)
+    every_tile, multiplied = gradients()
+    for some, all_ in zip(skipping, every_tile, strict=True):
+        np.testing.assert_array_equal(some.view(np.uint32), all_.view(np.uint32))
+    assert all(np.isfinite(gradient).all() for gradient in beside_nan)
+    assert all(np.isnan(gradient).any() for gradient in multiplied)
 
 
 def test_shares_of_zeros_are_counted_tile_by_tile():

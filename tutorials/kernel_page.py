@@ -79,6 +79,10 @@ SECTIONS = {
         (None, "layers/conv3d_tensor", None),
         (None, "layers/conv3d_tensor_weight", None),
     ],
+    "layers/upconv3d_tensor": [
+        (None, "layers/upconv3d_tensor", None),
+        (None, "layers/upconv3d_tensor_weight", None),
+    ],
 }
 PYTHON = re.compile(
     r'(?P<comment>#[^\n]*|"""[\s\S]*?""")|(?P<string>"[^"\n]*")|(?P<keyword>\b(?:def|return|if|else|'

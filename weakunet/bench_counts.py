@@ -2,10 +2,11 @@
 
 A layer cannot be faster than its arithmetic at the device's peak, nor than its traffic (every input
 read once, every output written once, float32) at the memory's speed; the larger of the two is its
-floor. The floor of a step is the sum over its layers, each a kernel of its own: fusing layers moves
-fewer bytes and can go below it. `predicted_s` is our guess with convolutions on tensor cores
-(bench_predict.py) and all other layers at their floor. So this table can be read before a GPU is at
-hand.
+floor. The first convolution of a decoder level (upconv3d) is counted with its upsampling folded in,
+as upconv3d.py says, whether a rung does so or not. The floor of a step is the sum over its layers,
+each a kernel of its own: fusing layers moves fewer bytes and can go below it. `predicted_s` is our
+guess with convolutions on tensor cores (bench_predict.py) and all other layers at their floor. So
+this table can be read before a GPU is at hand.
 """
 
 from typing import NamedTuple
@@ -44,18 +45,20 @@ COLUMNS = [
 
 class Layer(NamedTuple):
     """One layer of a network: `kind`, its channels, and its batch and volume (N, D, H, W), the
-    larger one of a pooling or an upsampling. c_in are a concatenation's first channels, c_out the
-    other ones."""
+    larger one of a pooling or an upsampling. c_in are the skip connection's channels of upconv3d,
+    which c_coarse upsampled ones join."""
 
     kind: str
     c_in: int
     c_out: int
     volume: tuple
+    c_coarse: int = 0
 
     @property
     def name(self):
-        channels = f"{self.c_in}->{self.c_out}" if self.kind == "conv3d" else f"{self.c_in}"
-        return f"{self.kind} {channels if self.kind != 'concat' else f'{self.c_in}+{self.c_out}'}"
+        channels = f"{self.c_in}+{self.c_coarse}" if self.c_coarse else f"{self.c_in}"
+        convolution = self.kind in ("conv3d", "upconv3d")
+        return f"{self.kind} {channels}" + (f"->{self.c_out}" if convolution else "")
 
 
 def layers_of(network, shape):
@@ -64,19 +67,17 @@ def layers_of(network, shape):
     volumes = [(shape[0], *(size >> i for size in shape[2:])) for i in range(len(channels))]
     layers, last = [], len(channels) - 1
 
-    def level(c_in, i):
-        for j in range(convs):
-            layers.append(Layer("conv3d", c_in if j == 0 else channels[i], channels[i], volumes[i]))
-            layers.append(Layer("relu", channels[i], channels[i], volumes[i]))
+    def level(first, i):
+        again, relu = (Layer(kind, *[channels[i]] * 2, volumes[i]) for kind in ("conv3d", "relu"))
+        layers.extend([first, relu] + [again, relu] * (convs - 1))
 
     for i in range(len(channels)):
-        level(channels[i - 1] if i else shape[1], i)
+        c_in = channels[i - 1] if i else shape[1]
+        level(Layer("conv3d", c_in, channels[i], volumes[i]), i)
         if i < last:
             layers.append(Layer("maxpool3d", channels[i], channels[i], volumes[i]))
     for i in reversed(range(last)):
-        layers.append(Layer("upsample3d", channels[i + 1], channels[i + 1], volumes[i]))
-        layers.append(Layer("concat", channels[i], channels[i + 1], volumes[i]))
-        level(channels[i] + channels[i + 1], i)
+        level(Layer("upconv3d", channels[i], channels[i], volumes[i], channels[i + 1]), i)
     layers.append(Layer("localmax", channels[0], channels[0], volumes[0]))
     return layers
 
@@ -88,18 +89,15 @@ def cost(layer, direction):
     """
     kind, c, c_out = layer.kind, layer.c_in, layer.c_out
     voxels, forward = int(np.prod(layer.volume)), direction == "forward"
-    if kind == "conv3d":
-        passes = 1 if forward or c == 1 else 2
-        elements = (c + c_out) * voxels + 27 * c * c_out
-        return passes * 2 * 27 * c * c_out * voxels, passes * 4 * elements
+    if kind in ("conv3d", "upconv3d"):
+        passes, coarse = 1 if forward or c == 1 else 2, layer.c_coarse
+        elements = (c + coarse / 8 + c_out) * voxels + 27 * (c + coarse) * c_out
+        flop = 2 * (27 * c + 8 * coarse) * c_out * voxels
+        return passes * flop, passes * 4 * int(elements)
     if kind == "relu":
         return c * voxels, (2 if forward else 3) * 4 * c * voxels
     if kind == "maxpool3d":  # float32 in and out, and a byte for the winner
         return c * voxels, int(c * voxels * (4 + 4 / 8 + 1 / 8))
-    if kind == "upsample3d":
-        return (0 if forward else c * voxels), int(c * voxels * (4 + 4 / 8))
-    if kind == "concat":
-        return 0, 2 * 4 * (c + c_out) * voxels
     return c * voxels, 4 * c * voxels  # localmax
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from weakunet import backend, bench_counts
 from weakunet.bench_counts import SIZES
 from weakunet.cli import progress
-from weakunet.layers import concat, conv3d_cuda, globalpool3d, maxpool3d, relu, upsample3d
+from weakunet.layers import conv3d_cuda, globalpool3d, maxpool3d, relu, upconv3d
 from weakunet.loss import mse_backward
 from weakunet.model import WeakUNet
 from weakunet.optim import Adadelta
@@ -118,29 +118,36 @@ def device_limits(elements=2**28, steps=4096):
     return flop / device_seconds(multiply_add, 9), 2 * x.nbytes / device_seconds(copy, 9)
 
 
-def _conv3d_backward(a, kernel):
+def _convolve(a, kernel="tiled"):
+    if a.coarse is not None:
+        return upconv3d.upconv3d_forward(a.x, a.coarse, a.w, a.b, kernel)
+    return conv3d_cuda.conv3d_forward_cuda(a.x, a.w, a.b, kernel)
+
+
+def _convolve_backward(a, kernel="tiled"):
+    if a.coarse is not None:
+        return upconv3d.upconv3d_backward(a.dy, a.x, a.coarse, a.w, kernel)
     return conv3d_cuda.conv3d_backward_cuda(a.dy, a.x, a.w, a.x.shape[1] > 1, kernel)
 
 
-# what each kind of layer runs; `a` holds dy, x, w and b (or a second input, and None), winner
+# what each kind of layer runs; `a` holds dy, x, w, b, coarse, winner (None where there is none)
+CONVOLUTIONS = ("conv3d", "upconv3d")
 FORWARD = {
-    "conv3d": lambda a: conv3d_cuda.conv3d_forward_cuda(a.x, a.w, a.b),
-    "naive": lambda a: conv3d_cuda.conv3d_forward_cuda(a.x, a.w, a.b, "naive"),
-    "tensor": lambda a: conv3d_cuda.conv3d_forward_cuda(a.x, a.w, a.b, "tensor"),
+    "conv3d": _convolve,
+    "upconv3d": _convolve,
+    "naive": lambda a: _convolve(a, "naive"),
+    "tensor": lambda a: _convolve(a, "tensor"),
     "relu": lambda a: relu.relu_forward(a.x),
     "maxpool3d": lambda a: maxpool3d.maxpool3d_forward(a.x),
-    "upsample3d": lambda a: upsample3d.upsample3d_forward(a.x),
-    "concat": lambda a: concat.concat_forward(a.x, a.w),
     "localmax": lambda a: globalpool3d.localmax_forward(a.x, BLOCK),
 }
 BACKWARD = {
-    "conv3d": lambda a: _conv3d_backward(a, "tiled"),
-    "naive": lambda a: _conv3d_backward(a, "naive"),
-    "tensor": lambda a: _conv3d_backward(a, "tensor"),
+    "conv3d": _convolve_backward,
+    "upconv3d": _convolve_backward,
+    "naive": lambda a: _convolve_backward(a, "naive"),
+    "tensor": lambda a: _convolve_backward(a, "tensor"),
     "relu": lambda a: relu.relu_backward(a.dy, a.x),
     "maxpool3d": lambda a: maxpool3d.maxpool3d_backward(a.dy, a.winner),
-    "upsample3d": lambda a: upsample3d.upsample3d_backward(a.dy),
-    "concat": lambda a: concat.concat_backward(a.dy, a.x.shape[1]),
     "localmax": lambda a: globalpool3d.localmax_backward(a.dy, a.winner, a.x.shape, BLOCK),
 }
 
@@ -150,20 +157,20 @@ def _layer_runs(layer, direction):
     calls, arrays = {"forward": FORWARD, "backward": BACKWARD}[direction], _layer_arrays(layer)
     ours, naive = calls[layer.kind], calls["naive"]
     host = {name: None if a is None else backend.to_host(a) for name, a in vars(arrays).items()}
-    if layer.kind == "conv3d":  # numpy would take minutes; --check compares this rung with numpy
+    if layer.kind in CONVOLUTIONS:  # numpy would take minutes; --check compares with it
         reference = naive(_in_float64(vars(arrays)))
     else:
         reference = ours(_in_float64(host))
     runs = {"ours": partial(ours, arrays)}
     tolerance = {"ours": 1e-5, "ours_tf32": 2e-3}
-    if layer.kind == "conv3d":
+    if layer.kind in CONVOLUTIONS:
         runs |= {"ours_tf32": partial(calls["tensor"], arrays), "naive": partial(naive, arrays)}
     for side in runs.keys() & tolerance.keys():
         for value, expected in zip(_as_tuple(runs[side]()), _as_tuple(reference), strict=True):
             if value is not None:
                 _require_close(f"{layer.name} {direction}", value, expected, tolerance[side])
     if bench_torch_gpu:
-        inputs = [host[name] for name in ("dy", "x", "w", "b")]
+        inputs = [host[name] for name in ("dy", "x", "w", "b", "coarse")]
         for mode in bench_torch_gpu.MODES:
             runs[mode] = bench_torch_gpu.layer_run(layer.kind, direction, inputs, BLOCK, mode)
     return runs
@@ -190,20 +197,19 @@ def _require_close(what, value, reference, tolerance):
 
 
 def _layer_arrays(layer):
-    """What the layer works on, fresh random numbers on the GPU: dy, x, w, b, winner."""
+    """What the layer works on, fresh random numbers on the GPU: dy, x, w, b, coarse, winner."""
     rng = np.random.default_rng()
 
     def random(*shape):
         return backend.to_device(rng.standard_normal(shape, np.float32), "cuda")
 
-    kind, c_in, c_out, (n, d, h, w) = layer
-    half, a = (d // 2, h // 2, w // 2), SimpleNamespace(w=None, b=None, winner=None)
-    a.x = random(n, c_in, *(half if kind == "upsample3d" else (d, h, w)))
-    a.dy = random(n, c_out, d, h, w)
-    if kind == "conv3d":
-        a.w, a.b = random(c_out, c_in, 3, 3, 3), random(c_out)
-    elif kind == "concat":
-        a.w, a.dy = random(n, c_out, d, h, w), random(n, c_in + c_out, d, h, w)
+    kind, c_in, c_out, (n, d, h, w), c_coarse = layer
+    half, a = (d // 2, h // 2, w // 2), SimpleNamespace(w=None, b=None, coarse=None, winner=None)
+    a.x, a.dy = random(n, c_in, d, h, w), random(n, c_out, d, h, w)
+    if kind in CONVOLUTIONS:
+        a.w, a.b = random(c_out, c_in + c_coarse, 3, 3, 3), random(c_out)
+    if kind == "upconv3d":
+        a.coarse = random(n, c_coarse, *half)
     elif kind == "maxpool3d":
         a.dy, a.winner = random(n, c_in, *half), maxpool3d.maxpool3d_forward(a.x)[1]
     elif kind == "localmax":

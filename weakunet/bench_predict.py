@@ -12,9 +12,10 @@ prints both.
 import math
 from typing import NamedTuple
 
-from weakunet.layers.conv3d_tensor import BLOCKS, SIZES
+from weakunet.layers import conv3d_tensor, upconv3d_tensor
 
 HIDDEN = 0.8
+SIZES = conv3d_tensor.SIZES | upconv3d_tensor.SIZES
 
 
 class Gpu(NamedTuple):
@@ -59,6 +60,28 @@ WEIGHT = Piece(
     passes=6 * 4 * 68 + 2 * (512 + 864) // 8,
     l2=8 * 2 * 32 * 32 + 4 * 6 * 4 * 32 * 16 // 2,
 )
+# Of a convolution that reads an upsampled tensor, the part of that tensor (upconv3d_tensor.cu).
+# Per warp and a_z: 64 mma, 114 instructions, 86 passes; 102 instructions fill 32 voxels.
+UP_FORWARD = Piece(
+    mma=8 * 2 * 64,
+    instructions=8 * (2 * 114 + 110) + 540 * 102 // 32,
+    passes=8 * 172 + 2 * 540 // 8 + 32 * 512 // 128,
+    l2=3 * 10 * 4 * 32 * 8 + 32 * 512,
+)
+# Per warp and a_z: 4 times 32 mma and 58 instructions, 136 passes; the parities in x share sectors.
+UP_BACK = Piece(
+    mma=8 * 2 * 4 * 32,
+    instructions=8 * (2 * (4 * 58 + 75) + 60) + 2 * 459 * 110 // 32,
+    passes=8 * 272 + 2 * 918 // 8 + 16 * 2048 // 128,
+    l2=3 * 9 * 6 * 32 * 8 + 16 * 2048,
+)
+# Per warp and column: 64 mma, 166 instructions, 94 passes; half of x is in the L1 already.
+UP_WEIGHT = Piece(
+    mma=8 * 2 * 64,
+    instructions=8 * (2 * 166 + 165) + 512 * 127 // 32 + 720 * 118 // 32,
+    passes=8 * 2 * 94 + 2 * (512 + 720) // 8,
+    l2=4 * 4 * 32 * 32 + 2 * 5 * 4 * 32 * 32 // 2,
+)
 
 
 def tf32_seconds(layer, direction, gpu):
@@ -68,15 +91,22 @@ def tf32_seconds(layer, direction, gpu):
     """
     if gpu in GPUS and (layer.kind, direction) == ("relu", "forward"):
         return 0.0
-    if layer.kind != "conv3d" or layer.c_in < SIZES["CHANNELS"] or gpu not in GPUS:
+    channels = [layer.c_in, *[layer.c_coarse] * (layer.kind == "upconv3d")]
+    if layer.kind not in ("conv3d", "upconv3d") or min(channels) < SIZES["CHANNELS"]:
         return None
+    if gpu not in GPUS:
+        return None
+    if layer.kind == "upconv3d":
+        coarse = _up_forward if direction == "forward" else _up_backward
+        skip = tf32_seconds(layer._replace(kind="conv3d", c_coarse=0), direction, gpu)
+        return skip + coarse(layer, GPUS[gpu]) / HIDDEN
     n, c_in, c_out, gpu = layer.volume[0], layer.c_in, layer.c_out, GPUS[gpu]
     if direction == "forward":
         return _convolution(layer.volume, c_in, c_out, gpu) / HIDDEN
     maps = 4 * math.prod(layer.volume)  # bytes of one channel
     groups = _ceil(c_in, 8 * SIZES["DW_GROUPS"]), _ceil(c_out, SIZES["DW_MAPS"])
     tiles = n * _tiles(layer.volume, "DW")
-    parts = max(1, min(tiles, BLOCKS // math.prod(groups)))
+    parts = max(1, min(tiles, conv3d_tensor.BLOCKS // math.prod(groups)))
     pieces = _ceil(tiles, parts)
     traffic = maps * (c_out * groups[0] + c_in * groups[1])
     weights = _seconds(WEIGHT, parts * math.prod(groups), pieces, traffic, gpu)
@@ -90,6 +120,33 @@ def _convolution(volume, c_in, c_out, gpu):
     traffic = 4 * math.prod(volume) * (c_in * groups + c_out)
     blocks = volume[0] * _tiles(volume, "TILE") * groups
     return _seconds(FORWARD, blocks, _ceil(c_in, SIZES["CHANNELS"]), traffic, gpu)
+
+
+def _up_forward(layer, gpu):
+    """What the upsampled channels add to y, which is read and written."""
+    volume, groups = _half(layer.volume), 2 * _ceil(layer.c_out, SIZES["UP_MAPS"])
+    blocks = volume[0] * _tiles(volume, "UP") * groups
+    traffic = 4 * math.prod(volume) * (layer.c_coarse * groups + 2 * 8 * layer.c_out)
+    return _seconds(UP_FORWARD, blocks, _ceil(layer.c_coarse, SIZES["CHANNELS"]), traffic, gpu)
+
+
+def _up_backward(layer, gpu):
+    volume, c_coarse, c_out = _half(layer.volume), layer.c_coarse, layer.c_out
+    maps = 4 * math.prod(volume)  # bytes of one coarse channel; one of dy has 8 times as many
+    groups, pieces = _ceil(c_coarse, SIZES["UP_BACK_MAPS"]), 4 * _ceil(c_out, SIZES["CHANNELS"])
+    blocks, traffic = volume[0] * _tiles(volume, "UP") * groups, 8 * c_out * groups + c_coarse
+    back = _seconds(UP_BACK, blocks, pieces, maps * traffic, gpu)
+    shape = volume[0], c_coarse, *volume[1:]
+    parts, *groups = upconv3d_tensor.weight_grid(shape, c_out)
+    pieces = _ceil(volume[0] * _tiles(volume, "UP_DW"), parts)
+    traffic = maps * (8 * c_out * groups[0] + 4 * c_coarse * groups[1])
+    weights = _seconds(UP_WEIGHT, 4 * parts * math.prod(groups), pieces, traffic, gpu)
+    adding_up = 2 * 4 * parts * 64 * c_coarse * c_out / gpu.memory
+    return back + weights + adding_up
+
+
+def _half(volume):
+    return volume[0], *(size // 2 for size in volume[1:])
 
 
 def _seconds(piece, blocks, pieces, traffic, gpu):

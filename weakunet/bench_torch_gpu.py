@@ -21,8 +21,8 @@ def _layout(mode):
 
 
 def layer_run(kind, direction, arrays, block, mode):
-    """A function that runs one layer. arrays: dy, x, w, b as numpy arrays (w is a concatenation's
-    second input; None where the layer has none); block: edge of the local maxima's blocks.
+    """A function that runs one layer. arrays: dy, x, w, b, coarse as numpy arrays (None where the
+    layer has none); block: edge of the local maxima's blocks.
     """
     dtype = torch.bfloat16 if mode == "bf16" else torch.float32
     tensors = [
@@ -33,20 +33,24 @@ def layer_run(kind, direction, arrays, block, mode):
         .to(memory_format=_layout(mode) if a.ndim == 5 else torch.contiguous_format)
         for a in arrays
     ]
-    dy, x, w, b = tensors
+    dy, x, w, b, coarse = tensors
+
+    def upconvolve():
+        up = functional.interpolate(coarse, scale_factor=2, mode="nearest")
+        return functional.conv3d(torch.cat((x, up), dim=1), w, b, padding=1)
+
     forward = {
         "conv3d": lambda: functional.conv3d(x, w, b, padding=1),
         "relu": lambda: functional.relu(x),
         "maxpool3d": lambda: functional.max_pool3d(x, 2),
-        "upsample3d": lambda: functional.interpolate(x, scale_factor=2, mode="nearest"),
-        "concat": lambda: torch.cat((x, w), dim=1),
+        "upconv3d": upconvolve,
         "localmax": lambda: functional.max_pool3d(x, block, ceil_mode=True).mean(dim=(2, 3, 4)),
     }[kind]
     if direction == "forward":
         return lambda: _run(forward, mode)
     _use(mode)
     first_convolution = kind == "conv3d" and x.shape[1] == 1
-    inputs = [t for t in (x, w, b) if t is not None and not (t is x and first_convolution)]
+    inputs = [t for t in (x, w, b, coarse) if t is not None and not (t is x and first_convolution)]
     for tensor in inputs:
         tensor.requires_grad_()
     y = forward()

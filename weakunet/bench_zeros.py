@@ -7,7 +7,9 @@ some through. For each convolution, of the dy that comes to it:
 zeros    the share of values that are 0
 voxels   the share of voxels where all maps are 0: what numpy leaves out, where it is most of them
 dx, dw   the share of the tensor kernels' work that is left out on a GPU, to the input and to the
-         weights: 8 maps of a tile with its halo, 32 maps of a smaller tile (conv3d_tensor.cu)
+         weights: 8 maps of a tile with its halo, 32 maps of a smaller tile (conv3d_tensor.cu).
+         Channels that are upsampled (upconv3d_tensor.cu) are not looked at apart: their tiles are
+         larger, and a little less is left out, of work that is less than a third to begin with.
 
 The last row of a network weighs its layers by their FLOP (nobody asks for the first one's dx). The
 default network is looked at in the last steps of a short training on its own phantom, the

@@ -2,7 +2,8 @@
 
 A tensor core multiplies floats that are rounded to TF32, 10 bits of mantissa, and adds up in
 float32. A result is off by about 3e-4 of the largest one (its own factors' rounding, not a
-mistake): enough to train with, too much for a gradient check. See conv3d_tensor.cu.
+mistake): enough to train with, too much for a gradient check. See conv3d_tensor.cu. What reads an
+upsampled tensor has kernels of its own: upconv3d_tensor.py.
 """
 
 import math

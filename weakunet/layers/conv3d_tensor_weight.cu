@@ -17,19 +17,6 @@
 #define DW_GROUPS 2     // groups of 8 input channels of a block
 #define DW_THREADS 192  // 3 x DW_GROUPS warps
 
-// From one tile to the next: along z, then y, then x, then to the next scan.
-static __device__ __forceinline__ void next_tile(int& z0, int& y0, int& x0, long long& n, int depth,
-                                                 int height, int width)
-{
-    if ((z0 += DW_Z) < depth) return;
-    z0 = 0;
-    if ((y0 += DW_Y) < height) return;
-    y0 = 0;
-    if ((x0 += DW_X) < width) return;
-    x0 = 0;
-    ++n;
-}
-
 // computes  the part of dw that some of the tiles contribute: parts[s] (C_out, C_in, 3, 3, 3) is
 //           the sum over the s-th of S runs of tiles
 // threads   a block of 6 warps owns 32 output and 16 input channels, a warp 8 of the input channels
@@ -73,7 +60,7 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
     int z0 = (int)(tile % tiles_z) * DW_Z, y0 = (int)(tile / tiles_z % tiles_y) * DW_Y;
     int x0 = (int)(tile / tiles_z / tiles_y % tiles_x) * DW_X;
     long long n = tile / tiles_z / tiles_y / tiles_x;
-    for (; tile < last; ++tile, next_tile(z0, y0, x0, n, depth, height, width)) {
+    for (; tile < last; ++tile, Inner::next(z0, y0, x0, n, depth, height, width)) {
         __syncthreads();  // nobody reads the last tile any more
         bool any = Inner::fill<DW_MAPS / CHANNELS>(dy_tile, dy + (n * c_out + o0) * voxels,
                                                    c_out - o0, x0, y0, z0, depth, height, width);

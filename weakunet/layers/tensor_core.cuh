@@ -1,5 +1,5 @@
 // Tensor cores: what they multiply, and tiles in shared memory that feed them without bank
-// conflicts. Included by the kernels of conv3d_tensor.cu and conv3d_tensor_weight.cu.
+// conflicts. Included by conv3d_tensor.cu, upconv3d_tensor.cu and their _weight.cu.
 
 #define MIN_SM 80   // the oldest architecture that has them for TF32: sm_80, Ampere
 #define CHANNELS 8  // of a tile in shared memory
@@ -47,9 +47,9 @@ struct Tile {
     static constexpr int SIZE = 2 * PITCH;  // in float4
 
     // Fill GROUPS tiles, one after the other, from x: the first `channels` channels, in groups of
-    // 8, from voxel (x0, y0, z0) on, rounded; 0 where there is no voxel or no channel. True if this
-    // thread met anything but 0.
-    template <int GROUPS>
+    // 8, from voxel (x0, y0, z0) on, every STEP-th along each axis, rounded; 0 where there is no
+    // voxel or no channel. True if this thread met anything but 0.
+    template <int GROUPS, int STEP = 1>
     static __device__ __forceinline__ bool fill(float4* tile, const float* __restrict__ x,
                                                 int channels, int x0, int y0, int z0, int depth,
                                                 int height, int width)
@@ -59,7 +59,7 @@ struct Tile {
         #pragma unroll 1
         for (int e = threadIdx.x; e < GROUPS * VOXELS; e += blockDim.x) {
             int group = GROUPS == 1 ? 0 : e / VOXELS, v = e - group * VOXELS;
-            int xx = x0 + v % X, yy = y0 + v / X % Y, zz = z0 + v / X / Y;
+            int xx = x0 + v % X * STEP, yy = y0 + v / X % Y * STEP, zz = z0 + v / X / Y * STEP;
             bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 && zz < depth;
             int left = inside ? channels - group * CHANNELS : 0;
             int place = inside ? (zz * height + yy) * width + xx : 0;
@@ -78,5 +78,18 @@ struct Tile {
             to[PITCH] = make_float4(value[4], value[5], value[6], value[7]);
         }
         return any;
+    }
+
+    // From one tile of a volume to the next: along z, then y, then x, then to the next scan.
+    static __device__ __forceinline__ void next(int& z0, int& y0, int& x0, long long& n, int depth,
+                                                int height, int width)
+    {
+        if ((z0 += Z) < depth) return;
+        z0 = 0;
+        if ((y0 += Y) < height) return;
+        y0 = 0;
+        if ((x0 += X) < width) return;
+        x0 = 0;
+        ++n;
     }
 };

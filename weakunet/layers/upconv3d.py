@@ -13,12 +13,15 @@ So each of the 8 parities is a convolution of the small tensor with 2x2x2 taps: 
 voxel and a pair of channels instead of 27. (As conv3d_fast.py's sweep goes, kx keeps 3 taps, one of
 them zero, and both parities in x are computed together: 12 instead of 27.) The paper has neither
 the trick nor a need for it: the result is the same up to rounding.
+
+On a GPU the rung 'tensor' does it, too (upconv3d_tensor.py); the others upsample, concatenate and
+convolve step by step.
 """
 
 import numpy as np
 
 from weakunet import backend
-from weakunet.layers import conv3d_fast
+from weakunet.layers import conv3d_fast, upconv3d_tensor
 from weakunet.layers.concat import concat_backward, concat_forward
 from weakunet.layers.conv3d import Conv3D
 from weakunet.layers.conv3d_cuda import conv3d_backward_cuda, conv3d_forward_cuda
@@ -65,6 +68,8 @@ def upconv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False):
     kernel, relu: as of conv3d_forward_cuda, for a GPU.
     """
     if backend.is_cuda(skip):
+        if kernel == "tensor" and upconv3d_tensor.runs(skip, coarse, w):
+            return upconv3d_tensor.forward(skip, coarse, w, b, relu)
         x = concat_forward(skip, upsample3d_forward(coarse))
         return conv3d_forward_cuda(x, w, b, kernel, relu)
     c_a = skip.shape[1]
@@ -79,6 +84,8 @@ def upconv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False):
 
 def upconv3d_backward(dy, skip, coarse, w, kernel="tiled"):
     """Gradients dskip, dcoarse, dw, db of `upconv3d_forward` from dy (N, C_out, 2D, 2H, 2W)."""
+    if backend.is_cuda(dy) and kernel == "tensor" and upconv3d_tensor.runs(skip, coarse, w):
+        return upconv3d_tensor.backward(dy, skip, coarse, w)
     c_a = skip.shape[1]
     if backend.is_cuda(dy) or conv3d_fast.nonzero_voxels(dy) is not None:
         # step by step; when few voxels of dy are not zero, that is the faster way
