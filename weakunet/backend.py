@@ -13,8 +13,9 @@ from weakunet import cuda_source
 from weakunet.cli import InputError
 
 THREADS_PER_BLOCK = 256
-# of a network's 3x3x3 convolutions on a GPU: float32, or factors rounded to TF32 on tensor cores
-PRECISIONS = ("fp32", "tf32")
+# of a network's 3x3x3 convolutions: float32, or factors rounded to TF32 or bfloat16, as a GPU's
+# tensor cores take them
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 def is_cuda(array):
@@ -50,14 +51,17 @@ def pick_device(name="auto"):
     return "cpu"
 
 
-def require_precision(precision, device):
-    """Raise InputError unless `precision` (of PRECISIONS) is to be had on `device`, cpu or cuda."""
+def explain_precision(precision, device):
+    """Say what else than `precision` (of PRECISIONS) is to be had on `device`, cpu or cuda."""
     if precision == "fp32":
         return
     if device == "cpu":
-        raise InputError("--precision tf32 needs a GPU's tensor cores; on a CPU only fp32 runs")
-    if compute_capability() < cuda_source.constants("layers/conv3d_tensor")["MIN_SM"]:
-        print("note: this GPU has no tensor cores for TF32, so it computes in fp32", flush=True)
+        note = f"a CPU imitates {precision}: it rounds as a GPU does, and is slower"
+    elif compute_capability() < cuda_source.constants("layers/conv3d_tensor")["MIN_SM"]:
+        note = f"this GPU has no tensor cores for {precision}, so it computes in fp32"
+    else:
+        return
+    print(f"note: {note}", flush=True)
 
 
 def _no_gpu_because():

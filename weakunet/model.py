@@ -29,6 +29,7 @@ from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.linear import Linear, linear_forward
 from weakunet.layers.maxpool3d import MaxPool3D
 from weakunet.layers.relu import ReLU, relu_forward
+from weakunet.layers.rounding import ROUNDINGS
 from weakunet.layers.upconv3d import UpConv3D
 
 # Intensities in [0, 1] are spread around 0 before the first convolution (ours): learning is faster.
@@ -232,12 +233,15 @@ class WeakUNet:
         """Move all arrays to `device` ('cpu' or 'cuda'); returns the network.
 
         precision: how a GPU computes its 3x3x3 convolutions, one of backend.PRECISIONS. In tf32
-        they compute the ReLU behind them as well, and in backward the one right before them.
+        they compute the ReLU behind them as well, and in backward the one right before them. A CPU
+        imitates it: it rounds the factors of the convolutions that a GPU's tensor cores take.
         """
         fused = device == "cuda" and precision == "tf32"
         for stack in (*self.encoder, *self.decoder):
             for conv, relu in zip(stack[::2], stack[1::2], strict=True):
                 conv.kernel, conv.relu, relu.forward_done = KERNEL_OF[precision], fused, fused
+                taken = conv.params["w"].shape[1] >= 8 and conv.params["w"].dtype == np.float32
+                conv.rounding = ROUNDINGS[precision] if device == "cpu" and taken else None
             for relu, conv in zip(stack[1:-1:2], stack[2::2], strict=True):
                 relu.backward_done = conv.mask = fused
         for _, layer in self._learning_layers():

@@ -257,7 +257,7 @@ def main(argv=None):
         raise InputError(f"{out}: holds BIDS names; add --bids, or choose another --out")
     load_model(args.model)  # its error comes first
     device = backend.pick_device(args.device)
-    backend.require_precision(args.precision, device)
+    backend.explain_precision(args.precision, device)
     how = {name: getattr(args, name) for name in ("precision", "invert", "bids", "slab_mm")}
     how["device"] = device
     resume.begin(out, {"model": file_digest(args.model), **how})

@@ -59,7 +59,8 @@ class Settings:
     rotate_deg: float = option(0.0, "random rotation about each axis, at most, in degrees")
     scale: float = option(0.0, "random scaling, at most, as a fraction")
     precision: str = option(
-        "fp32", "of a GPU's convolutions: fp32, or tf32 on tensor cores (not yet tried on a GPU)"
+        "fp32",
+        "of the convolutions: fp32, or rounded as a GPU's tensor cores do; not yet tried on a GPU",
     )
     patience: int = option(0, "stop after so many epochs without a better one; 0: never")
 
@@ -221,7 +222,7 @@ def main(argv=None):
     settings, out, device, resume, given = parse_arguments(argv)
     settings, out = open_run(settings, out, resume, given)
     device = backend.pick_device(device)
-    backend.require_precision(settings.precision, device)
+    backend.explain_precision(settings.precision, device)
     print(f"device: {backend.device_name(device)}; run: {out}", flush=True)
     scans = load_scans(settings, ("train", "val"))
     model = WeakUNet(

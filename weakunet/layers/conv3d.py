@@ -66,9 +66,10 @@ class Conv3D:
 
     On a GPU: `kernel` is the rung that computes it; `relu`, forward computes the ReLU behind it,
     too; `mask`, backward computes that of the ReLU before it, too (its input is that one's output).
+    On a CPU: `rounding` (rounding.py) is what is done to all factors, as a GPU's tensor cores do.
     """
 
-    kernel, relu, mask = "tiled", False, False
+    kernel, relu, mask, rounding = "tiled", False, False, None
 
     def __init__(self, c_in, c_out, k=3, *, rng, dtype=np.float32, needs_dx=True):
         std = np.sqrt(2 / (c_in * k**3))
@@ -80,19 +81,25 @@ class Conv3D:
 
     def forward(self, x, keep=True):
         """x (N, C_in, D, H, W) -> y (N, C_out, D, H, W); `keep`s x for backward."""
+        x = self._rounded(x)
         self.x = x if keep else None
         w, b = self.params["w"], self.params["b"]
         if backend.is_cuda(x):
             return conv3d_forward_cuda(x, w, b, self.kernel, self.relu)
-        return conv3d_fast.forward(x, w, b)
+        return conv3d_fast.forward(x, self._rounded(w), b)
 
     def backward(self, dy):
         """dy (N, C_out, D, H, W) -> dx (N, C_in, D, H, W) or None; sets grads, lets go of x."""
         x, self.x = self.x, None
-        args = dy, x, self.params["w"], self.needs_dx
+        args = self._rounded(dy), x, self._rounded(self.params["w"]), self.needs_dx
         if backend.is_cuda(dy):
             dx, dw, db = conv3d_backward_cuda(*args, self.kernel, self.mask)
         else:
             dx, dw, db = conv3d_fast.backward(*args)
+        if self.rounding:
+            db = conv3d_fast.bias_gradient(dy)  # a sum, no product: nothing is rounded
         self.grads["w"], self.grads["b"] = dw, db
         return dx
+
+    def _rounded(self, factor):
+        return factor if self.rounding is None else self.rounding(factor)

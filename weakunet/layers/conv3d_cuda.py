@@ -16,7 +16,7 @@ NAIVE, TILED = "layers/conv3d", "layers/conv3d_tiled"
 TILED_WEIGHT = "layers/conv3d_tiled_weight"
 SIZES = cuda_source.constants(TILED) | cuda_source.constants(TILED_WEIGHT)
 KERNELS = ("naive", "tiled", "tensor")
-KERNEL_OF = {"fp32": "tiled", "tf32": "tensor"}  # the rung of a precision (backend.PRECISIONS)
+KERNEL_OF = {"fp32": "tiled", "tf32": "tensor", "bf16": "tensor"}  # the rung of a precision
 # The weight gradient is shared out over about so many blocks, on every GPU the same: the number
 # decides the order of the additions.
 BLOCKS = 1024

@@ -39,7 +39,7 @@ def forward(x, w, b):
 
 def backward(dy, x, w, needs_dx=True):
     """Gradients dx (None unless needs_dx), dw, db of `forward`, from dy (N, C_out, D, H, W)."""
-    db = dy.reshape(*dy.shape[:2], -1).sum(axis=2).sum(axis=0)
+    db = bias_gradient(dy)
     if w.shape[-1] == 1:
         dw = np.tensordot(dy, x, axes=((0, 2, 3, 4), (0, 2, 3, 4))).reshape(w.shape)
         return (_pointwise(dy, w[:, :, 0, 0, 0].T) if needs_dx else None), dw, db
@@ -55,6 +55,11 @@ def backward(dy, x, w, needs_dx=True):
     flipped = w[:, :, ::-1, ::-1, ::-1].swapaxes(0, 1)
     dx, r = sweep(dy, flipped, rows=x)
     return dx, np.ascontiguousarray(r[::-1, ::-1].transpose(2, 4, 0, 1, 3)), db
+
+
+def bias_gradient(dy):
+    """db (C_out,) from dy (N, C_out, D, H, W)."""
+    return dy.reshape(*dy.shape[:2], -1).sum(axis=2).sum(axis=0)
 
 
 def _pointwise(x, w):

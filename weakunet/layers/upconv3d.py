@@ -61,33 +61,36 @@ def _parity(y, pz, py):
     return part.reshape(*part.shape[:4], -1, 2).transpose(0, 5, 1, 2, 3, 4)
 
 
-def upconv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False):
+def upconv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False, rounding=None):
     """y (N, C_out, 2D, 2H, 2W) from skip (N, C_a, 2D, 2H, 2W) and coarse (N, C_b, D, H, W).
 
     w (C_out, C_a + C_b, 3, 3, 3), b (C_out,), as for the plain convolution of the two together.
-    kernel, relu: as of conv3d_forward_cuda, for a GPU.
+    kernel, relu: as of conv3d_forward_cuda, for a GPU. rounding: what a CPU does to factors.
     """
     if backend.is_cuda(skip):
         if kernel == "tensor" and upconv3d_tensor.runs(skip, coarse, w):
             return upconv3d_tensor.forward(skip, coarse, w, b, relu)
         x = concat_forward(skip, upsample3d_forward(coarse))
         return conv3d_forward_cuda(x, w, b, kernel, relu)
-    c_a = skip.shape[1]
-    y = conv3d_fast.forward(skip, w[:, :c_a], b)
+    c_a, rounding = skip.shape[1], rounding or _as_it_is
+    y = conv3d_fast.forward(rounding(skip), rounding(w[:, :c_a]), b)
+    coarse = rounding(coarse)
     for pz, py in PARITIES:
-        folded, origin = _fold(w[:, c_a:], (pz, py)), (pz - 1, py - 1)
+        folded, origin = rounding(_fold(w[:, c_a:], (pz, py))), (pz - 1, py - 1)
         part, _ = conv3d_fast.sweep(coarse, folded, taps=(2, 2), origin=origin)
         target = _parity(y, pz, py)
         target += part.reshape(target.shape)
     return y
 
 
-def upconv3d_backward(dy, skip, coarse, w, kernel="tiled"):
+def upconv3d_backward(dy, skip, coarse, w, kernel="tiled", rounding=None):
     """Gradients dskip, dcoarse, dw, db of `upconv3d_forward` from dy (N, C_out, 2D, 2H, 2W)."""
     if backend.is_cuda(dy) and kernel == "tensor" and upconv3d_tensor.runs(skip, coarse, w):
         return upconv3d_tensor.backward(dy, skip, coarse, w)
-    c_a = skip.shape[1]
-    if backend.is_cuda(dy) or conv3d_fast.nonzero_voxels(dy) is not None:
+    c_a, rounding = skip.shape[1], rounding or _as_it_is
+    dy, skip, coarse = rounding(dy), rounding(skip), rounding(coarse)
+    few = rounding is _as_it_is and conv3d_fast.nonzero_voxels(dy) is not None
+    if backend.is_cuda(dy) or few:
         # step by step; when few voxels of dy are not zero, that is the faster way
         args = dy, concat_forward(skip, upsample3d_forward(coarse)), w
         if backend.is_cuda(dy):
@@ -96,16 +99,21 @@ def upconv3d_backward(dy, skip, coarse, w, kernel="tiled"):
             dx, dw, db = conv3d_fast.backward(*args)
         dskip, dup = concat_backward(dx, c_a)
         return dskip, upsample3d_backward(dup), dw, db
-    dskip, dw_skip, db = conv3d_fast.backward(dy, skip, w[:, :c_a])
+    dskip, dw_skip, db = conv3d_fast.backward(dy, skip, rounding(w[:, :c_a]))
     dcoarse, dw_coarse = 0, 0
     for pz, py in PARITIES:
         part = _parity(dy, pz, py)
         part = part.reshape(len(part), -1, *part.shape[3:])  # (N, 2 C_out, D, H, W), a copy
-        flipped = _fold(w[:, c_a:], (pz, py))[:, :, ::-1, ::-1, ::-1].swapaxes(0, 1)
+        folded = rounding(_fold(w[:, c_a:], (pz, py)))
+        flipped = folded[:, :, ::-1, ::-1, ::-1].swapaxes(0, 1)
         dpart, r = conv3d_fast.sweep(part, flipped, rows=coarse, taps=(2, 2), origin=(-pz, -py))
         dcoarse += dpart
         dw_coarse += _unfold(r[::-1, ::-1].transpose(2, 4, 0, 1, 3), (pz, py))
     return dskip, dcoarse, np.concatenate((dw_skip, dw_coarse), axis=1), db
+
+
+def _as_it_is(factor):
+    return factor
 
 
 class UpConv3D(Conv3D):
@@ -115,11 +123,15 @@ class UpConv3D(Conv3D):
         """skip (N, C_a, 2D, 2H, 2W), coarse (N, C_b, D, H, W) -> y (N, C_out, 2D, 2H, 2W)."""
         self.x = (skip, coarse) if keep else None
         w, b = self.params["w"], self.params["b"]
-        return upconv3d_forward(skip, coarse, w, b, self.kernel, self.relu)
+        return upconv3d_forward(skip, coarse, w, b, self.kernel, self.relu, self.rounding)
 
     def backward(self, dy):
         """dy -> dskip, dcoarse; sets grads, lets go of what forward kept."""
         x, self.x = self.x, None
-        dskip, dcoarse, dw, db = upconv3d_backward(dy, *x, self.params["w"], self.kernel)
+        dskip, dcoarse, dw, db = upconv3d_backward(
+            dy, *x, self.params["w"], self.kernel, self.rounding
+        )
+        if self.rounding:
+            db = conv3d_fast.bias_gradient(dy)
         self.grads["w"], self.grads["b"] = dw, db
         return dskip, dcoarse
