@@ -12,6 +12,7 @@ from weakunet.layers import (
     concat,
     conv3d,
     conv3d_cuda,
+    conv3d_tensor,
     globalpool3d,
     linear,
     maxpool3d,
@@ -19,6 +20,7 @@ from weakunet.layers import (
     upconv3d,
     upsample3d,
 )
+from weakunet.layers.rounding import to_bf16
 
 VOLUMES = [(1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (1, 2, 1, 1, 33), (1, 1, 17, 1, 2), (2, 1, 13, 15, 16)]
 EVEN = [(1, 1, 2, 2, 2), (2, 3, 4, 6, 10), (1, 2, 2, 2, 66), (1, 5, 6, 4, 2)]
@@ -91,8 +93,8 @@ def _global_pooling(rng):
 
 def _convolutions(rng):
     def values(*shape):
-        """What float16, hence TF32, holds exactly: the tensor cores must agree as the others do."""
-        return rng.normal(size=shape).astype(np.float16).astype(np.float64)
+        """What bfloat16, hence TF32, holds exactly: tensor cores must agree as the others do."""
+        return to_bf16(rng.normal(size=shape)).astype(np.float64)
 
     for (shape, c_out), k in ((convolution, k) for convolution in CONVOLUTIONS for k in (1, 3)):
         x, w = values(*shape), values(c_out, shape[1], k, k, k)
@@ -107,7 +109,7 @@ def _convolutions(rng):
 
 def _upconvolutions(rng):
     def values(*shape):
-        """Few digits: TF32 holds the sums of 8 weights exactly, too."""
+        """Few digits: TF32 and bfloat16 hold the sums of 8 weights exactly, too."""
         return rng.integers(-32, 33, shape) / 16
 
     def forward(skip, coarse, w, b):
@@ -124,7 +126,7 @@ def _upconvolutions(rng):
         fine = [2 * size for size in volume]
         skip, coarse, dy = values(n, c_a, *fine), values(n, c_b, *volume), values(n, c_out, *fine)
         w, b = values(c_out, c_a + c_b, 3, 3, 3), values(c_out)
-        for kernel in ("tiled", "tensor"):
+        for kernel in ("tiled", *conv3d_tensor.PAIR):
             where = f"{kernel}, {n, c_a, c_b}, {volume} -> {c_out}"
             on_gpu = _with(upconv3d.upconv3d_forward, kernel)
             yield f"upconv3d_forward {where}", forward, on_gpu, (skip, coarse, w, b)

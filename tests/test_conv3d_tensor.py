@@ -1,6 +1,7 @@
 """The convolution on tensor cores: what is rounded and what is not, and when it is not used.
 
-That it agrees with the plain convolution on numbers that TF32 holds exactly is in test_kernels.py.
+That it agrees with the plain convolution on numbers that TF32 and bfloat16 hold exactly is in
+test_kernels.py.
 """
 
 import numpy as np
@@ -8,44 +9,46 @@ import pytest
 
 from weakunet import backend
 from weakunet.layers import conv3d, conv3d_cuda, conv3d_tensor
+from weakunet.layers.rounding import to_bf16, to_tf32
 
-# (N, C_in, D, H, W), C_out: around 8 input and 32 output channels and tiles of 4 x 8 x 16
+# (N, C_in, D, H, W), C_out: around 8, 16 input and 32 output channels and tiles of 4 x 8 x 16
 SHAPES = [((1, 8, 4, 8, 16), 32), ((2, 11, 5, 9, 17), 33), ((1, 16, 9, 3, 20), 8)]
+SHAPES += [((1, 25, 2, 4, 9), 17)]
+# rung -> how the factors are rounded, and the least and the most that a result is off by for it, of
+# the largest one: bfloat16 has 3 bits fewer than TF32, so 8 times as much
+ROUNDED = {"tensor": (to_tf32, 1e-4, 5e-4), "tensor_bf16": (to_bf16, 8e-4, 4e-3)}
 
 
 def random_arrays(shape, c_out):
-    """dy, x, w, b in float32, with more digits than TF32 has."""
+    """dy, x, w, b in float32, with more digits than TF32 or bfloat16 has."""
     rng = np.random.default_rng(4)
     shapes = (shape[0], c_out, *shape[2:]), shape, (c_out, shape[1], 3, 3, 3), (c_out,)
     return [rng.normal(size=s).astype(np.float32) for s in shapes]
-
-
-def rounded(a):
-    """a in float64, its values rounded to TF32: 10 bits of mantissa, halves away from zero."""
-    bits = (a.view(np.uint32) + 0x1000) & 0xFFFFE000
-    return bits.view(np.float32).astype(np.float64)
 
 
 def error(value, expected):
     return np.abs(value - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.parametrize("rung", ROUNDED)
 @pytest.mark.parametrize(("shape", "c_out"), SHAPES)
-def test_only_the_factors_are_rounded(shape, c_out, request, monkeypatch):
+def test_only_the_factors_are_rounded(shape, c_out, rung, request, monkeypatch):
     dy, x, w, b = random_arrays(shape, c_out)
     exact = [a.astype(np.float64) for a in (dy, x, w, b)]
+    to_factor, least, most = ROUNDED[rung]
+    rounded = [to_factor(a).astype(np.float64) for a in (dy, x, w)]
     expected = [
         (conv3d.conv3d_forward(x, w, b), *conv3d.conv3d_backward(dy, x, w)[:2])
-        for dy, x, w, b in (exact, [*map(rounded, (dy, x, w)), exact[3]])
+        for dy, x, w, b in (exact, [*rounded, exact[3]])
     ]
     gpu = request.getfixturevalue("cuda_on_cpu")
     monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)  # each sums several tiles
     for gpu.seed in range(2):
-        y = conv3d_cuda.conv3d_forward_cuda(x, w, b, "tensor")
-        dx, dw, _ = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel="tensor")
-        for value, full, tf32 in zip((y, dx, dw), *expected, strict=True):
-            assert error(value, tf32) < 2e-6  # sums are float32
-            assert 1e-4 < error(value, full) < 5e-4
+        y = conv3d_cuda.conv3d_forward_cuda(x, w, b, rung)
+        dx, dw, _ = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=rung)
+        for value, full, same_rounding in zip((y, dx, dw), *expected, strict=True):
+            assert error(value, same_rounding) < 2e-6  # sums are float32
+            assert least < error(value, full) < most
     launched = {kernel for _, kernel in gpu.launched}
     assert {"conv3d_tensor", "conv3d_tensor_backward_weight"} <= launched
     assert not any("naive" in kernel or "_tiled_k" in kernel for kernel in launched)
@@ -61,13 +64,15 @@ def test_falls_back_to_tiled(c_in, k, dtype, capability, cuda_on_cpu, monkeypatc
     shapes = (1, 4, 2, 3, 5), (1, c_in, 2, 3, 5), (4, c_in, k, k, k), (4,)
     dy, x, w, b = (rng.normal(size=s).astype(dtype) for s in shapes)
     results = []
-    for kernel in ("tiled", "tensor"):
+    for kernel in ("tiled", *ROUNDED):
         backward = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel)
         results.append((conv3d_cuda.conv3d_forward_cuda(x, w, b, kernel), *backward))
-    for tiled, tensor in zip(*results, strict=True):
-        np.testing.assert_array_equal(tiled, tensor)
+    for tiled, *others in zip(*results, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(tiled, other)
     files = {file for file, _ in cuda_on_cpu.launched}
-    assert files and not files & {conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT}
+    tensor = {conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT, conv3d_tensor.BF16}
+    assert files and not files & tensor
 
 
 @pytest.mark.parametrize("kernel", conv3d_cuda.KERNELS)

@@ -9,6 +9,7 @@ from cuda_on_cpu.harness import CudaOnCpu, KernelError
 
 from weakunet import backend
 from weakunet.layers import relu
+from weakunet.layers.rounding import to_bf16
 
 PLANTED = Path(__file__).parent / "cuda_on_cpu" / "planted"
 SEEDS = {None: range(6), "address": range(2), "thread": range(1)}
@@ -119,6 +120,28 @@ def test_mma_multiplies_matrices_whose_low_bits_do_not_count(sanitize):
         launch("multiply_matrices", (1, 32), (a, b, d, rounded), file="right", sanitize=sanitize)
         np.testing.assert_allclose(d, expected, rtol=0, atol=2e-6)
         assert abs(a @ b - cut[0] @ cut[1]).max() > 1e-3  # so the test can tell
+
+
+@pytest.mark.parametrize("sanitize", [None, "address", "thread"])
+def test_mma_of_pairs_multiplies_matrices_rounded_to_bfloat16(sanitize):
+    a, b = random(16 * 16).reshape(16, 16), random(400)[-128:].reshape(16, 8)
+    d = random(128).reshape(16, 8) * 3
+    expected = d + to_bf16(a).astype(np.float64) @ to_bf16(b)
+    full = d + a.astype(np.float64) @ b
+    launch("multiply_pairs", (1, 32), (a, b, d), file="right", sanitize=sanitize)
+    np.testing.assert_allclose(d, expected, rtol=0, atol=4e-6)
+    assert abs(d - full).max() > 1e-2  # so the test can tell
+
+
+def test_rounding_to_bfloat16_goes_to_the_even_neighbour_and_leaves_what_is_no_number():
+    step = 2.0**-7  # between neighbours of 1 in bfloat16
+    values = [1 + step / 2, -1 - 3 * step / 2, 1 + step * 0.51, np.inf, np.nan, 0, -3.4e38, 1e-40]
+    a, b, d = np.zeros((16, 16), "f4"), np.eye(16, 8, dtype=np.float32), np.zeros((16, 8), "f4")
+    a[range(8), range(8)] = values
+    launch("multiply_pairs", (1, 32), (a, b, d), file="right")
+    np.testing.assert_array_equal(d[range(3), range(3)], [1, -1 - 2 * step, 1 + step])
+    assert np.isinf(d[3, 3]) and np.isnan(d[4, 4]) and d[5, 5] == 0 and d[6, 6] == -np.inf
+    assert d[7, 7] == to_bf16(np.float32([1e-40]))[0] > 0
 
 
 def test_rounding_to_tf32_goes_to_the_nearest_and_leaves_what_is_no_number():

@@ -41,19 +41,23 @@ def test_conv3d_tiled_leaves_room_for_two_blocks_of_256_threads_on_an_sm():
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_tensor_kernels_leave_room_for_two_blocks_on_an_sm(architecture):
     sizes = conv3d_tensor.SIZES | upconv3d_tensor.SIZES
-    for file, threads in (
-        ("conv3d_tensor", "THREADS"),
-        ("conv3d_tensor_weight", "DW_THREADS"),
-        ("upconv3d_tensor", "UP_THREADS"),
-        ("upconv3d_tensor_weight", "UP_DW_THREADS"),
-    ):
-        rows, _ = bench_compile.compile_file(f"layers/{file}", "float", architecture)
-        block = sizes[threads]
-        assert max(row["registers"] for row in rows) <= 65536 / 2 / block
+    threads = {
+        "conv3d_tensor": "THREADS",
+        "conv3d_tensor_backward_weight": "DW_THREADS",
+        "upconv3d_tensor_forward": "UP_THREADS",
+        "upconv3d_tensor_backward_coarse": "UP_THREADS",
+        "upconv3d_tensor_backward_weight": "UP_DW_THREADS",
+    }
+    tf32 = conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT, upconv3d_tensor.COARSE
+    for files in ((*tf32, upconv3d_tensor.WEIGHT), (conv3d_tensor.BF16,)):
+        compiled = [bench_compile.compile_file(file, "float", architecture)[0] for file in files]
+        registers = {row["kernel"]: row["registers"] for rows in compiled for row in rows}
+        for kernel, block in threads.items():
+            assert registers[kernel] <= 65536 / 2 / sizes[block]
 
 
 def test_tensor_kernels_are_for_float_and_ampere_or_newer():
-    for file in ("layers/conv3d_tensor", "layers/conv3d_tensor_weight"):
+    for file in (conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT, conv3d_tensor.BF16):
         assert bench_compile.targets(file) == [("float", "sm_80"), ("float", "sm_90")]
     assert len(bench_compile.targets("layers/relu")) == 8
 

@@ -8,6 +8,7 @@ import pytest
 import weakunet.model
 from weakunet import backend, predict, train
 from weakunet.checkpoint import save_checkpoint
+from weakunet.layers import conv3d_tensor
 from weakunet.layers.rounding import to_bf16, to_tf32
 from weakunet.loss import mse_backward
 from weakunet.model import WeakUNet
@@ -101,30 +102,38 @@ def step(network, gpu):
     return {"count": predicted} | network.grads, {kernel for _, kernel in gpu.launched}
 
 
-def test_tf32_step_runs_on_tensor_cores_and_moves_counts_and_gradients_a_little(gpu):
+# precision -> the most that a step's numbers move by: 2^-11 and 2^-8 a factor, through all layers
+MOVES = {"tf32": 0.01, "bf16": 0.08}
+
+
+@pytest.mark.parametrize("precision", MOVES)
+def test_step_runs_on_tensor_cores_and_moves_counts_and_gradients_a_little(precision, gpu):
     tensor = {"conv3d_tensor_weights", "conv3d_tensor", "conv3d_tensor_backward_weight"}
     tensor |= {f"up{kernel}" for kernel in tensor - {"conv3d_tensor"}}
     tensor |= {"upconv3d_tensor_forward", "upconv3d_tensor_backward_coarse"}
     exact, kernels = step(model().to("cuda"), gpu)
     assert not tensor & kernels
-    found, kernels = step(model().to("cuda", "tf32"), gpu)
+    found, kernels = step(model().to("cuda", precision), gpu)
     assert tensor <= kernels
     assert not kernels & {"upsample3d_forward", "upsample3d_backward"}  # it is never stored
+    files = {file for file, kernel in gpu.launched if kernel in tensor}
+    assert (files == {conv3d_tensor.BF16}) == (precision == "bf16")
     for name, value in exact.items():
-        assert np.abs(found[name] - value).max() / np.abs(value).max() < 0.01, name
+        assert np.abs(found[name] - value).max() / np.abs(value).max() < MOVES[precision], name
     assert found["count"] != exact["count"]
-    again, kernels = step(model().to("cuda", "tf32").to("cuda"), gpu)
+    again, kernels = step(model().to("cuda", precision).to("cuda"), gpu)
     assert not tensor & kernels and again["count"] == exact["count"]
 
 
-def test_a_cpus_imitation_gives_what_the_kernels_give(gpu):
-    found, kernels = step(model().to("cuda", "tf32"), gpu)
+@pytest.mark.parametrize("precision", MOVES)
+def test_a_cpus_imitation_gives_what_the_kernels_give(precision, gpu):
+    found, kernels = step(model().to("cuda", precision), gpu)
     assert "conv3d_tensor" in kernels
     gpu.launched.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "is_cuda", lambda array: False)
         patch.setattr(weakunet.model, "is_cuda", lambda array: False)
-        imitated, kernels = step(model().to("cpu", "tf32"), gpu)
+        imitated, kernels = step(model().to("cpu", precision), gpu)
     assert not kernels
     exact, _ = step(model().to("cuda"), gpu)
     for name, value in found.items():
@@ -134,10 +143,11 @@ def test_a_cpus_imitation_gives_what_the_kernels_give(gpu):
     assert imitated["count"] != exact["count"]
 
 
-def test_relus_that_the_convolutions_compute_change_no_bit(gpu):
+@pytest.mark.parametrize("precision", MOVES)
+def test_relus_that_the_convolutions_compute_change_no_bit(precision, gpu):
     def network():
         rng = np.random.default_rng(0)
-        return WeakUNet((8, 16), convs_per_level=2, rng=rng).to("cuda", "tf32")
+        return WeakUNet((8, 16), convs_per_level=2, rng=rng).to("cuda", precision)
 
     fused, kernels = step(network(), gpu)
     assert "relu_backward" in kernels  # of those at which a level begins

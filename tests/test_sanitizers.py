@@ -29,11 +29,13 @@ def test_kernels_have_no_invalid_access_and_no_race(sanitize, function, cuda_on_
         monkeypatch.setattr(conv3d_cuda, "BLOCKS", 4)
         monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)
         rng = np.random.default_rng(0)
-        for kernel, dtype, c_in in (("tiled", "f8", 2), ("tensor", "f4", 9)):
+        few = {"tiled": ("f8", 2)} | dict.fromkeys(conv3d_tensor.PAIR, ("f4", 9))
+        for kernel, (dtype, c_in) in few.items():
             shapes = (1, 3, 5, 9, 17), (1, c_in, 5, 9, 17), (3, c_in, 3, 3, 3)
             dy, x, w = (rng.normal(size=shape).astype(dtype) for shape in shapes)
             conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel, mask=True)
     if function == "upconv3d_backward":
         monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)
-        upconv3d.upconv3d_backward(*random_arrays(1, 8, 9, (3, 5, 17), 3)[:4], "tensor")
+        for rung in conv3d_tensor.PAIR:
+            upconv3d.upconv3d_backward(*random_arrays(1, 8, 9, (3, 5, 17), 3)[:4], rung)
     assert cuda_on_cpu.launched

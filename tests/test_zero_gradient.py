@@ -11,34 +11,33 @@ import pytest
 from weakunet import bench, bench_zeros, cuda_source
 from weakunet.layers import conv3d_cuda, conv3d_tensor, upconv3d_tensor
 
-RUNGS = ("tiled", "tensor")
-FILES = {
-    "tiled": [(conv3d_cuda, "TILED"), (conv3d_cuda, "TILED_WEIGHT")],
-    "tensor": [(conv3d_tensor, "FORWARD"), (conv3d_tensor, "WEIGHT")],
-    "upconv": [(upconv3d_tensor, "COARSE"), (upconv3d_tensor, "WEIGHT")],
-}
+RUNGS = ("tiled", *conv3d_tensor.PAIR)
+# module and name of each file of kernels that leave out what is 0
+FILES = [(conv3d_cuda, "TILED"), (conv3d_cuda, "TILED_WEIGHT")]
+FILES += [(conv3d_tensor, "FORWARD"), (conv3d_tensor, "WEIGHT")]
+FILES += [(upconv3d_tensor, "COARSE"), (upconv3d_tensor, "WEIGHT")]
 
 
 def arrays(seed=0):
-    """dy, zero but in few voxels and in all of maps 8-15; x and w without zeros."""
+    """dy, zero but in few voxels and in all of maps 16-31; x and w without zeros."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(1, 9, 5, 9, 33)).astype(np.float32)
-    w = rng.normal(size=(17, 9, 3, 3, 3)).astype(np.float32)
-    dy = np.zeros((1, 17, 5, 9, 33), np.float32)
-    dy[0, :8, 1, 2, 3:9] = rng.normal(size=(8, 6))
-    dy[0, 16, 4, 8, 32] = -1
+    w = rng.normal(size=(33, 9, 3, 3, 3)).astype(np.float32)
+    dy = np.zeros((1, 33, 5, 9, 33), np.float32)
+    dy[0, :16, 1, 2, 3:9] = rng.normal(size=(16, 6))
+    dy[0, 32, 4, 8, 32] = -1
     dy[0, 2, 3, 7, 20] = -0.0
     return dy, x, w
 
 
-def never_skipping(kernel, folder, monkeypatch):
-    """From now on `kernel` runs from copies of its files that work through every tile."""
+def never_skipping(folder, monkeypatch):
+    """From now on kernels run from copies of their files that work through every tile."""
     for path in cuda_source.cu_path("layers/relu").parent.glob("*.cu*"):
         shutil.copy(path, folder)
-    for module, name in FILES[kernel]:
+    for module, name in [*FILES, (conv3d_tensor, "BF16")]:
         copy = folder / f"{getattr(module, name).rpartition('/')[2]}.cu"
         text = copy.read_text()
-        assert text.count("__syncthreads_or(any)") == 1
+        assert text.count("__syncthreads_or(any)") == (name != "BF16")  # that includes the others
         copy.write_text(text.replace("__syncthreads_or(any)", "__syncthreads_or(true)"))
         monkeypatch.setattr(module, name, str(copy.with_suffix("")))
 
@@ -48,7 +47,7 @@ def test_leaving_zeros_out_changes_no_bit(kernel, cuda_on_cpu, monkeypatch, tmp_
     monkeypatch.setattr(conv3d_cuda, "BLOCKS", 4)
     monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)
     skipping = conv3d_cuda.conv3d_backward_cuda(*arrays(), kernel=kernel)
-    never_skipping(kernel, tmp_path, monkeypatch)
+    never_skipping(tmp_path, monkeypatch)
     every_tile = conv3d_cuda.conv3d_backward_cuda(*arrays(), kernel=kernel)
     for some, all_, name in zip(skipping, every_tile, ("dx", "dw", "db"), strict=True):
         np.testing.assert_array_equal(some.view(np.uint32), all_.view(np.uint32), err_msg=name)
@@ -59,11 +58,11 @@ def test_leaving_zeros_out_changes_no_bit(kernel, cuda_on_cpu, monkeypatch, tmp_
 @pytest.mark.parametrize("kernel", RUNGS)
 def test_what_is_left_out_is_not_multiplied(kernel, cuda_on_cpu, monkeypatch, tmp_path):
     dy, x, w = arrays()
-    w[8:16] = np.nan  # of maps whose dy is 0 everywhere
+    w[16:32] = np.nan  # of maps whose dy is 0 everywhere
     x[..., 18:30] = np.nan  # two voxels and more from where dy is not 0
     dx, dw, _ = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel)
     assert np.isfinite(dx).all() and np.isfinite(dw).all()
-    never_skipping(kernel, tmp_path, monkeypatch)
+    never_skipping(tmp_path, monkeypatch)
     dx, dw, _ = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel)
     assert np.isnan(dx).any() and np.isnan(dw).any()
 
@@ -77,29 +76,30 @@ def test_a_nan_in_the_gradient_is_not_taken_for_zero(kernel, cuda_on_cpu):
     assert np.isnan(dx).sum() == 27 * 9 and np.isnan(dw[5]).all() and not np.isnan(dw[:5]).any()
 
 
+@pytest.mark.parametrize("rung", conv3d_tensor.PAIR)
 def test_leaving_zeros_out_behind_an_upsampling_changes_no_bit_and_is_not_multiplied(
-    cuda_on_cpu, monkeypatch, tmp_path
+    rung, cuda_on_cpu, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(conv3d_tensor, "BLOCKS", 8)
     rng = np.random.default_rng(0)
-    dy = np.zeros((1, 17, 6, 18, 34), np.float32)
-    dy[0, :8, 2, 4, 2:6] = rng.normal(size=(8, 4))
-    dy[0, 16, 5, 17, 33] = -1
+    dy = np.zeros((1, 33, 6, 18, 34), np.float32)
+    dy[0, :16, 2, 4, 2:6] = rng.normal(size=(16, 4))
+    dy[0, 32, 5, 17, 33] = -1
     dy[0, 2, 4, 15, 20] = -0.0
     skip, coarse, w = (
         rng.normal(size=s).astype(np.float32)
-        for s in ((1, 8, 6, 18, 34), (1, 9, 3, 9, 17), (17, 17, 3, 3, 3))
+        for s in ((1, 8, 6, 18, 34), (1, 9, 3, 9, 17), (33, 17, 3, 3, 3))
     )
     w_nan, coarse_nan = w.copy(), coarse.copy()
-    w_nan[8:16] = np.nan  # of maps whose dy is 0 everywhere
+    w_nan[16:32] = np.nan  # of maps whose dy is 0 everywhere
     coarse_nan[..., 5:7, 8:15] = np.nan  # a row of tiles and more from where dy is not 0
 
     def gradients():
-        exact = upconv3d_tensor.backward(dy, skip, coarse, w)
-        beside_nan = upconv3d_tensor.backward(dy, skip, coarse_nan, w_nan)
+        exact = upconv3d_tensor.backward(rung, dy, skip, coarse, w)
+        beside_nan = upconv3d_tensor.backward(rung, dy, skip, coarse_nan, w_nan)
         return exact[1:3], beside_nan[1:3]
 
-    (skipping, beside_nan), _ = gradients(), never_skipping("upconv", tmp_path, monkeypatch)
+    (skipping, beside_nan), _ = gradients(), never_skipping(tmp_path, monkeypatch)
     every_tile, multiplied = gradients()
     for some, all_ in zip(skipping, every_tile, strict=True):
         np.testing.assert_array_equal(some.view(np.uint32), all_.view(np.uint32))

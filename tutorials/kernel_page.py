@@ -78,6 +78,7 @@ SECTIONS = {
         (None, "layers/tensor_core.cuh", None),
         (None, "layers/conv3d_tensor", None),
         (None, "layers/conv3d_tensor_weight", None),
+        (None, "layers/tensor_bf16", None),
     ],
     "layers/upconv3d_tensor": [
         (None, "layers/upconv3d_tensor", None),

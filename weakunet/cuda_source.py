@@ -29,7 +29,7 @@ _KERNEL = re.compile(
     r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\s*\(([^)]*)\)'
 )
 _DEFINE = re.compile(r"^#define (\w+) (\d+)\b", re.MULTILINE)
-_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh?)"$', re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
@@ -64,7 +64,7 @@ def read_with_includes(path):
     text = path.read_text(encoding="utf-8")
 
     def splice(match):
-        included = (path.parent / match[1]).read_text(encoding="utf-8")
+        included = read_with_includes(path.parent / match[1])
         next_line = text.count("\n", 0, match.end()) + 2
         return f'#line 1 "{match[1]}"\n{included}#line {next_line} "{path.name}"'
 

@@ -233,10 +233,11 @@ class WeakUNet:
         """Move all arrays to `device` ('cpu' or 'cuda'); returns the network.
 
         precision: how a GPU computes its 3x3x3 convolutions, one of backend.PRECISIONS. In tf32
-        they compute the ReLU behind them as well, and in backward the one right before them. A CPU
-        imitates it: it rounds the factors of the convolutions that a GPU's tensor cores take.
+        and bf16 they compute the ReLU behind them as well, and in backward the one right before
+        them. A CPU imitates both: it rounds the factors of the convolutions that a GPU's tensor
+        cores take.
         """
-        fused = device == "cuda" and precision == "tf32"
+        fused = device == "cuda" and precision != "fp32"
         for stack in (*self.encoder, *self.decoder):
             for conv, relu in zip(stack[::2], stack[1::2], strict=True):
                 conv.kernel, conv.relu, relu.forward_done = KERNEL_OF[precision], fused, fused

@@ -66,41 +66,61 @@ struct Vote {
     }
 };
 
-// What a tensor core makes of a float: the low 13 bits of the mantissa do not count. Whoever wants
-// them rounded calls to_tf32 before (cvt.rna.tf32.f32: to nearest, halves away from zero).
-inline float cut_to_tf32(float x, uint32_t add = 0) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    bits = (bits + (std::isfinite(x) ? add : 0)) & 0xffffe000u;
-    std::memcpy(&x, &bits, 4);
-    return x;
+// float <-> its bits
+inline uint32_t bits_of(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
+inline float from_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+
+// A register of a tensor core's factors, and PAIR factors that it holds. Of one float, in TF32, the
+// low 13 bits of the mantissa do not count; to_factor rounds it (cvt.rna.tf32.f32: to nearest, halves
+// away from zero). Two lie side by side in bfloat16, the first in the low half (cvt.rn.bf16x2.f32: to
+// nearest, halves to even, one NaN for all).
+template <int PAIR>
+float to_factor(float x, float y) {
+    if (PAIR == 1) return from_bits((bits_of(x) + (std::isfinite(x) ? 0x1000 : 0)) & 0xffffe000u);
+    uint32_t halves[2];
+    for (int p = 0; p < 2; ++p) {
+        float value = p ? y : x;
+        uint32_t bits = bits_of(value);
+        halves[p] = std::isnan(value) ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    }
+    return from_bits(halves[1] << 16 | halves[0]);
+}
+template <int PAIR>
+void store_factors(float its, float* to) {
+    if (PAIR == 1) to[0] = from_bits(bits_of(its) & 0xffffe000u);
+    for (int p = 0; p < 2 && PAIR == 2; ++p)
+        to[p] = from_bits(p ? bits_of(its) & 0xffff0000u : bits_of(its) << 16);
 }
 
-// mma.sync.m16n8k8 in TF32: lane 4g + t has of a the rows g, g + 8, g, g + 8 of columns t, t, t + 4,
-// t + 4; of b the rows t, t + 4 of column g; of d columns 2t, 2t + 1 of row g, then of row g + 8.
-// The manufacturer does not tell the order of the 8 additions; here it is that of k.
+// mma.sync.m16n8k8 in TF32, m16n8k16 in bfloat16: lane 4g + t has of a the rows g, g + 8, g, g + 8 of
+// columns t, t, t + 4, t + 4; of b the rows t, t + 4 of column g (with PAIR = 2: columns and rows 2t,
+// 2t + 1 for t, 2t + 8, 2t + 9 for t + 4); of d columns 2t, 2t + 1 of row g, then of row g + 8.
+// The manufacturer does not tell the order of the additions; here it is that of k.
+template <int PAIR>
 struct Mma {
     float* d;
     float4 a;
     float2 b;
 
     CUDA_ON_CPU_UNSEEN static void compute(void* const lanes[32]) {
-        float a[16][8], b[8][8];
+        constexpr int K = 8 * PAIR;
+        float a[16][K], b[8][K];  // b transposed
         bool all_here = true;
         for (int lane = 0; lane < 32; ++lane) all_here &= lanes[lane] != nullptr;
         for (int lane = 0; lane < 32 && all_here; ++lane) {
             auto* its = static_cast<Mma*>(lanes[lane]);
-            int g = lane / 4, t = lane % 4;
-            a[g][t] = cut_to_tf32(its->a.x), a[g + 8][t] = cut_to_tf32(its->a.y);
-            a[g][t + 4] = cut_to_tf32(its->a.z), a[g + 8][t + 4] = cut_to_tf32(its->a.w);
-            b[t][g] = cut_to_tf32(its->b.x), b[t + 4][g] = cut_to_tf32(its->b.y);
+            int g = lane / 4, t = lane % 4 * PAIR;
+            store_factors<PAIR>(its->a.x, &a[g][t]), store_factors<PAIR>(its->a.y, &a[g + 8][t]);
+            store_factors<PAIR>(its->a.z, &a[g][t + K / 2]);
+            store_factors<PAIR>(its->a.w, &a[g + 8][t + K / 2]);
+            store_factors<PAIR>(its->b.x, &b[g][t]), store_factors<PAIR>(its->b.y, &b[g][t + K / 2]);
         }
         for (int lane = 0; lane < 32; ++lane)
             for (int e = 0; e < 4 && lanes[lane]; ++e) {
                 float& d = static_cast<Mma*>(lanes[lane])->d[e];
                 int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
                 if (!all_here) d = NAN;  // undefined in CUDA
-                for (int k = 0; k < 8 && all_here; ++k) d += a[row][k] * b[k][column];
+                for (int k = 0; k < K && all_here; ++k) d += a[row][k] * b[column][k];
             }
     }
 };
@@ -147,9 +167,10 @@ inline void syncwarp(int line, unsigned mask = ~0u) {
     wait_for_warp(line, "__syncwarp", mask, nullptr, nullptr);
 }
 
-inline void mma(int line, float (&d)[4], float4 a, float2 b) {
-    Mma mine{d, a, b};
-    wait_for_warp(line, "mma", ~0u, &mine, Mma::compute);
+template <int PAIR>
+void mma(int line, float (&d)[4], float4 a, float2 b) {
+    Mma<PAIR> mine{d, a, b};
+    wait_for_warp(line, "mma", ~0u, &mine, Mma<PAIR>::compute);
 }
 
 // A kernel as the runtime calls it: one pointer an argument, as in cudaLaunchKernel.
@@ -180,8 +201,8 @@ inline void call(void (*kernel)(A...), void** arguments) {
 #define __all_sync(mask, p) (cuda_on_cpu::ballot(__LINE__, "__all_sync", mask, !(p)) == 0)
 
 #define CUDA_ON_CPU  // says so to tensor_core.cuh, whose two instructions these are
-#define mma(...) cuda_on_cpu::mma(__LINE__, __VA_ARGS__)
-inline float to_tf32(float x) { return cuda_on_cpu::cut_to_tf32(x, 0x1000); }
+#define mma(...) cuda_on_cpu::mma<PAIR>(__LINE__, __VA_ARGS__)
+#define to_factor(...) cuda_on_cpu::to_factor<PAIR>(__VA_ARGS__)
 
 template <class T>
 inline T __ldg(const T* p) { return *p; }

@@ -1,9 +1,10 @@
 """The convolution of conv3d.py on a GPU: the CUDA pairs of conv3d_forward and conv3d_backward.
 
-Three rungs, chosen by name: 'naive' (one thread an output voxel) shows the equation, 'tiled' (tiles
+Four rungs, chosen by name: 'naive' (one thread an output voxel) shows the equation, 'tiled' (tiles
 of the input in shared memory, 64 sums a thread in registers) computes the same numbers fast, for
-k = 1 and 3, 'tensor' (tensor cores) is faster still and rounds the factors, for k = 3; see
-conv3d_tensor.py. The kernels are in conv3d.cu, conv3d_tiled.cu, conv3d_tiled_weight.cu.
+k = 1 and 3, 'tensor' (tensor cores) is faster still and rounds the factors, for k = 3, the more so
+'tensor_bf16'; see conv3d_tensor.py. The kernels are in conv3d.cu, conv3d_tiled.cu,
+conv3d_tiled_weight.cu.
 """
 
 import math
@@ -15,8 +16,8 @@ from weakunet.layers.relu import relu_backward, relu_forward
 NAIVE, TILED = "layers/conv3d", "layers/conv3d_tiled"
 TILED_WEIGHT = "layers/conv3d_tiled_weight"
 SIZES = cuda_source.constants(TILED) | cuda_source.constants(TILED_WEIGHT)
-KERNELS = ("naive", "tiled", "tensor")
-KERNEL_OF = {"fp32": "tiled", "tf32": "tensor", "bf16": "tensor"}  # the rung of a precision
+KERNELS = ("naive", "tiled", *conv3d_tensor.PAIR)
+KERNEL_OF = {"fp32": "tiled", "tf32": "tensor", "bf16": "tensor_bf16"}  # the rung of a precision
 # The weight gradient is shared out over about so many blocks, on every GPU the same: the number
 # decides the order of the additions.
 BLOCKS = 1024
@@ -28,8 +29,8 @@ def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False):
     relu: the ReLU that follows is computed, too: max(y, 0).
     """
     kernel = _rung(kernel, x, w)
-    if kernel == "tensor":
-        return conv3d_tensor.forward(x, w, b, relu)
+    if kernel in conv3d_tensor.PAIR:
+        return conv3d_tensor.forward(kernel, x, w, b, relu)
     y = backend.array_module(x).empty((len(x), len(w), *x.shape[2:]), x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
     if kernel == "naive":
@@ -52,7 +53,7 @@ def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled", mask=False):
 
 
 def _rung(kernel, x, w):
-    """The rung that does this: `kernel`, or 'tiled' where 'tensor' does not run.
+    """The rung that does this: `kernel`, or 'tiled' where tensor cores do not run.
 
     Raises ValueError for what `kernel` cannot take.
     """
@@ -64,12 +65,13 @@ def _rung(kernel, x, w):
         raise ValueError(f"conv3d: x has {x.shape[1]} channels, w {w.shape} wants {w.shape[1]}")
     if math.prod(x.shape[2:]) >= 2**31:
         raise ValueError(f"conv3d: a volume of {x.shape[2:]} has more than 2^31 - 1 voxels")
-    return "tiled" if kernel == "tensor" and not conv3d_tensor.runs(x, w) else kernel
+    falls_back = kernel in conv3d_tensor.PAIR and not conv3d_tensor.runs(x, w)
+    return "tiled" if falls_back else kernel
 
 
 def _backward_input(dy, x, w, kernel, mask):
-    if kernel == "tensor":
-        return conv3d_tensor.backward_input(dy, w, x if mask else None)
+    if kernel in conv3d_tensor.PAIR:
+        return conv3d_tensor.backward_input(kernel, dy, w, x if mask else None)
     dx = backend.array_module(x).empty(x.shape, x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
     if kernel == "naive":
@@ -82,8 +84,8 @@ def _backward_input(dy, x, w, kernel, mask):
 
 
 def _backward_weight(dy, x, w, kernel):
-    if kernel == "tensor":
-        return _sum_parts(conv3d_tensor.backward_weight(dy, x))
+    if kernel in conv3d_tensor.PAIR:
+        return _sum_parts(conv3d_tensor.backward_weight(kernel, dy, x))
     (scans, c_in, *volume), c_out, k = x.shape, len(w), w.shape[-1]
     if kernel == "naive":
         dw = backend.array_module(w).empty(w.shape, w.dtype)

@@ -28,12 +28,16 @@ extern "C" __global__ void conv3d_tensor_weights(const float* __restrict__ w,
     long long t = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (t >= total) return;
     int part = (int)(t % 4), lane = (int)(t / 4 % 32), half = (int)(t / 128 % 2);
-    int tap = (int)(t / 256 % 27), groups = (c_in + CHANNELS - 1) / CHANNELS;
-    int c = (int)(t / 256 / 27 % groups) * CHANNELS + lane % 4 * 2 + part / 2;
+    int tap = (int)(t / 256 % 27), groups = (c_in + PIECE - 1) / PIECE;
+    int c = (int)(t / 256 / 27 % groups) * PIECE + lane % 4 * 2 + part / 2;
     int o = (int)(t / 256 / 27 / groups) * MAPS + half * 16 + part % 2 * 8 + lane / 4;
-    long long place = backward ? ((long long)c * c_out + o) * 27 + 26 - tap
-                               : ((long long)o * c_in + c) * 27 + tap;
-    arranged[t] = o < c_out && c < c_in ? to_tf32(w[place]) : 0.0f;
+    float value[PAIR];
+    for (int p = 0; p < PAIR; ++p, c += CHANNELS) {
+        long long place = backward ? ((long long)c * c_out + o) * 27 + 26 - tap
+                                   : ((long long)o * c_in + c) * 27 + tap;
+        value[p] = o < c_out && c < c_in ? w[place] : 0.0f;
+    }
+    arranged[t] = to_factor(value[0], value[PAIR - 1]);
 }
 
 #define TILE_X 16    // a block's tile of the output has TILE_X x TILE_Y x TILE_Z voxels
@@ -76,7 +80,7 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
     x += blockIdx.z * c_in * voxels;  // this block's scan
     y += blockIdx.z * c_out * voxels;
     mask += blockIdx.z * c_out * voxels;
-    long long first = (long long)blockIdx.y * ((c_in + CHANNELS - 1) / CHANNELS) * 27 * FRAGMENTS;
+    long long first = (long long)blockIdx.y * ((c_in + PIECE - 1) / PIECE) * 27 * FRAGMENTS;
     const float4* weights = (const float4*)arranged + first;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int warp_x = threadIdx.x / 32 % 2 * 8, warp_z = threadIdx.x / 64;
@@ -85,7 +89,7 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
                                          warp_z * (TILE_X + 2) * (TILE_Y + 2)) + t % 2;
 
     float sum[2][TILE_Y][4] = {};
-    for (int c0 = 0; c0 < c_in; c0 += CHANNELS, weights += 27 * FRAGMENTS) {
+    for (int c0 = 0; c0 < c_in; c0 += PIECE, weights += 27 * FRAGMENTS) {
         __syncthreads();  // nobody reads the last tile any more
         bool any = Halo::fill<1>(x_tile, x + c0 * voxels, c_in - c0, x0 - 1, y0 - 1, z0 - 1, depth,
                                  height, width);

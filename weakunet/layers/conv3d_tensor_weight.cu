@@ -44,7 +44,7 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
     __shared__ float4 dy_tile[DW_MAPS / CHANNELS * Inner::SIZE];
     __shared__ float4 x_tile[DW_GROUPS * Halo::SIZE];
     int tiles_x = (width + DW_X - 1) / DW_X, tiles_y = (height + DW_Y - 1) / DW_Y;
-    int tiles_z = (depth + DW_Z - 1) / DW_Z;
+    int tiles_z = (depth + DW_Z * PAIR - 1) / (DW_Z * PAIR);
     long long voxels = (long long)depth * height * width;
     long long tiles = (long long)tiles_x * tiles_y * tiles_z * scans;
     int c0 = blockIdx.y * DW_GROUPS * CHANNELS, o0 = blockIdx.z * DW_MAPS;
@@ -57,16 +57,16 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
 
     float sum[9][2][4] = {};
     long long tile = tiles * blockIdx.x / gridDim.x, last = tiles * (blockIdx.x + 1) / gridDim.x;
-    int z0 = (int)(tile % tiles_z) * DW_Z, y0 = (int)(tile / tiles_z % tiles_y) * DW_Y;
+    int z0 = (int)(tile % tiles_z) * DW_Z * PAIR, y0 = (int)(tile / tiles_z % tiles_y) * DW_Y;
     int x0 = (int)(tile / tiles_z / tiles_y % tiles_x) * DW_X;
     long long n = tile / tiles_z / tiles_y / tiles_x;
     for (; tile < last; ++tile, Inner::next(z0, y0, x0, n, depth, height, width)) {
         __syncthreads();  // nobody reads the last tile any more
-        bool any = Inner::fill<DW_MAPS / CHANNELS>(dy_tile, dy + (n * c_out + o0) * voxels,
-                                                   c_out - o0, x0, y0, z0, depth, height, width);
+        bool any = Inner::fill<DW_MAPS / CHANNELS, 1, DW_Z>(
+            dy_tile, dy + (n * c_out + o0) * voxels, c_out - o0, x0, y0, z0, depth, height, width);
         if (!__syncthreads_or(any)) continue;
-        Halo::fill<DW_GROUPS>(x_tile, x + (n * c_in + c0) * voxels, c_in - c0, x0 - 1, y0 - 1,
-                              z0 - 1, depth, height, width);
+        Halo::fill<DW_GROUPS, 1, DW_Z>(x_tile, x + (n * c_in + c0) * voxels, c_in - c0, x0 - 1,
+                                       y0 - 1, z0 - 1, depth, height, width);
         __syncthreads();  // the tile is there
         #pragma unroll 1
         for (int part = 0; part < DW_Z * DW_X / 8; ++part) {

@@ -14,8 +14,8 @@ voxel and a pair of channels instead of 27. (As conv3d_fast.py's sweep goes, kx 
 them zero, and both parities in x are computed together: 12 instead of 27.) The paper has neither
 the trick nor a need for it: the result is the same up to rounding.
 
-On a GPU the rung 'tensor' does it, too (upconv3d_tensor.py); the others upsample, concatenate and
-convolve step by step.
+On a GPU the rungs on tensor cores do it, too (upconv3d_tensor.py); the others upsample, concatenate
+and convolve step by step.
 """
 
 import numpy as np
@@ -68,8 +68,8 @@ def upconv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False, rounding=No
     kernel, relu: as of conv3d_forward_cuda, for a GPU. rounding: what a CPU does to factors.
     """
     if backend.is_cuda(skip):
-        if kernel == "tensor" and upconv3d_tensor.runs(skip, coarse, w):
-            return upconv3d_tensor.forward(skip, coarse, w, b, relu)
+        if upconv3d_tensor.runs(kernel, skip, coarse, w):
+            return upconv3d_tensor.forward(kernel, skip, coarse, w, b, relu)
         x = concat_forward(skip, upsample3d_forward(coarse))
         return conv3d_forward_cuda(x, w, b, kernel, relu)
     c_a, rounding = skip.shape[1], rounding or _as_it_is
@@ -85,8 +85,8 @@ def upconv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False, rounding=No
 
 def upconv3d_backward(dy, skip, coarse, w, kernel="tiled", rounding=None):
     """Gradients dskip, dcoarse, dw, db of `upconv3d_forward` from dy (N, C_out, 2D, 2H, 2W)."""
-    if backend.is_cuda(dy) and kernel == "tensor" and upconv3d_tensor.runs(skip, coarse, w):
-        return upconv3d_tensor.backward(dy, skip, coarse, w)
+    if backend.is_cuda(dy) and upconv3d_tensor.runs(kernel, skip, coarse, w):
+        return upconv3d_tensor.backward(kernel, dy, skip, coarse, w)
     c_a, rounding = skip.shape[1], rounding or _as_it_is
     dy, skip, coarse = rounding(dy), rounding(skip), rounding(coarse)
     few = rounding is _as_it_is and conv3d_fast.nonzero_voxels(dy) is not None

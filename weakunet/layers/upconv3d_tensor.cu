@@ -34,27 +34,27 @@ extern "C" __global__ void upconv3d_tensor_weights(const float* __restrict__ w,
 {
     long long t = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (t >= total) return;
-    int maps = backward ? UP_BACK_MAPS : UP_MAPS, groups = (c_in + CHANNELS - 1) / CHANNELS;
+    int maps = backward ? UP_BACK_MAPS : UP_MAPS, groups = (c_in + PIECE - 1) / PIECE;
     int part = (int)(t % 4), lane = (int)(t / 4 % 32);
     long long rest = t / (8 * maps);  // a tap's weights: maps x 8
-    int tap = (int)(rest % 64), c = (int)(rest / 64 % groups) * CHANNELS + lane % 4 * 2 + part / 2;
+    int tap = (int)(rest % 64), c = (int)(rest / 64 % groups) * PIECE + lane % 4 * 2 + part / 2;
     int o = (int)(rest / 64 / groups) * maps + (int)(t / 128 % (maps / 16)) * 16 + part % 2 * 8 +
             lane / 4;
     int p[3] = {tap / 32, tap / 16 % 2, tap / 2 % 2}, a[3] = {tap / 8 % 2, tap / 4 % 2, tap % 2};
-    float sum = 0;
-    for (int e = 0; e < 8; ++e) {
-        int place = 0, plus[3] = {e / 4, e / 2 % 2, e % 2};
-        bool inside = o < c_out && c < c_in;
+    float sum[PAIR] = {};
+    for (int e = 0; e < 8 * PAIR; ++e) {
+        int place = 0, plus[3] = {e / 4 % 2, e / 2 % 2, e % 2}, ch = c + e / 8 * CHANNELS;
+        bool inside = o < c_out && ch < c_in;
         for (int axis = 0; axis < 3; ++axis) {
             int f = backward ? 1 - p[axis] + 2 * a[axis] : 3 - p[axis] - 2 * a[axis];
             int k = 2 - f + plus[axis];
             inside = inside && k >= 0 && k < 3;
             place = place * 3 + k;
         }
-        long long filter = backward ? (long long)c * c_out + o : (long long)o * c_in + c;
-        if (inside) sum += w[filter * 27 + place];
+        long long filter = backward ? (long long)ch * c_out + o : (long long)o * c_in + ch;
+        if (inside) sum[e / 8] += w[filter * 27 + place];
     }
-    arranged[t] = to_tf32(sum);
+    arranged[t] = to_factor(sum[0], sum[PAIR - 1]);
 }
 
 // computes  y += the folded convolution of x, the coarse tensor (c_in channels); relu != 0: then
@@ -90,7 +90,7 @@ upconv3d_tensor_forward(const float* __restrict__ x, const float* __restrict__ a
     long long voxels = (long long)depth * height * width;
     x += blockIdx.z * c_in * voxels;  // this block's scan
     y += blockIdx.z * c_out * 8 * voxels;
-    long long first = (long long)group * ((c_in + CHANNELS - 1) / CHANNELS) * 64 + pz * 32;
+    long long first = (long long)group * ((c_in + PIECE - 1) / PIECE) * 64 + pz * 32;
     const float4* weights = (const float4*)arranged + first * 32;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int warp_x = threadIdx.x / 32 % 2 * 8, warp_z = threadIdx.x / 64 % 2, py = threadIdx.x / 128;
@@ -101,7 +101,7 @@ upconv3d_tensor_forward(const float* __restrict__ x, const float* __restrict__ a
     const float4* w_from = w_tile + py * 16 * 32 + lane;
 
     float sum[2][UP_Y][4] = {};
-    for (int c0 = 0; c0 < c_in; c0 += CHANNELS, weights += 64 * 32) {
+    for (int c0 = 0; c0 < c_in; c0 += PIECE, weights += 64 * 32) {
         __syncthreads();  // nobody reads the last tile any more
         Halo::fill<1>(x_tile, x + c0 * voxels, c_in - c0, x0 - 1, y0 - 1, z0 + pz - 1, depth,
                       height, width);
@@ -189,7 +189,7 @@ upconv3d_tensor_backward_coarse(const float* __restrict__ dy, const float* __res
     long long voxels = (long long)depth * height * width;
     dy += blockIdx.z * c_in * 8 * voxels;  // this block's scan
     dx += blockIdx.z * c_out * voxels;
-    long long first = (long long)blockIdx.y * ((c_in + CHANNELS - 1) / CHANNELS) * 64;
+    long long first = (long long)blockIdx.y * ((c_in + PIECE - 1) / PIECE) * 64;
     const float4* weights = (const float4*)arranged + first * 4 * 32;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int warp_x = threadIdx.x / 32 % 2 * 8, warp_z = threadIdx.x / 64 % 2;
@@ -199,8 +199,8 @@ upconv3d_tensor_backward_coarse(const float* __restrict__ dy, const float* __res
     const float4* w_from = w_tile + half_maps * 64 + lane;
 
     float sum[2][UP_Y][4] = {};
-    for (int piece = 0; piece < 4 * ((c_in + CHANNELS - 1) / CHANNELS); ++piece) {
-        int c0 = piece / 4 * CHANNELS, pz = piece / 2 % 2, py = piece % 2;
+    for (int piece = 0; piece < 4 * ((c_in + PIECE - 1) / PIECE); ++piece) {
+        int c0 = piece / 4 * PIECE, pz = piece / 2 % 2, py = piece % 2;
         bool any = false;
         __syncthreads();  // nobody reads the last tile any more
         #pragma unroll 1

@@ -44,7 +44,7 @@ upconv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __res
     __shared__ float4 dy_tile[2 * MAP_GROUPS * Inner::SIZE];  // both parities in x
     __shared__ float4 x_tile[UP_DW_GROUPS * Halo::SIZE];
     int tiles_x = (width + UP_DW_X - 1) / UP_DW_X, tiles_y = (height + UP_DW_Y - 1) / UP_DW_Y;
-    int tiles_z = (depth + UP_DW_Z - 1) / UP_DW_Z;
+    int tiles_z = (depth + UP_DW_Z * PAIR - 1) / (UP_DW_Z * PAIR);
     long long voxels = (long long)depth * height * width;
     long long tiles = (long long)tiles_x * tiles_y * tiles_z * scans;
     int c0 = blockIdx.y * UP_DW_GROUPS * CHANNELS, o0 = blockIdx.z * UP_DW_MAPS;
@@ -57,20 +57,21 @@ upconv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __res
 
     float sum[8][2][4] = {};  // taps (a_y, p_x, a_x)
     long long tile = tiles * s / (gridDim.x / 4), last = tiles * (s + 1) / (gridDim.x / 4);
-    int z0 = (int)(tile % tiles_z) * UP_DW_Z, y0 = (int)(tile / tiles_z % tiles_y) * UP_DW_Y;
+    int z0 = (int)(tile % tiles_z) * UP_DW_Z * PAIR, y0 = (int)(tile / tiles_z % tiles_y) * UP_DW_Y;
     int x0 = (int)(tile / tiles_z / tiles_y % tiles_x) * UP_DW_X;
     long long n = tile / tiles_z / tiles_y / tiles_x;
     for (; tile < last; ++tile, Inner::next(z0, y0, x0, n, depth, height, width)) {
         bool any = false;
         __syncthreads();  // nobody reads the last tile any more
         for (int px = 0; px < 2; ++px)
-            any |= Inner::fill<MAP_GROUPS, 2>(dy_tile + px * MAP_GROUPS * Inner::SIZE,
-                                              dy + (n * c_out + o0) * 8 * voxels, c_out - o0,
-                                              2 * x0 + px, 2 * y0 + py, 2 * z0 + pz, 2 * depth,
-                                              2 * height, 2 * width);
+            any |= Inner::fill<MAP_GROUPS, 2, 2 * UP_DW_Z>(
+                dy_tile + px * MAP_GROUPS * Inner::SIZE, dy + (n * c_out + o0) * 8 * voxels,
+                c_out - o0, 2 * x0 + px, 2 * y0 + py, 2 * z0 + pz, 2 * depth, 2 * height,
+                2 * width);
         if (!__syncthreads_or(any)) continue;
-        Halo::fill<UP_DW_GROUPS>(x_tile, x + (n * c_in + c0) * voxels, c_in - c0, x0 - 1,
-                                 y0 + py - 1, z0 + pz - 1, depth, height, width);
+        Halo::fill<UP_DW_GROUPS, 1, UP_DW_Z>(x_tile, x + (n * c_in + c0) * voxels, c_in - c0,
+                                             x0 - 1, y0 + py - 1, z0 + pz - 1, depth, height,
+                                             width);
         __syncthreads();  // the tile is there
         #pragma unroll 1
         for (int x_ = 0; x_ < UP_DW_X; x_ += 8) {

@@ -86,6 +86,8 @@ extern "C" __global__ void any_positive(const real* __restrict__ x, int* __restr
     y[i] += 2 * (__syncthreads_or(0) != 0);
 }
 
+#define PAIR 1  // factors in a register: one, in TF32
+
 // d (16, 8) += a (16, 8) b (8, 8), the lanes' shares as the PTX manual has them for m16n8k8 in TF32
 extern "C" __global__ void multiply_matrices(const float* __restrict__ a,
                                              const float* __restrict__ b, float* __restrict__ d,
@@ -99,10 +101,35 @@ extern "C" __global__ void multiply_matrices(const float* __restrict__ a,
     for (int e = 0; e < 4; ++e)
         of_d[e] = d[(g + e / 2 * 8) * 8 + 2 * t + e % 2];
     if (rounded) {
-        of_a = make_float4(to_tf32(of_a.x), to_tf32(of_a.y), to_tf32(of_a.z), to_tf32(of_a.w));
-        of_b = make_float2(to_tf32(of_b.x), to_tf32(of_b.y));
+        of_a = make_float4(to_factor(of_a.x, 0), to_factor(of_a.y, 0), to_factor(of_a.z, 0),
+                           to_factor(of_a.w, 0));
+        of_b = make_float2(to_factor(of_b.x, 0), to_factor(of_b.y, 0));
     }
     mma(of_d, of_a, of_b);
+    for (int e = 0; e < 4; ++e)
+        d[(g + e / 2 * 8) * 8 + 2 * t + e % 2] = of_d[e];
+}
+
+#undef PAIR
+#define PAIR 2  // two, in bfloat16
+
+// d (16, 8) += a (16, 16) b (16, 8), rounded: the lanes' shares for m16n8k16 in bfloat16
+extern "C" __global__ void multiply_pairs(const float* __restrict__ a, const float* __restrict__ b,
+                                          float* __restrict__ d)
+{
+    int g = threadIdx.x / 4, t = threadIdx.x % 4;
+    float of_a[4], of_b[2], of_d[4];
+    for (int r = 0; r < 4; ++r) {
+        const float* first = a + (g + r % 2 * 8) * 16 + 2 * t + r / 2 * 8;
+        of_a[r] = to_factor(first[0], first[1]);
+    }
+    for (int r = 0; r < 2; ++r) {
+        const float* first = b + (2 * t + r * 8) * 8 + g;
+        of_b[r] = to_factor(first[0], first[8]);
+    }
+    for (int e = 0; e < 4; ++e)
+        of_d[e] = d[(g + e / 2 * 8) * 8 + 2 * t + e % 2];
+    mma(of_d, make_float4(of_a[0], of_a[1], of_a[2], of_a[3]), make_float2(of_b[0], of_b[1]));
     for (int e = 0; e < 4; ++e)
         d[(g + e / 2 * 8) * 8 + 2 * t + e % 2] = of_d[e];
 }
