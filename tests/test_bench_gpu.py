@@ -173,6 +173,8 @@ def test_check_passes_where_the_kernels_are_right(stand_in, monkeypatch, capsys)
     assert len(rows) == 6 and all(row["repeats"] for row in rows)
     assert max(row["error"] for row in rows if row["dtype"] == "float64") < 1e-11
     assert "agrees with numpy" in capsys.readouterr().out
+    files = [file for file, _ in stand_in.launched]
+    assert files.count("layers/tensor_bf16") == 8
     launched = {kernel for _, kernel in stand_in.launched}
     assert {"conv3d_backward_weight_naive", "conv3d_tensor_backward_weight"} <= launched
     assert {"upconv3d_tensor_forward", "upconv3d_tensor_unfold"} <= launched

@@ -23,6 +23,8 @@ def test_kernels_have_no_invalid_access_and_no_race(sanitize, function, cuda_on_
         pytest.skip(reason_not_to_run(sanitize))
     cuda_on_cpu.sanitize = sanitize
     for name, (_, on_gpu, args) in CASES.items():
+        if sanitize == "thread" and "bf16" in name:
+            continue  # its barriers are TF32's, and it is slow; a few below
         if name.split()[0] == function:
             on_gpu(*cast(args, np.float32 if "tensor" in name else np.float64))
     if function == "conv3d_backward":  # few blocks, so that each works through several tiles

@@ -2,8 +2,8 @@
 
 Says what is installed, then runs one training step and one prediction of a small network, the
 augmentation's warp, every rung of the convolution and the decoder's convolution on tensor cores on
-the GPU and in numpy, with the same random data (the convolutions' are numbers that TF32 holds
-exactly, so that tensor cores agree, too): in
+the GPU and in numpy, with the same random data (the convolutions' are numbers that TF32 and
+bfloat16 hold exactly, so that tensor cores agree, too): in
 float64 they must agree to 1e-10 and in float32 to 1e-4 of the largest value, and two runs on the
 GPU must give the same bits.
 """
@@ -14,6 +14,8 @@ from weakunet import augment, backend
 from weakunet.cli import InputError
 from weakunet.layers.conv3d import conv3d_backward, conv3d_forward
 from weakunet.layers.conv3d_cuda import KERNELS, conv3d_backward_cuda, conv3d_forward_cuda
+from weakunet.layers.conv3d_tensor import PAIR
+from weakunet.layers.rounding import to_bf16
 from weakunet.layers.upconv3d import upconv3d_backward, upconv3d_forward
 from weakunet.loss import mse_backward, mse_forward
 from weakunet.model import WeakUNet
@@ -87,7 +89,7 @@ def results(pooling, dtype, device):
     found["count after the step"], found["heatmap"] = model.predict(scans)
     found["warp"] = augment.warp(scans[0, 0], matrix)
     shapes = (1, 17, 4, 5, 6), (1, 9, 4, 5, 6), (17, 9, 3, 3, 3), (17,)
-    exact = [rng.normal(size=shape).astype(np.float16).astype(dtype) for shape in shapes]
+    exact = [to_bf16(rng.normal(size=shape)).astype(dtype) for shape in shapes]
     dy, x, w, b = (backend.to_device(array, device) for array in exact)
     for kernel in KERNELS:
         if device == "cuda":
@@ -97,19 +99,20 @@ def results(pooling, dtype, device):
             y, gradients = conv3d_forward(x, w, b), conv3d_backward(dy, x, w)
         results = zip(("y", "dx", "dw", "db"), (y, *gradients), strict=True)
         found |= {f"{kernel} {name}": value for name, value in results}
-    found |= _upconvolution(rng, dtype, device)
+    for rung in PAIR:
+        found |= _upconvolution(rng, dtype, device, rung)
     return {name: backend.to_host(value) for name, value in found.items()}
 
 
-def _upconvolution(rng, dtype, device):
-    """name -> array: the decoder's convolution, of whole numbers: TF32 holds sums of 8 as well."""
+def _upconvolution(rng, dtype, device, rung):
+    """name -> array: the decoder's convolution, of whole numbers: no sum of 8 is rounded either."""
     shapes = (1, 17, 4, 6, 8), (1, 9, 4, 6, 8), (1, 8, 2, 3, 4), (17, 17, 3, 3, 3), (17,)
     whole = [rng.integers(-16, 17, shape).astype(dtype) for shape in shapes]
     dy, skip, coarse, w, b = (backend.to_device(array, device) for array in whole)
-    y = upconv3d_forward(skip, coarse, w, b, "tensor")
-    gradients = upconv3d_backward(dy, skip, coarse, w, "tensor")
+    y = upconv3d_forward(skip, coarse, w, b, rung)
+    gradients = upconv3d_backward(dy, skip, coarse, w, rung)
     names = "y", "dskip", "dcoarse", "dw", "db"
-    return {f"upconv {name}": a for name, a in zip(names, (y, *gradients), strict=True)}
+    return {f"{rung} upconv {name}": a for name, a in zip(names, (y, *gradients), strict=True)}
 
 
 def _difference(value, expected):
