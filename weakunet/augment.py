@@ -54,7 +54,10 @@ def draw_transform(rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0
 
 
 def warp(volume, matrix):
-    """Transform a volume (D, H, W) by `matrix` (3, 4): trilinear, zero outside, same shape."""
+    """Transform a volume (D, H, W) by `matrix` (3, 4): trilinear, zero outside, same shape.
+
+    For a volume on a GPU `matrix` had better be there, too, in float64: it is else sent there.
+    """
     if backend.is_cuda(volume):
         return warp_cuda(volume, matrix)
     linear, offset = matrix[:, :3], matrix[:, 3]
