@@ -4,15 +4,16 @@ A layer cannot be faster than its arithmetic at the device's peak, nor than its 
 read once, every output written once, float32) at the memory's speed; the larger of the two is its
 floor. The floor of a step is the sum over its layers, each a kernel of its own: fusing layers moves
 fewer bytes and can go below it. `predicted_s` is our guess with convolutions on tensor cores
-(bench_predict.py) and all other layers at their floor. So this table can be read before a GPU is at
-hand.
+(bench_predict.py) and all other layers at their floor; `host_s` is our guess of what the host takes
+to queue a step's kernels. The larger of the two is how long the step will take. So this table can
+be read before a GPU is at hand.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from weakunet.bench_predict import GPUS, tf32_seconds
+from weakunet.bench_predict import GPUS, LAUNCH, LAUNCHES, tf32_seconds
 
 SMALL = {"channels": (8, 16, 32), "convs_per_level": 1}
 PAPER = {"channels": (32, 64, 128), "convs_per_level": 2}
@@ -39,6 +40,7 @@ COLUMNS = [
     ("floor_s", "{:.6f}"),
     ("bound", "{}"),
     ("predicted_s", "{:.6f}"),
+    ("host_s", "{:.6f}"),
 ]
 
 
@@ -140,6 +142,7 @@ def count_rows(size, device, gpu="h200"):
         floor = sum(row["times"] * row["floor_s"] for row in own)
         row = {"name": f"{name}:{size}", "size": "x".join(map(str, shape))} | total
         row["predicted_s"] = sum(_guess(row) for row in own) if gpu in GPUS else None
+        row["host_s"] = LAUNCHES[size] * LAUNCH if name == "step" and size in LAUNCHES else None
         rows.append(row | {"floor_s": floor, "times": 1})
     return rows
 
