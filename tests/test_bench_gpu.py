@@ -1,13 +1,26 @@
 """The GPU bench without a GPU: its counts, and its runs with the kernels on the CPU."""
 
+import contextlib
+import datetime
+import functools
 import json
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from weakunet import backend, bench, bench_check, bench_counts, bench_gpu, bench_predict, model
+from weakunet import (
+    backend,
+    bench,
+    bench_check,
+    bench_counts,
+    bench_gpu,
+    bench_gpu_steps,
+    bench_predict,
+    model,
+)
 from weakunet.cli import InputError
 from weakunet.model import WeakUNet
 
@@ -70,11 +83,47 @@ def test_predicted_time_is_no_shorter_than_the_mma_take_and_absent_without_tenso
     assert rows["step:paper"]["predicted_s"] is None
 
 
+class FakeCupy:
+    """Of CuPy what the bench asks beside arrays and kernels; what is 'captured' is computed."""
+
+    def __init__(self):
+        self.cuda, self.said = self, []
+        self.using_allocator = lambda malloc: contextlib.nullcontext()
+        self.MemoryPool = self.get_default_memory_pool = self.get_current_stream = self.Stream
+        self.Event = self.Stream
+        self.get_elapsed_time = lambda start, stop: 2.0  # ms
+
+    def Stream(self, **options):
+        return FakeStream(self.said)
+
+
+class FakeStream:
+    """A stream, an event and a memory pool in one."""
+
+    def __init__(self, said):
+        self.said, self.malloc = said, None
+        self.used_bytes = lambda: 2**20
+        self.total_bytes = lambda: 3 * 2**20
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def __getattr__(self, name):
+        return lambda: self.said.append(name)
+
+    def end_capture(self):
+        self.said.append("end_capture")
+        return SimpleNamespace(launch=lambda: self.said.append("launch"))
+
+
 @pytest.fixture
 def stand_in(cuda_on_cpu, monkeypatch, request):
     """A GPU whose kernels run on the CPU, and PyTorch, where it is installed, on the CPU too."""
 
-    def seconds(run, rounds):
+    def seconds(run, rounds, hold=False):
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
@@ -82,6 +131,8 @@ def stand_in(cuda_on_cpu, monkeypatch, request):
     def stay(array, device):
         return np.asarray(array)
 
+    cuda_on_cpu.cupy = FakeCupy()
+    monkeypatch.setitem(sys.modules, "cupy", cuda_on_cpu.cupy)
     monkeypatch.setattr(backend, "to_device", stay)
     monkeypatch.setattr(model, "to_device", stay)
     monkeypatch.setattr(model, "to_host", np.asarray)
@@ -90,20 +141,23 @@ def stand_in(cuda_on_cpu, monkeypatch, request):
     monkeypatch.setattr(bench_check, "print_installation", lambda: None)
     monkeypatch.setattr(bench_gpu, "device_seconds", seconds)
     monkeypatch.setattr(bench_gpu, "device_limits", lambda: bench_gpu_limits(2**12, 8))
-    monkeypatch.setattr(bench_gpu, "_memory", lambda runs: {})
-    monkeypatch.setattr(bench_gpu, "_free_memory", lambda: None)
-    monkeypatch.setattr(bench_gpu, "SIZES", {"tiny": (TINY, (1, 1, 2, 4, 6))})
-    monkeypatch.setattr(bench_counts, "SIZES", bench_gpu.SIZES)
+    for name in ("_grown_mb", "train_seconds"):
+        few = functools.partial(getattr(bench_gpu_steps, name), steps=2)
+        monkeypatch.setattr(bench_gpu_steps, name, few)
+    for module in (bench_gpu, bench_gpu_steps, bench_counts):
+        monkeypatch.setattr(module, "SIZES", {"tiny": (TINY, (1, 1, 2, 4, 6))})
     if bench_gpu.bench_torch_gpu:
         torch = bench_gpu.bench_torch_gpu.torch
         monkeypatch.setattr(bench_gpu.bench_torch_gpu, "DEVICE", "cpu")
+        monkeypatch.setattr(bench_gpu.bench_torch_gpu, "COMPILE", {"backend": "eager"})
+        monkeypatch.setattr(bench_gpu.bench_torch_gpu, "peak_mb", lambda run: run() and 1.0)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # its threads would wait for each other on a busy machine
         request.addfinalizer(lambda: torch.set_num_threads(threads))
     return cuda_on_cpu
 
 
-bench_gpu_limits = bench_gpu.device_limits
+bench_gpu_limits, device_seconds = bench_gpu.device_limits, bench_gpu.device_seconds
 
 
 def test_every_row_is_checked_and_timed(stand_in, tmp_path, capsys):
@@ -118,10 +172,38 @@ def test_every_row_is_checked_and_timed(stand_in, tmp_path, capsys):
         if bench_gpu.bench_torch_gpu:
             assert row["ratio"] == pytest.approx(row["ours_s"] / row["torch_s"])
             assert row["torch_tf32_s"] > 0 and row["torch_bf16_s"] > 0
+            ours = min(row["ours_s"], row["ours_tf32_s"] or row["ours_s"])
+            assert row["ratio_bf16"] == pytest.approx(ours / row["torch_bf16_s"])
+            assert row["torch_bf16_by"].startswith("bf16 ")
             if in_tf32:
                 tf32 = row["ours_tf32_s"] / row["torch_tf32_s"]
                 assert row["ratio_tf32"] == pytest.approx(tf32)
-    assert "| step:tiny " in capsys.readouterr().out
+        if row["name"].startswith(("step", "predict")):
+            assert row["ours_mb"] == row["ours_tf32_mb"] == 2
+    assert rows["step:tiny"]["grown_mb"] == 0 and rows["step:tiny"]["train_s"] > 0
+    printed = capsys.readouterr().out
+    assert "| step:tiny " in printed and f"{datetime.date.today()}\n" in printed
+
+
+def test_a_graph_is_checked_for_the_same_bits_and_timed(stand_in, monkeypatch):
+    said = stand_in.cupy.said
+    step, predict = bench_gpu.measure(1, ":tiny", graph=True)
+    assert step["ours_graph_s"] > 0 and predict["ours_graph_s"] > 0
+    captured = ["synchronize", "synchronize", "begin_capture", "end_capture", "launch"]
+    assert [what for what in said if what != "free_all_blocks"] == 2 * [*captured, "launch"]
+    right = backend.captured
+    monkeypatch.setattr(backend, "captured", lambda run: run() and right(run))  # one step further
+    with pytest.raises(AssertionError, match="other bits"):
+        bench_gpu.measure(1, "step:tiny", graph=True)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_only_a_layer_is_timed_while_the_gpu_is_busy_beforehand(hold, stand_in, monkeypatch):
+    said = stand_in.cupy.said
+    monkeypatch.setattr(bench_gpu, "_multiply_add", lambda *args: said.append("busy"))
+    assert device_seconds(lambda: said.append("run"), rounds=2, hold=hold) == 0.002
+    round_ = ["busy"] * hold + ["record", "run", "record", "synchronize"]
+    assert said == ["run"] * 3 + 2 * round_
 
 
 def test_a_wrong_kernel_is_not_timed(stand_in, monkeypatch):
