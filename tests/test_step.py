@@ -29,6 +29,8 @@ class OnGpu(np.ndarray):
         return self.gpu.array_of(getattr(ufunc, method)(*plain, **kwargs))
 
     def __getitem__(self, place):
+        if isinstance(place, OnGpu):
+            return self.gpu.array_of(np.asarray(self)[np.asarray(place)])
         part = super().__getitem__(place)  # of one number CuPy makes an array, too
         return part if isinstance(part, OnGpu) else self.gpu.array_of(part)
 
@@ -65,9 +67,6 @@ class Gpu:
         array = self.empty_like(np.asarray(values))
         array[...] = values
         return array
-
-    def stack(self, arrays):
-        return self.array_of(np.stack([np.asarray(array) for array in arrays]))
 
     def asarray(self, array, dtype):
         assert array.dtype == dtype
@@ -123,9 +122,9 @@ def trained(gpu, precision, steps, tmp_path, **settings):
 @pytest.mark.parametrize("precision", backend.PRECISIONS)
 def test_steps_wait_for_nothing_and_allocate_what_the_first_did(gpu, precision, tmp_path):
     first, *others = trained(gpu, precision, 5, tmp_path, rotate_deg=5.0)
-    assert gpu.sent == 2 and gpu.read == 0  # the epoch's transforms and counts, before its steps
+    assert gpu.sent == 3 and gpu.read == 0  # the epoch's order, transforms, counts: before step 1
     assert len(others) == 4
-    assert first.sizes == [10 * 12 * 8, 10 * 4, *others[0].sizes]
+    assert first.sizes == [10 * 8, 10 * 12 * 8, 10 * 4, *others[0].sizes]
     for before, record in zip((first, *others), others, strict=False):
         assert record.sizes == others[0].sizes
         # of a step nothing stays but the counts that it predicted, 2 in float32

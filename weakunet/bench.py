@@ -98,7 +98,8 @@ def _rows(args):
         rows = bench_gpu.measure(args.rounds, args.only, args.graph)
         whole = [row for row in rows if ":" in row["name"]]
         print_table([row for row in rows if row not in whole], bench_gpu.COLUMNS)
-        print_table(whole, bench_gpu.STEP_COLUMNS)
+        for columns in (bench_gpu.STEP_COLUMNS, bench_gpu.MORE_COLUMNS):
+            print_table(whole, columns)
     else:
         rows = bench_counts.counted(args.floor, args.only)
         print_table(rows, bench_counts.COLUMNS)

@@ -49,7 +49,8 @@ TIMES = [
 NAMES = [("name", "{}"), ("size", "{}")]
 COLUMNS = [*NAMES, ("times", "{}"), *TIMES]
 COLUMNS += [("naive_s", "{:.6f}"), ("tflops", "{:.2f}"), ("gbs", "{:.0f}")]
-STEP_COLUMNS = [*NAMES, *TIMES, ("host_s", "{:.6f}"), *bench_gpu_steps.COLUMNS]
+STEP_COLUMNS = [*NAMES, *TIMES, ("host_s", "{:.6f}")]
+MORE_COLUMNS = [*NAMES, *bench_gpu_steps.COLUMNS]
 BLOCK = bench_gpu_steps.BLOCK  # edge of the local maxima's blocks
 
 

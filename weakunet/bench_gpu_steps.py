@@ -2,8 +2,8 @@
 
 Beside the times of its table, for a training step with convolutions in TF32:
 
-train_s      a step's share of an epoch of the training command's own loop, which draws, moves and
-             stacks the scans (train_share: the bare step's time over that; at least 0.95 is wanted)
+train_s      a step's share of an epoch of the training command's own loop, which picks the scans
+             and moves them at random (train_share: the bare step's time over that, wanted >= 0.95)
 grown_mb     by how much CuPy's pool grew over 1000 steps; the pool keeps what a step lets go of and
              hands it to the next, so after a few steps it should be 0
 ours_graph_s the same step replayed as one CUDA graph (--graph), for which the host queues nothing
