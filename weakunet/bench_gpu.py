@@ -12,8 +12,10 @@ both layouts of memory and cuDNN's benchmark mode, whole networks also through t
 CUDA graphs; the fastest counts (`torch_tf32_by` in --json says which). `ratio` is fp32's,
 `ratio_tf32` TF32's, `ratio_bf16` our faster one over PyTorch's bf16.
 `share` is the floor by this device's own limits over our time in fp32; the limits are a large
-copy's speed and the multiply-add rate, both measured in the same run. `predicted_s` is what
-bench_predict.py said beforehand of `ours_tf32_s`, and `host_s` of the host's part, for an H200.
+copy's speed and the multiply-add rate, both measured in the same run. `share_tf32` is that of our
+time in TF32, the floor with an H200's tensor cores at the peak of its data sheet. `predicted_s` is
+what bench_predict.py said beforehand of `ours_tf32_s`, and `host_s` of the host's part, for an
+H200.
 Small layers stay in the GPU's cache from call to call, on both sides.
 """
 
@@ -44,6 +46,8 @@ TIMES = [
     ("ratio_bf16", "{:.2f}"),
     ("floor_s", "{:.6f}"),
     ("share", "{:.2f}"),
+    ("floor_tf32_s", "{:.6f}"),
+    ("share_tf32", "{:.2f}"),
     ("predicted_s", "{:.6f}"),
 ]
 NAMES = [("name", "{}"), ("size", "{}")]
@@ -73,6 +77,8 @@ def measure(rounds, only="", graph=False):
         row |= _beside_torch(times)
         row |= {"tflops": row["flop"] / times["ours"] / 1e12}
         row |= {"gbs": row["bytes"] / times["ours"] / 1e9, "share": row["floor_s"] / times["ours"]}
+        in_tf32 = row["ours_tf32_s"]
+        row["share_tf32"] = row["floor_tf32_s"] / in_tf32 if in_tf32 else None
         if not layer:
             row |= bench_gpu_steps.beside_the_time(row, runs)
         _free_memory()

@@ -44,6 +44,8 @@ GPUS = {
     "h200": Gpu(132, 1.83e9, 4 / 0.62, 5.5e12, 4.8e12),
     "a100": Gpu(108, 1.41e9, 8, 4.5e12, 2.04e12),
 }
+# FLOP/s in TF32 without sparsity, from the data sheets: for a floor, not for the prediction
+TF32 = {"h200": 495e12, "a100": 156e12}
 
 
 class Piece(NamedTuple):
