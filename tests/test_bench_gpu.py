@@ -210,8 +210,26 @@ def test_a_wrong_kernel_is_not_timed(stand_in, monkeypatch):
     relu = bench_gpu.FORWARD["relu"]
     wrong = {**bench_gpu.FORWARD, "relu": lambda a: relu(a) * (1.001 if a.x.dtype == "f" else 1)}
     monkeypatch.setattr(bench_gpu, "FORWARD", wrong)
-    with pytest.raises(AssertionError, match="relu 2 forward: off by 1.0e-03"):
+    with pytest.raises(AssertionError, match="relu 2 forward, ours: off by 1.0e-03"):
         bench_gpu.measure(1, "relu 2 forward")
+
+
+def test_what_fails_or_is_wrong_of_pytorchs_is_named_and_left_out(capsys):
+    exact, tolerance = (None, np.array([1.0, 2.0])), {"ours": 1e-3, "tf32": 1e-3}
+
+    def fails():
+        raise RuntimeError("no Triton\nhere")
+
+    runs = {"ours": lambda: (exact[1], None), "tf32 default": lambda: exact[1] * 1.01}
+    runs |= {"tf32 channels_last": lambda: exact[1] * 1.0001, "tf32 channels_last compiled": fails}
+    good = bench_gpu_steps.checked("step:x", runs, runs, exact, tolerance)
+    assert list(good) == ["ours", "tf32 channels_last"]
+    wrong, failed = capsys.readouterr().out.splitlines()
+    assert "step:x, PyTorch, tf32 default, is left out: off by 1.0e-02" in wrong
+    assert "compiled, is left out: no Triton here" in failed
+    runs = {"ours": lambda: exact[1] * np.nan}
+    with pytest.raises(AssertionError, match="step:x, ours: off by nan"):
+        bench_gpu_steps.checked("step:x", runs, runs, exact, tolerance)
 
 
 @pytest.mark.parametrize(("factor", "fits"), [(1.001, True), (1.003, False), (np.nan, False)])
@@ -223,7 +241,7 @@ def test_a_convolution_in_tf32_may_be_off_by_2e_3(factor, fits, stand_in, monkey
         (row,) = bench_gpu.measure(1, "conv3d 2->3 forward")
         assert row["ours_tf32_s"] > 0
         return
-    with pytest.raises(AssertionError, match="conv3d 2->3 forward: off by"):
+    with pytest.raises(AssertionError, match="conv3d 2->3 forward, ours_tf32: off by"):
         bench_gpu.measure(1, "conv3d 2->3 forward")
 
 

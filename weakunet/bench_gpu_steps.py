@@ -42,36 +42,54 @@ BLOCK = 8  # edge of the local maxima's blocks
 TOLERANCE = {"ours": 1e-4, "ours_tf32": 2e-2, "fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}
 
 
-def runs(name, graph, require_close):
+def runs(name, graph):
     """{side: function} for 'step:paper', 'predict:paper', ..., each after a check in float64.
 
-    graph: one more, `ours_graph`. require_close (what, value, reference, tolerance) raises.
+    graph: one more, `ours_graph`.
     """
     what, _, size = name.partition(":")
     network, shape = SIZES[size]
     rng = np.random.default_rng(0)
     scans, counts = rng.random(shape, np.float32), rng.integers(0, 10, shape[0]).astype(np.float32)
-    exact = [backend.to_host(a) for a in _run(what, network, scans, counts, np.float64)()]
+    exact = _run(what, network, scans, counts, np.float64)()
     found = {"ours": _run(what, network, scans, counts, np.float32)}
     found["ours_tf32"] = _run(what, network, scans, counts, np.float32, "tf32")
     if bench_torch_gpu:
         model = _model(network, np.float32)
         found |= bench_torch_gpu.network_runs(what, model, scans, counts)
-    for side, run in list(found.items()):
-        try:
-            results = [value.float().cpu() if hasattr(value, "cpu") else value for value in run()]
-        except Exception as error:
-            if "compiled" not in side:
-                raise
-            print(f"note: {name}: torch.compile, {side}: {one_line(error)}")  # it needs Triton
-            del found[side]
-            continue
-        tolerance = TOLERANCE[side.partition(" ")[0]]
-        for value, reference in zip(results, exact, strict=True):
-            require_close(f"{name}, {side}", value, reference, tolerance)
+    found = checked(name, found, found, exact, TOLERANCE)
     if graph:
         found["ours_graph"] = _graph_run(what, network, scans, counts)
     return found
+
+
+def checked(what, runs, compared, reference, tolerance):
+    """`runs` {side: function} without those of PyTorch that fail or are wrong, which are named.
+
+    Each side in `compared` is run and its results compared with `reference` (float64; arrays, or
+    None where there is none). tolerance: of each precision, in parts of the largest value.
+    Raises AssertionError when one of ours is wrong.
+    """
+    good, reference = dict(runs), _results(reference)
+    for side in compared:
+        try:
+            for value, expected in zip(_results(runs[side]()), reference, strict=True):
+                error = np.abs(value - expected).max() / max(np.abs(expected).max(), 1e-30)
+                if not error <= tolerance[side.partition(" ")[0]]:
+                    raise AssertionError(f"off by {error:.1e} of the float64 reference's maximum")
+        except Exception as error:  # torch.compile needs Triton and a compiler
+            if " " not in side:
+                raise AssertionError(f"{what}, {side}: {error}") from error
+            print(f"note: {what}, PyTorch, {side}, is left out: {one_line(error)}")
+            del good[side]
+    return good
+
+
+def _results(results):
+    """One array or a tuple of arrays, PyTorch's among them, as numpy arrays; None is dropped."""
+    results = results if isinstance(results, tuple) else (results,)
+    results = (r.detach().float().cpu() if hasattr(r, "cpu") else r for r in results)
+    return [backend.to_host(result) for result in results if result is not None]
 
 
 def _graph_run(what, network, scans, counts):
