@@ -168,5 +168,5 @@ def train_seconds(network, shape, steps=20):
     for _ in range(2):  # the first epoch warms up
         run.batch, start = 0, time.perf_counter()
         train_epoch(run, volumes, counts, lambda: False)
-        run.predicted_so_far()  # waits for the GPU
+        backend.to_host(run.predicted)  # waits for the GPU
     return (time.perf_counter() - start) / steps

@@ -38,7 +38,8 @@ class Run:
         self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
         self.epoch = self.batch = 0
         self.history = []  # a row of COLUMNS per finished epoch
-        self.predicted = []  # counts of this epoch's training scans so far, an array per batch
+        # counts of this epoch's training scans, in the order of training; 0 for those to come
+        self.predicted = np.zeros(0, np.float32)
 
     def best_epoch(self):
         """Index of the epoch with the lowest validation error; None before the first."""
@@ -52,18 +53,13 @@ class Run:
             patience > 0 and bool(self.history) and self.epoch - 1 - self.best_epoch() >= patience
         )
 
-    def predicted_so_far(self):
-        """`predicted` as one array on the host, in the order of training."""
-        arrays = [backend.to_host(array) for array in self.predicted]
-        return np.concatenate([np.zeros(0, np.float32), *arrays])
-
     def order(self, n):
         """The order in which this epoch takes the n training scans."""
         return np.random.default_rng([self.settings.seed, ORDER, self.epoch]).permutation(n)
 
     def save(self):
         """Write last.npz."""
-        state = {"epoch": self.epoch, "batch": self.batch, "predicted": self.predicted_so_far()}
+        state = {"epoch": self.epoch, "batch": self.batch, "predicted": self.predicted}
         state["history"] = np.array(self.history, np.float64).reshape(-1, len(COLUMNS))
         averages = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
         save_checkpoint(self.out / "last.npz", self.model, state | averages)
@@ -87,7 +83,7 @@ class Run:
             if history.shape != (self.epoch, len(COLUMNS)) or predicted.ndim != 1:
                 raise ValueError("its epochs and its history differ")
             self.history = [tuple(row) for row in history.astype(float, casting="safe").tolist()]
-            self.predicted = [backend.to_device(predicted.astype("f4", casting="safe"), device)]
+            self.predicted = backend.to_device(predicted.astype("f4", casting="safe"), device)
             for name, value in self.optimizer.state.items():
                 average = state[f"optimizer.{name}"]
                 same = (average.shape, average.dtype) == (value.shape, value.dtype)
@@ -102,7 +98,7 @@ class Run:
     def finish_epoch(self, counts, val_predicted, seconds):
         """Log the epoch just trained; keep its weights if they are the best; save."""
         order = self.order(len(counts["train"]))
-        train_error = self.predicted_so_far() - counts["train"][order]
+        train_error = backend.to_host(self.predicted) - counts["train"][order]
         val_error = val_predicted - counts["val"]
         if not np.isfinite(val_error).all():
             raise InputError(
@@ -158,23 +154,24 @@ def train_epoch(run, volumes, counts, stop):
     """
     settings, model = run.settings, run.model
     order = run.order(len(counts))
-    if run.batch == 0:
-        run.predicted = []
-        if run.epoch == 0 or run.epoch == settings.restart:
-            start_last_layer(run, volumes, counts)
+    if run.batch == 0 and run.epoch in (0, settings.restart):
+        start_last_layer(run, volumes, counts)
     run.optimizer.lr = learning_rate(settings, run.epoch)
     # moved to the GPU once, not in every step
     places = backend.to_device(order, "cuda" if backend.is_cuda(volumes) else "cpu")
     matrices = backend.to_device(_transforms(run, order, volumes.shape[1:]), model.device)
     targets = backend.to_device(counts[order], model.device)
-    starts = range(run.batch * settings.batch, len(counts), settings.batch)
+    done = min(run.batch * settings.batch, len(counts))
+    before, run.predicted = run.predicted[:done], targets * 0
+    run.predicted[: len(before)] = backend.to_device(before, model.device)
+    starts = range(done, len(counts), settings.batch)
     for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
         batch = slice(start, start + settings.batch)
         scans = _batch(model, volumes[places[batch]])[:, 0]
         predicted = model.forward(warp(scans, matrices[batch])[:, None])
         model.backward(mse_backward(predicted, targets[batch]))
         run.optimizer.step(model.grads)
-        run.predicted.append(predicted)
+        run.predicted[batch] = predicted
         run.batch += 1
         if stop():
             return True
