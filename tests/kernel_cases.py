@@ -167,6 +167,9 @@ def _warps(rng):
             matrix = augment.draw_transform(rng, shape, **settings)
             args = _values(rng, *shape), matrix
             yield f"warp {shape}, {name}", *_pair(augment, "warp"), args
+    matrices = [augment.draw_transform(rng, shape, **each) for each in TRANSFORMS.values()]
+    batch = _values(rng, len(matrices), *shape), np.stack(matrices)
+    yield f"warp {shape}, a batch", *_pair(augment, "warp"), batch
 
 
 def _limits(rng):
