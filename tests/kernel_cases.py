@@ -37,7 +37,7 @@ UPCONVOLUTIONS = [
     (1, 8, 8, (1, 1, 1), 1),
     (2, 9, 10, (3, 2, 17), 17),
     (1, 8, 66, (1, 9, 2), 4),
-    (1, 3, 4, (2, 1, 3), 2),
+    (1, 3, 4, (2, 1, 3), 2),  # too few for tensor cores: step by step
 ]
 TRANSFORMS = {"flip": {}, "shift": {"shift_vox": 9}, "rotate": {"rotate_deg": 30, "scale": 0.2}}
 
@@ -124,12 +124,11 @@ def _upconvolutions(rng):
         fine = [2 * size for size in volume]
         skip, coarse, dy = values(n, c_a, *fine), values(n, c_b, *volume), values(n, c_out, *fine)
         w, b = values(c_out, c_a + c_b, 3, 3, 3), values(c_out)
-        for kernel in ("tiled", "tensor"):
-            where = f"{kernel}, {n, c_a, c_b}, {volume} -> {c_out}"
-            on_gpu = _with(upconv3d.upconv3d_forward, kernel)
-            yield f"upconv3d_forward {where}", forward, on_gpu, (skip, coarse, w, b)
-            on_gpu = _with(upconv3d.upconv3d_backward, kernel)
-            yield f"upconv3d_backward {where}", backward, on_gpu, (dy, skip, coarse, w)
+        where = f"tensor, {n, c_a, c_b}, {volume} -> {c_out}"
+        on_gpu = _with(upconv3d.upconv3d_forward, "tensor")
+        yield f"upconv3d_forward {where}", forward, on_gpu, (skip, coarse, w, b)
+        on_gpu = _with(upconv3d.upconv3d_backward, "tensor")
+        yield f"upconv3d_backward {where}", backward, on_gpu, (dy, skip, coarse, w)
 
 
 def _with(function, kernel):

@@ -53,8 +53,8 @@ def test_tensor_kernels_leave_room_for_two_blocks_on_an_sm(architecture):
 
 
 def test_tensor_kernels_are_for_float_and_ampere_or_newer():
-    for file in ("layers/conv3d_tensor", "layers/conv3d_tensor_weight"):
-        assert bench_compile.targets(file) == [("float", "sm_80"), ("float", "sm_90")]
+    for file in ("conv3d_tensor", "conv3d_tensor_weight", "upconv3d_tensor"):
+        assert bench_compile.targets(f"layers/{file}") == [("float", "sm_80"), ("float", "sm_90")]
     assert len(bench_compile.targets("layers/relu")) == 8
 
 
