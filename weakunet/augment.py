@@ -7,7 +7,7 @@ from:
 
 Flips and whole-voxel shifts move voxels without interpolating. Small rotations and scalings need
 trilinear interpolation and are off by default: on one CPU core (AMD Zen 5) a scan of 84x128x168
-takes 114 ms instead of 1.3 ms, where the whole training step on an H200 has a floor of 39 ms
+takes 114 ms instead of 1.3 ms, where the whole training step on an H200 has a floor of 28 ms
 (`python -m weakunet.bench`). On a GPU the scan is therefore warped there (augment.cu). Lesions are
 counted, not located, so the label stays as it is.
 """

@@ -12,7 +12,7 @@ a step at the paper's size that is hidden; the default's small step is predicted
 host most of the time, unless it is replayed as a CUDA graph (`bench --graph`): 0.5 ms then, we say.
 
 Left out, because it would not pay: the 2x2x2 max pool in the convolution's epilogue. It would save
-reading the maps once more, 290 MB in a step at the paper's size: 0.06 of 13.7 ms.
+reading the maps once more, 290 MB in a step at the paper's size: 0.06 of 10.3 ms.
 """
 
 import math

@@ -9,7 +9,7 @@ On a GPU the host only queues work, all on one stream, and waits for results whe
 nothing in a step is read back, and what a step needs is on the GPU when the epoch begins (volumes
 that do not fit there are sent without waiting). So the host is ahead with the next batch while the
 GPU computes; a second thread or stream would gain nothing. Picking a scan of the paper's size and
-moving it at random should take an H200 13 us (6 by the bytes), beside 14 ms a step.
+moving it at random should take an H200 13 us (6 by the bytes), beside 10 ms a step.
 """
 
 import time
