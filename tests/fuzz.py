@@ -78,7 +78,7 @@ def resume(path):
         path.rename(folder / "last.npz")
         run = checkpoints.training_run(folder)
         run.load()
-        assert len(run.history) == run.epoch and run.predicted_so_far().ndim == 1
+        assert len(run.history) == run.epoch and run.predicted.ndim == 1
         run.best_epoch()
         run.optimizer.step({name: value * 0 for name, value in run.model.params.items()})
     finally:

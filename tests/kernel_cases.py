@@ -39,7 +39,7 @@ UPCONVOLUTIONS = [
     (1, 8, 8, (1, 1, 1), 1),
     (2, 9, 10, (3, 2, 17), 17),
     (1, 8, 66, (1, 9, 2), 4),
-    (1, 3, 4, (2, 1, 3), 2),
+    (1, 3, 4, (2, 1, 3), 2),  # too few for tensor cores: step by step
 ]
 TRANSFORMS = {"flip": {}, "shift": {"shift_vox": 9}, "rotate": {"rotate_deg": 30, "scale": 0.2}}
 
@@ -126,7 +126,7 @@ def _upconvolutions(rng):
         fine = [2 * size for size in volume]
         skip, coarse, dy = values(n, c_a, *fine), values(n, c_b, *volume), values(n, c_out, *fine)
         w, b = values(c_out, c_a + c_b, 3, 3, 3), values(c_out)
-        for kernel in ("tiled", *conv3d_tensor.PAIR):
+        for kernel in conv3d_tensor.PAIR:
             where = f"{kernel}, {n, c_a, c_b}, {volume} -> {c_out}"
             on_gpu = _with(upconv3d.upconv3d_forward, kernel)
             yield f"upconv3d_forward {where}", forward, on_gpu, (skip, coarse, w, b)
@@ -169,6 +169,9 @@ def _warps(rng):
             matrix = augment.draw_transform(rng, shape, **settings)
             args = _values(rng, *shape), matrix
             yield f"warp {shape}, {name}", *_pair(augment, "warp"), args
+    matrices = [augment.draw_transform(rng, shape, **each) for each in TRANSFORMS.values()]
+    batch = _values(rng, len(matrices), *shape), np.stack(matrices)
+    yield f"warp {shape}, a batch", *_pair(augment, "warp"), batch
 
 
 def _limits(rng):

@@ -1,13 +1,26 @@
 """The GPU bench without a GPU: its counts, and its runs with the kernels on the CPU."""
 
+import contextlib
+import datetime
+import functools
 import json
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from weakunet import backend, bench, bench_check, bench_counts, bench_gpu, bench_predict, model
+from weakunet import (
+    backend,
+    bench,
+    bench_check,
+    bench_counts,
+    bench_gpu,
+    bench_gpu_steps,
+    bench_predict,
+    model,
+)
 from weakunet.cli import InputError
 from weakunet.model import WeakUNet
 
@@ -91,11 +104,47 @@ def test_predicted_time_is_no_shorter_than_the_mma_take_and_absent_without_tenso
     assert rows["step:paper"]["predicted_s"] is None
 
 
+class FakeCupy:
+    """Of CuPy what the bench asks beside arrays and kernels; what is 'captured' is computed."""
+
+    def __init__(self):
+        self.cuda, self.said = self, []
+        self.using_allocator = lambda malloc: contextlib.nullcontext()
+        self.MemoryPool = self.get_default_memory_pool = self.get_current_stream = self.Stream
+        self.Event = self.Stream
+        self.get_elapsed_time = lambda start, stop: 2.0  # ms
+
+    def Stream(self, **options):
+        return FakeStream(self.said)
+
+
+class FakeStream:
+    """A stream, an event and a memory pool in one."""
+
+    def __init__(self, said):
+        self.said, self.malloc = said, None
+        self.used_bytes = lambda: 2**20
+        self.total_bytes = lambda: 3 * 2**20
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def __getattr__(self, name):
+        return lambda: self.said.append(name)
+
+    def end_capture(self):
+        self.said.append("end_capture")
+        return SimpleNamespace(launch=lambda: self.said.append("launch"))
+
+
 @pytest.fixture
 def stand_in(cuda_on_cpu, monkeypatch, request):
     """A GPU whose kernels run on the CPU, and PyTorch, where it is installed, on the CPU too."""
 
-    def seconds(run, rounds):
+    def seconds(run, rounds, hold=False):
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
@@ -103,6 +152,8 @@ def stand_in(cuda_on_cpu, monkeypatch, request):
     def stay(array, device):
         return np.asarray(array)
 
+    cuda_on_cpu.cupy = FakeCupy()
+    monkeypatch.setitem(sys.modules, "cupy", cuda_on_cpu.cupy)
     monkeypatch.setattr(backend, "to_device", stay)
     monkeypatch.setattr(model, "to_device", stay)
     monkeypatch.setattr(model, "to_host", np.asarray)
@@ -111,20 +162,23 @@ def stand_in(cuda_on_cpu, monkeypatch, request):
     monkeypatch.setattr(bench_check, "print_installation", lambda: None)
     monkeypatch.setattr(bench_gpu, "device_seconds", seconds)
     monkeypatch.setattr(bench_gpu, "device_limits", lambda: bench_gpu_limits(2**12, 8))
-    monkeypatch.setattr(bench_gpu, "_memory", lambda runs: {})
-    monkeypatch.setattr(bench_gpu, "_free_memory", lambda: None)
-    monkeypatch.setattr(bench_gpu, "SIZES", {"tiny": (TINY, (1, 1, 2, 4, 6))})
-    monkeypatch.setattr(bench_counts, "SIZES", bench_gpu.SIZES)
+    for name in ("_grown_mb", "train_seconds"):
+        few = functools.partial(getattr(bench_gpu_steps, name), steps=2)
+        monkeypatch.setattr(bench_gpu_steps, name, few)
+    for module in (bench_gpu, bench_gpu_steps, bench_counts):
+        monkeypatch.setattr(module, "SIZES", {"tiny": (TINY, (1, 1, 2, 4, 6))})
     if bench_gpu.bench_torch_gpu:
         torch = bench_gpu.bench_torch_gpu.torch
         monkeypatch.setattr(bench_gpu.bench_torch_gpu, "DEVICE", "cpu")
+        monkeypatch.setattr(bench_gpu.bench_torch_gpu, "COMPILE", {"backend": "eager"})
+        monkeypatch.setattr(bench_gpu.bench_torch_gpu, "peak_mb", lambda run: run() and 1.0)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # its threads would wait for each other on a busy machine
         request.addfinalizer(lambda: torch.set_num_threads(threads))
     return cuda_on_cpu
 
 
-bench_gpu_limits = bench_gpu.device_limits
+bench_gpu_limits, device_seconds = bench_gpu.device_limits, bench_gpu.device_seconds
 
 
 def test_every_row_is_checked_and_timed(stand_in, tmp_path, capsys):
@@ -140,18 +194,64 @@ def test_every_row_is_checked_and_timed(stand_in, tmp_path, capsys):
         if bench_gpu.bench_torch_gpu:
             assert row["ratio"] == pytest.approx(row["ours_s"] / row["torch_s"])
             assert row["torch_tf32_s"] > 0 and row["torch_bf16_s"] > 0
+            ours = min(row["ours_s"], row["ours_tf32_s"] or row["ours_s"])
+            assert row["ratio_bf16"] == pytest.approx(ours / row["torch_bf16_s"])
+            assert row["torch_bf16_by"].startswith("bf16 ")
             if in_tf32:
                 tf32 = row["ours_tf32_s"] / row["torch_tf32_s"]
                 assert row["ratio_tf32"] == pytest.approx(tf32)
-    assert "| step:tiny " in capsys.readouterr().out
+        if row["name"].startswith(("step", "predict")):
+            assert row["ours_mb"] == row["ours_tf32_mb"] == 2
+    assert rows["step:tiny"]["grown_mb"] == 0 and rows["step:tiny"]["train_s"] > 0
+    printed = capsys.readouterr().out
+    assert "| step:tiny " in printed and f"{datetime.date.today()}\n" in printed
+
+
+def test_a_graph_is_checked_for_the_same_bits_and_timed(stand_in, monkeypatch):
+    said = stand_in.cupy.said
+    step, predict = bench_gpu.measure(1, ":tiny", graph=True)
+    assert step["ours_graph_s"] > 0 and predict["ours_graph_s"] > 0
+    captured = ["synchronize", "synchronize", "begin_capture", "end_capture", "launch"]
+    assert [what for what in said if what != "free_all_blocks"] == 2 * [*captured, "launch"]
+    right = backend.captured
+    monkeypatch.setattr(backend, "captured", lambda run: run() and right(run))  # one step further
+    with pytest.raises(AssertionError, match="other bits"):
+        bench_gpu.measure(1, "step:tiny", graph=True)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_only_a_layer_is_timed_while_the_gpu_is_busy_beforehand(hold, stand_in, monkeypatch):
+    said = stand_in.cupy.said
+    monkeypatch.setattr(bench_gpu, "_multiply_add", lambda *args: said.append("busy"))
+    assert device_seconds(lambda: said.append("run"), rounds=2, hold=hold) == 0.002
+    round_ = ["busy"] * hold + ["record", "run", "record", "synchronize"]
+    assert said == ["run"] * 3 + 2 * round_
 
 
 def test_a_wrong_kernel_is_not_timed(stand_in, monkeypatch):
     relu = bench_gpu.FORWARD["relu"]
     wrong = {**bench_gpu.FORWARD, "relu": lambda a: relu(a) * (1.001 if a.x.dtype == "f" else 1)}
     monkeypatch.setattr(bench_gpu, "FORWARD", wrong)
-    with pytest.raises(AssertionError, match="relu 2 forward: off by 1.0e-03"):
+    with pytest.raises(AssertionError, match="relu 2 forward, ours: off by 1.0e-03"):
         bench_gpu.measure(1, "relu 2 forward")
+
+
+def test_what_fails_or_is_wrong_of_pytorchs_is_named_and_left_out(capsys):
+    exact, tolerance = (None, np.array([1.0, 2.0])), {"ours": 1e-3, "tf32": 1e-3}
+
+    def fails():
+        raise RuntimeError("no Triton\nhere")
+
+    runs = {"ours": lambda: (exact[1], None), "tf32 default": lambda: exact[1] * 1.01}
+    runs |= {"tf32 channels_last": lambda: exact[1] * 1.0001, "tf32 channels_last compiled": fails}
+    good = bench_gpu_steps.checked("step:x", runs, runs, exact, tolerance)
+    assert list(good) == ["ours", "tf32 channels_last"]
+    wrong, failed = capsys.readouterr().out.splitlines()
+    assert "step:x, PyTorch, tf32 default, is left out: off by 1.0e-02" in wrong
+    assert "compiled, is left out: no Triton here" in failed
+    runs = {"ours": lambda: exact[1] * np.nan}
+    with pytest.raises(AssertionError, match="step:x, ours: off by nan"):
+        bench_gpu_steps.checked("step:x", runs, runs, exact, tolerance)
 
 
 @pytest.mark.parametrize(("factor", "fits"), [(1.001, True), (1.003, False), (np.nan, False)])
@@ -163,7 +263,7 @@ def test_a_convolution_in_tf32_may_be_off_by_2e_3(factor, fits, stand_in, monkey
         (row,) = bench_gpu.measure(1, "conv3d 2->3 forward")
         assert row["ours_tf32_s"] > 0
         return
-    with pytest.raises(AssertionError, match="conv3d 2->3 forward: off by"):
+    with pytest.raises(AssertionError, match="conv3d 2->3 forward, ours_tf32: off by"):
         bench_gpu.measure(1, "conv3d 2->3 forward")
 
 

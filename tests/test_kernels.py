@@ -29,7 +29,7 @@ def cast(args, dtype):
     """The arguments with all float arrays of type `dtype`; a transform's matrix stays float64."""
     return tuple(
         arg.astype(dtype)
-        if isinstance(arg, np.ndarray) and arg.dtype.kind == "f" and arg.shape != (3, 4)
+        if isinstance(arg, np.ndarray) and arg.dtype.kind == "f" and arg.shape[-2:] != (3, 4)
         else arg
         for arg in args
     )

@@ -11,6 +11,7 @@ try:
     REASON = ""
 except InputError as error:
     REASON = str(error)
+TF32 = conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT, upconv3d_tensor.COARSE, upconv3d_tensor.WEIGHT
 needs_nvrtc = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
@@ -48,8 +49,7 @@ def test_tensor_kernels_leave_room_for_two_blocks_on_an_sm(architecture):
         "upconv3d_tensor_backward_coarse": "UP_THREADS",
         "upconv3d_tensor_backward_weight": "UP_DW_THREADS",
     }
-    tf32 = conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT, upconv3d_tensor.COARSE
-    for files in ((*tf32, upconv3d_tensor.WEIGHT), (conv3d_tensor.BF16,)):
+    for files in (TF32, (conv3d_tensor.BF16,)):
         compiled = [bench_compile.compile_file(file, "float", architecture)[0] for file in files]
         registers = {row["kernel"]: row["registers"] for rows in compiled for row in rows}
         for kernel, block in threads.items():
@@ -57,7 +57,7 @@ def test_tensor_kernels_leave_room_for_two_blocks_on_an_sm(architecture):
 
 
 def test_tensor_kernels_are_for_float_and_ampere_or_newer():
-    for file in (conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT, conv3d_tensor.BF16):
+    for file in (*TF32, conv3d_tensor.BF16):
         assert bench_compile.targets(file) == [("float", "sm_80"), ("float", "sm_90")]
     assert len(bench_compile.targets("layers/relu")) == 8
 

@@ -1,4 +1,4 @@
-"""Every command in the README runs as it stands there, on few scans; none is left out."""
+"""Every command in the README and tutorials/results.md runs as it stands there, on few scans."""
 
 import dataclasses
 import importlib
@@ -13,8 +13,10 @@ import pytest
 from weakunet import bench_compile, bench_zeros, compare, study, train
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "tutorials" / "results.md"
 HEAD = Path("/usr/share/mricron/templates/ch2better.nii.gz")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", RESULTS)}
+README = "\n".join(PAGES.values())
 FEW = {"train": 8, "val": 4, "test": 3}
 BLOCK = re.compile(r"^```\n(.*?)^```", flags=re.M | re.S)
 # Commands that another test runs, and which.
@@ -141,9 +143,9 @@ def test_no_command_is_left_out():
         assert (ROOT / place).is_file()
 
 
-def test_readme_names_only_files_that_exist():
-    names = re.findall(
-        r"\]\(([^)#:]+)\)|`((?:weakunet|tutorials|tests|data_tools)/[\w./-]+)`", README
-    )
-    for name in {link or path for link, path in names}:
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_name_only_files_that_exist(page):
+    links = re.findall(r"\]\(([^)#:]+)\)", PAGES[page])
+    assert links and all((page.parent / link).exists() for link in links), links
+    for name in re.findall(r"`((?:weakunet|tutorials|tests|data_tools)/[\w./-]+)`", PAGES[page]):
         assert (ROOT / name).exists(), name

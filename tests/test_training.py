@@ -309,9 +309,10 @@ def test_scans_of_one_slice_are_moved_within_it_only(monkeypatch, tmp_path):
     ]
     warp = training.warp
 
-    def keep(volume, matrix):
-        seen.append(warp(volume, matrix))
-        return seen[-1]
+    def keep(volumes, matrices):
+        moved = warp(volumes, matrices)
+        seen.extend(moved)
+        return moved
 
     monkeypatch.setattr(training, "warp", keep)
     settings = train.Settings(epochs=4, batch=2, channels=(2, 3, 4), block=2)

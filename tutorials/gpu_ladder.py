@@ -26,6 +26,7 @@ MARKS = "<!-- counted: python tutorials/gpu_ladder.py -->\n", "<!-- end -->\n"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#D9D9D9"
 TILED = cuda_source.constants("layers/conv3d_tiled")
 TENSOR = cuda_source.constants("layers/conv3d_tensor")
+FOLDED = cuda_source.constants("layers/upconv3d_tensor")
 
 
 def count():
@@ -36,10 +37,15 @@ def count():
     warp_reads = 2 * (TENSOR["TILE_Y"] + 2) + 6 * 4  # of 128 bytes, for 3 taps along y
     warp_work = 3 * 2 * TENSOR["TILE_Y"] * 16 * 8 * 8  # multiply-adds
     each_input = halo / voxels / (27 * 32)  # for all 32 output channels of a block
+    up_x, up_y, up_z, up_maps = (FOLDED[f"UP_{name}"] for name in ("X", "Y", "Z", "MAPS"))
+    up_input = (up_x + 2) * (up_y + 2) * (up_z + 1) / (up_x * up_y * up_z * 4 * up_maps * 8)
+    up_reads = 2 * 2 * 3 * (up_y + 1) + 2 * 2 * 4 * 4  # of 128 bytes: rows of x, then weights
+    up_work = 2 * 2 * 4 * up_y * 16 * 8 * 8  # multiply-adds
     rows = [
         ("naive", "1", 8.0, 8.0, 27),
         ("tiled", f"{column * maps}", 4 * each_input, 4 * (column + 2 + 3 * maps) / (3 * 64), 27),
         ("tensor", f"{2 * column * 4}", 4 * each_input, 128 * warp_reads / warp_work, 27),
+        ("folded", f"{2 * up_y * 4}", 4 * up_input, 128 * up_reads / up_work, 8),
     ]
     lines = [
         "| rung | sums a thread keeps | bytes from the caches and memory, a multiply-add "

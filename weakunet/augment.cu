@@ -9,8 +9,8 @@ static __device__ real voxel(const real* __restrict__ x, int z, int y, int x_, i
 }
 
 // computes  result(z, y, x) = x at matrix (z, y, x, 1): trilinear between the eight voxels around
-//           that point, 0 outside; matrix (3, 4) as in augment.py. A flip or a whole-voxel shift
-//           hits a voxel exactly and so copies it.
+//           that point, 0 outside; matrix (3, 4) as in augment.py, one for each volume of a batch.
+//           A flip or a whole-voxel shift hits a voxel exactly and so copies it.
 // threads   thread i owns result[i]
 // memory    reads 8 elements (neighbouring threads share most of them) and the matrix, writes 1
 // work      18 FLOP in double for the point (in float it would be off by 1e-5 voxel, which shows),
@@ -21,7 +21,10 @@ extern "C" __global__ void warp(const real* __restrict__ x, const double* __rest
 {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    int to_x = (int)(i % w), to_y = (int)(i / w % h), to_z = (int)(i / w / h);
+    int to_x = (int)(i % w), to_y = (int)(i / w % h), to_z = (int)(i / w / h % d);
+    long long volume = i / w / h / d;
+    x += volume * d * h * w;
+    matrix += volume * 12;
     int first[3];      // the lowest of the eight voxels around the point, and
     real fraction[3];  // how far past it the point lies, in voxels
     for (int axis = 0; axis < 3; ++axis) {

@@ -1,6 +1,6 @@
 """python -m weakunet.bench: how fast each layer and the whole training step are, and beside what.
 
-    python -m weakunet.bench            the GPU; where there is none, FLOPs, bytes and time floors
+    python -m weakunet.bench            the GPU in fp32 and TF32; without one, FLOPs, bytes, floors
     python -m weakunet.bench --cpu      numpy on the CPU
     python -m weakunet.bench --compile  registers and spills of every kernel; needs no GPU
     python -m weakunet.bench --check    does the GPU compute what numpy does?
@@ -59,6 +59,7 @@ def main(argv=None):
     )
     what.add_argument("--check", action="store_true", help="does the GPU compute what numpy does?")
     what.add_argument("--zeros", action="store_true", help="how much of the gradient is zero")
+    parser.add_argument("--graph", action="store_true", help="a GPU's steps as CUDA graphs, too")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--rounds", type=int, default=7, help="rounds; medians are reported")
@@ -94,8 +95,11 @@ def _rows(args):
     from weakunet import bench_gpu
 
     if backend.pick_device() == "cuda":
-        rows = bench_gpu.measure(args.rounds, args.only)
-        print_table(rows, bench_gpu.COLUMNS)
+        rows = bench_gpu.measure(args.rounds, args.only, args.graph)
+        whole = [row for row in rows if ":" in row["name"]]
+        print_table([row for row in rows if row not in whole], bench_gpu.COLUMNS)
+        for columns in (bench_gpu.STEP_COLUMNS, bench_gpu.MORE_COLUMNS):
+            print_table(whole, columns)
     else:
         rows = bench_counts.counted(args.floor, args.only)
         print_table(rows, bench_counts.COLUMNS)

@@ -2,18 +2,20 @@
 
 A layer cannot be faster than its arithmetic at the device's peak, nor than its traffic (every input
 read once, every output written once, float32) at the memory's speed; the larger of the two is its
-floor. The first convolution of a decoder level (upconv3d) is counted with its upsampling folded in,
-as upconv3d.py says, whether a rung does so or not. The floor of a step is the sum over its layers,
-each a kernel of its own: fusing layers moves fewer bytes and can go below it. `predicted_s` is our
-guess with convolutions on tensor cores (bench_predict.py) and all other layers at their floor. So
-this table can be read before a GPU is at hand.
+floor; `floor_tf32_s` is the same with the arithmetic of the convolutions that run on tensor cores
+at their peak. The first convolution of a decoder level (upconv3d) is counted with its upsampling
+folded in, as upconv3d.py says, whether a rung does so or not. The floor of a step is the sum over
+its layers, each a kernel of its own: fusing layers moves fewer bytes and can go below it.
+`predicted_s` is our guess with convolutions on tensor cores (bench_predict.py) and all other layers
+at their floor; `host_s` is our guess of what the host takes to queue a step's kernels. The larger
+of the two is how long the step will take. So this table can be read before a GPU is at hand.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from weakunet.bench_predict import GPUS, tf32_seconds
+from weakunet.bench_predict import GPUS, LAUNCH, LAUNCHES, TF32, tf32_seconds
 
 SMALL = {"channels": (8, 16, 32), "convs_per_level": 1}
 PAPER = {"channels": (32, 64, 128), "convs_per_level": 2}
@@ -39,7 +41,9 @@ COLUMNS = [
     ("bytes", "{:.3g}"),
     ("floor_s", "{:.6f}"),
     ("bound", "{}"),
+    ("floor_tf32_s", "{:.6f}"),
     ("predicted_s", "{:.6f}"),
+    ("host_s", "{:.6f}"),
 ]
 
 
@@ -129,16 +133,19 @@ def count_rows(size, device, gpu="h200"):
     for layer in dict.fromkeys(layers):
         for direction in ("forward", "backward"):
             row = {"name": f"{layer.name} {direction}", "size": "x".join(map(str, layer.volume))}
+            row["predicted_s"] = seconds = tf32_seconds(layer, direction, gpu)
             rows.append(row | _floor(*cost(layer, direction), device))
-            rows[-1]["predicted_s"] = tf32_seconds(layer, direction, gpu)
+            peak = TF32[gpu] if layer.kind in ("conv3d", "upconv3d") and seconds else device[0]
+            rows[-1]["floor_tf32_s"] = max(rows[-1]["flop"] / peak, rows[-1]["bytes"] / device[1])
             rows[-1] |= {"times": layers.count(layer), "layer": layer, "direction": direction}
     for name, directions in (("step", ("forward", "backward")), ("predict", ("forward",))):
         own = [row for row in rows if row.get("direction") in directions]
-        total = {key: sum(row["times"] * row[key] for row in own) for key in ("flop", "bytes")}
-        floor = sum(row["times"] * row["floor_s"] for row in own)
+        summed = ("flop", "bytes", "floor_s", "floor_tf32_s")
+        total = {key: sum(row["times"] * row[key] for row in own) for key in summed}
         row = {"name": f"{name}:{size}", "size": "x".join(map(str, shape))} | total
         row["predicted_s"] = sum(_guess(row) for row in own) if gpu in GPUS else None
-        rows.append(row | {"floor_s": floor, "times": 1})
+        row["host_s"] = LAUNCHES[size] * LAUNCH if name == "step" and size in LAUNCHES else None
+        rows.append(row | {"times": 1})
     return rows
 
 

@@ -1,83 +1,117 @@
 """The GPU half of `python -m weakunet.bench`: our kernels beside PyTorch's (cuDNN) in one run.
 
 For every distinct layer of the default's and the paper's network, and for whole training steps and
-predictions: the result is first compared with a float64 reference on fresh random data, then timed
-between device events, after a warm-up, as the median over rounds. Ours run in fp32 (`ours_s`) and
-with convolutions in TF32 (`ours_tf32_s`; `ratio_tf32` is over PyTorch's in TF32). PyTorch (where it
-is installed) runs in fp32 without TF32, in fp32 with TF32, and in bf16 with channels_last_3d; a
-whole step in bf16 is under autocast. `share` is the floor by this device's own limits over our
-time; the limits are a large copy's speed and the multiply-add rate, both measured in the same run.
-`predicted_s` is what bench_predict.py said beforehand of `ours_tf32_s`, for an H200.
+predictions (bench_gpu_steps.py): the result is first compared with a float64 reference on fresh
+random data, then timed between device events, after a warm-up, as the median over rounds. A layer
+is timed while the GPU is busy with something else until all of it is queued, so that the host's
+time does not count; a step is timed as it comes.
+
+Ours run in fp32 (`ours_s`) and with convolutions in TF32 (`ours_tf32_s`). PyTorch (where it is
+installed) runs in fp32 without TF32, in TF32, and in bf16 (a whole step: under autocast), each with
+both layouts of memory and cuDNN's benchmark mode, whole networks also through torch.compile with
+CUDA graphs; the fastest counts (`torch_tf32_by` in --json says which), what fails or is wrong is
+named and left out. `ratio` is fp32's, `ratio_tf32` TF32's, `ratio_bf16` our faster one over
+PyTorch's bf16.
+`share` is the floor by this device's own limits over our time in fp32; the limits are a large
+copy's speed and the multiply-add rate, both measured in the same run. `share_tf32` is that of our
+time in TF32, the floor with an H200's tensor cores at the peak of its data sheet. `predicted_s` is
+what bench_predict.py said beforehand of `ours_tf32_s`, and `host_s` of the host's part, for an
+H200.
 Small layers stay in the GPU's cache from call to call, on both sides.
 """
 
+import datetime
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 
-from weakunet import backend, bench_counts
+from weakunet import backend, bench_check, bench_counts, bench_gpu_steps
 from weakunet.bench_counts import SIZES
 from weakunet.cli import progress
 from weakunet.layers import conv3d_cuda, globalpool3d, maxpool3d, relu, upconv3d
-from weakunet.loss import mse_backward
-from weakunet.model import WeakUNet
-from weakunet.optim import Adadelta
 
 try:
     from weakunet import bench_torch_gpu
 except ImportError:
     bench_torch_gpu = None
 
-COLUMNS = [
-    ("name", "{}"),
-    ("size", "{}"),
-    ("times", "{}"),
+TIMES = [
     ("ours_s", "{:.6f}"),
-    ("ours_tf32_s", "{:.6f}"),
-    ("naive_s", "{:.6f}"),
     ("torch_s", "{:.6f}"),
-    ("torch_tf32_s", "{:.6f}"),
-    ("torch_bf16_s", "{:.6f}"),
     ("ratio", "{:.2f}"),
+    ("ours_tf32_s", "{:.6f}"),
+    ("torch_tf32_s", "{:.6f}"),
     ("ratio_tf32", "{:.2f}"),
-    ("tflops", "{:.2f}"),
-    ("gbs", "{:.0f}"),
+    ("torch_bf16_s", "{:.6f}"),
+    ("ratio_bf16", "{:.2f}"),
     ("floor_s", "{:.6f}"),
-    ("predicted_s", "{:.6f}"),
     ("share", "{:.2f}"),
-    ("ours_mb", "{:.0f}"),
-    ("torch_mb", "{:.0f}"),
+    ("floor_tf32_s", "{:.6f}"),
+    ("share_tf32", "{:.2f}"),
+    ("predicted_s", "{:.6f}"),
 ]
-DTYPES = (np.float32, np.float64)
-BLOCK = 8  # edge of the local maxima's blocks
+NAMES = [("name", "{}"), ("size", "{}")]
+COLUMNS = [*NAMES, ("times", "{}"), *TIMES]
+COLUMNS += [("naive_s", "{:.6f}"), ("tflops", "{:.2f}"), ("gbs", "{:.0f}")]
+STEP_COLUMNS = [*NAMES, *TIMES, ("host_s", "{:.6f}")]
+MORE_COLUMNS = [*NAMES, *bench_gpu_steps.COLUMNS]
+BLOCK = bench_gpu_steps.BLOCK  # edge of the local maxima's blocks
+# how far a layer's results may be off float64, of the largest one
+TOLERANCE = {"ours": 1e-5, "ours_tf32": 2e-3, "naive": 1e-3, "fp32": 1e-3}
+TOLERANCE |= {"tf32": 5e-3, "bf16": 3e-2}
 
 
-def measure(rounds, only=""):
-    """All rows of the table whose name contains `only` (dicts; `layer` and `direction` apart)."""
-    limits = device_limits()
-    device = backend.device_name("cuda")
-    print(
-        f"{device}: multiply-adds {limits[0] / 1e12:.1f} TFLOP/s, copy {limits[1] / 1e12:.2f} TB/s"
-    )
+def measure(rounds, only="", graph=False):
+    """All rows of the tables whose name contains `only` (dicts). graph: replay steps as CUDA
+    graphs, too.
+    """
+    limits, device = _print_head(), backend.device_name("cuda")
     rows = [row for size in SIZES for row in bench_counts.count_rows(size, limits)]
     rows = [row for row in rows if only in row["name"]]
     for row in progress(rows, "bench"):
         layer, direction = row.pop("layer", None), row.pop("direction", None)
-        runs = _layer_runs(layer, direction) if layer else _network_runs(row["name"])
-        times = {side: device_seconds(run, rounds) for side, run in runs.items()}
-        ours, fp32 = times.pop("ours"), times.get("fp32")
-        row |= {"device": device, "threads": None, "ours_s": ours, "torch_s": fp32}
-        row |= {f"torch_{mode}_s": times.get(mode) for mode in ("tf32", "bf16")}
-        row |= {"ratio": ours / fp32 if fp32 else None, "ratio_tf32": None}
-        row["ours_tf32_s"] = times.get("ours_tf32")
-        if row["ours_tf32_s"] and row["torch_tf32_s"]:
-            row["ratio_tf32"] = row["ours_tf32_s"] / row["torch_tf32_s"]
-        row |= {"tflops": row["flop"] / ours / 1e12, "gbs": row["bytes"] / ours / 1e9}
-        row["share"] = row["floor_s"] / ours
-        row |= {"naive_s": times.get("naive")} | (_memory(runs) if not layer else {})
+        if layer:
+            runs = _layer_runs(layer, direction)
+        else:
+            runs = bench_gpu_steps.runs(row["name"], graph)
+        times = {side: device_seconds(run, rounds, hold=bool(layer)) for side, run in runs.items()}
+        row |= {"device": device, "threads": None, "ours_s": times["ours"]}
+        row |= {f"{side}_s": times.get(side) for side in ("ours_tf32", "ours_graph", "naive")}
+        row |= _beside_torch(times)
+        row |= {"tflops": row["flop"] / times["ours"] / 1e12}
+        row |= {"gbs": row["bytes"] / times["ours"] / 1e9, "share": row["floor_s"] / times["ours"]}
+        in_tf32 = row["ours_tf32_s"]
+        row["share_tf32"] = row["floor_tf32_s"] / in_tf32 if in_tf32 else None
+        if not layer:
+            row |= bench_gpu_steps.beside_the_time(row, runs)
         _free_memory()
     return rows
+
+
+def _print_head():
+    """Say when, on what and with what versions; returns the device's limits."""
+    print(datetime.date.today())
+    bench_check.print_installation()
+    if bench_torch_gpu:
+        print(bench_torch_gpu.versions())
+    limits = device_limits()
+    print(f"multiply-adds {limits[0] / 1e12:.1f} TFLOP/s, copy {limits[1] / 1e12:.2f} TB/s")
+    return limits
+
+
+def _beside_torch(times):
+    """PyTorch's fastest time of each precision, what it was, and our times over them."""
+    row = {}
+    ours = {"fp32": times["ours"], "tf32": times.get("ours_tf32")}
+    ours["bf16"] = min(time for time in ours.values() if time)
+    for mode in ours:
+        theirs = {side: time for side, time in times.items() if side.startswith(mode)}
+        by = min(theirs, key=theirs.get, default=None)
+        name = "" if mode == "fp32" else f"_{mode}"
+        row |= {f"torch{name}_s": theirs.get(by), f"torch{name}_by": by}
+        row[f"ratio{name}"] = ours[mode] / theirs[by] if by and ours[mode] else None
+    return row
 
 
 def _free_memory():
@@ -88,8 +122,12 @@ def _free_memory():
         bench_torch_gpu.torch.cuda.empty_cache()
 
 
-def device_seconds(run, rounds):
-    """Median seconds of `run()` on the GPU, between two events on the stream it works on."""
+def device_seconds(run, rounds, hold=False):
+    """Median seconds of `run()` on the GPU, between two events on the stream it works on.
+
+    hold: keep the GPU busy for a millisecond or more before the first event, in which the host
+    queues all of `run()`; else the GPU may wait for the host, and that counts.
+    """
     import cupy
 
     for _ in range(3):
@@ -97,12 +135,19 @@ def device_seconds(run, rounds):
     times = []
     for _ in range(rounds):
         start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        if hold:
+            _multiply_add(2**20, 4096)
         start.record()
         run()
         stop.record()
         stop.synchronize()
         times.append(cupy.cuda.get_elapsed_time(start, stop) / 1000)
     return float(np.median(times))
+
+
+def _multiply_add(threads, steps):
+    y = backend.to_device(np.empty(threads, np.float32), "cuda")
+    backend.launch("bench", "multiply_add", threads, (y, 0.5, 1.0, steps, threads))
 
 
 def device_limits(elements=2**28, steps=4096):
@@ -162,18 +207,15 @@ def _layer_runs(layer, direction):
     else:
         reference = ours(_in_float64(host))
     runs = {"ours": partial(ours, arrays)}
-    tolerance = {"ours": 1e-5, "ours_tf32": 2e-3}
     if layer.kind in CONVOLUTIONS:
         runs |= {"ours_tf32": partial(calls["tensor"], arrays), "naive": partial(naive, arrays)}
-    for side in runs.keys() & tolerance.keys():
-        for value, expected in zip(_as_tuple(runs[side]()), _as_tuple(reference), strict=True):
-            if value is not None:
-                _require_close(f"{layer.name} {direction}", value, expected, tolerance[side])
     if bench_torch_gpu:
         inputs = [host[name] for name in ("dy", "x", "w", "b", "coarse")]
-        for mode in bench_torch_gpu.MODES:
-            runs[mode] = bench_torch_gpu.layer_run(layer.kind, direction, inputs, BLOCK, mode)
-    return runs
+        runs |= bench_torch_gpu.layer_runs(layer.kind, direction, inputs, BLOCK)
+    what = f"{layer.name} {direction}"
+    # PyTorch gives no winners, and in bf16 others, so only its convolutions are compared
+    compared = [side for side in runs if side in TOLERANCE or layer.kind in CONVOLUTIONS]
+    return bench_gpu_steps.checked(what, runs, compared, reference, TOLERANCE)
 
 
 def _in_float64(arrays):
@@ -183,17 +225,6 @@ def _in_float64(arrays):
             for name, a in arrays.items()
         }
     )
-
-
-def _as_tuple(result):
-    return result if isinstance(result, tuple) else (result,)
-
-
-def _require_close(what, value, reference, tolerance):
-    value, reference = backend.to_host(value), backend.to_host(reference)
-    error = np.abs(value - reference).max() / max(np.abs(reference).max(), 1e-30)
-    if not error <= tolerance:
-        raise AssertionError(f"{what}: off by {error:.1e} of the float64 reference's maximum")
 
 
 def _layer_arrays(layer):
@@ -215,61 +246,3 @@ def _layer_arrays(layer):
     elif kind == "localmax":
         a.dy, a.winner = random(n, c_in), globalpool3d.localmax_forward(a.x, BLOCK)[1]
     return a
-
-
-def _network_runs(name):
-    """{side: function} for a whole step or prediction ('step:paper'), after a check in float64."""
-    what, _, size = name.partition(":")
-    network, shape = SIZES[size]
-    rng = np.random.default_rng(0)
-    scans, counts = rng.random(shape, np.float32), rng.integers(0, 10, shape[0]).astype(np.float32)
-    ours = {dtype: _network_run(what, network, scans, counts, dtype) for dtype in DTYPES}
-    exact = ours[np.float64]()
-    for value, reference in zip(ours[np.float32](), exact, strict=True):
-        _require_close(name, value, reference, 1e-4)
-    runs = {"ours": ours[np.float32]}
-    runs["ours_tf32"] = _network_run(what, network, scans, counts, np.float32, "tf32")
-    for value, reference in zip(runs["ours_tf32"](), exact, strict=True):
-        _require_close(f"{name} in TF32", value, reference, 2e-2)
-    if bench_torch_gpu:
-        model = _model(network, np.float32)
-        for mode in bench_torch_gpu.MODES:
-            runs[mode] = bench_torch_gpu.network_run(what, model, scans, counts, mode)
-        theirs = runs["fp32"]()[0].detach().cpu().numpy()
-        _require_close(f"PyTorch, {name}", theirs, exact[0], 1e-3)
-    return runs
-
-
-def _model(network, dtype):
-    return WeakUNet(**network, rng=np.random.default_rng(1), dtype=dtype)
-
-
-def _network_run(what, network, scans, counts, dtype, precision="fp32"):
-    """A function that runs one prediction, or one training step (forward, backward, Adadelta)."""
-    model = _model(network, dtype).to("cuda", precision)
-    scans, counts = (backend.to_device(a.astype(dtype), "cuda") for a in (scans, counts))
-    if what == "predict":
-        return lambda: model.predict(scans)
-    optimizer = Adadelta(model.params)
-
-    def step():
-        predicted = model.forward(scans)
-        model.backward(mse_backward(predicted, counts))
-        optimizer.step(model.grads)
-        return (predicted,)
-
-    return step
-
-
-def _memory(runs):
-    """Peak MB of GPU memory of our run and of PyTorch's in fp32."""
-    import cupy
-
-    pool = cupy.get_default_memory_pool()
-    pool.free_all_blocks()
-    before = pool.used_bytes()
-    runs["ours"]()
-    row = {"ours_mb": (pool.total_bytes() - before) / 2**20, "torch_mb": None}
-    if "fp32" in runs:
-        row["torch_mb"] = bench_torch_gpu.peak_mb(runs["fp32"])
-    return row

@@ -4,9 +4,15 @@ A block's work on one piece (8 input channels of its tile; a tile, in the weight
 counted in the kernels' text and in their SASS (sm_90, `nvdisasm -c`). Five things take time: the
 mma, the passes through shared memory, issuing instructions, the traffic from the L2 and that from
 memory. They overlap, so the largest is a lower limit; a guess of how well the two blocks on an SM
-hide each other's waits, HIDDEN, makes a prediction of it. Launches are not counted: with small
-volumes they will rule. What a measurement proves wrong here is worth knowing: `bench` on a GPU
-prints both.
+hide each other's waits, HIDDEN, makes a prediction of it. What a measurement proves wrong here is
+worth knowing: `bench` on a GPU prints both.
+
+A launch costs the host time, too, and the GPU can be no faster than the host queues work for it. In
+a step at the paper's size that is hidden; the default's small step is predicted to wait for the
+host most of the time, unless it is replayed as a CUDA graph (`bench --graph`): 0.5 ms then, we say.
+
+Left out, because it would not pay: the 2x2x2 max pool in the convolution's epilogue. It would save
+reading the maps once more, 290 MB in a step at the paper's size: 0.06 of 10.3 ms.
 """
 
 import math
@@ -16,6 +22,11 @@ from weakunet.layers import conv3d_tensor, upconv3d_tensor
 
 HIDDEN = 0.8
 SIZES = conv3d_tensor.SIZES | upconv3d_tensor.SIZES
+# Kernels that a step starts in TF32, with CuPy's own (tests/test_step.py counts them), and the
+# host's seconds for each: 11 us for our Python, measured on a Xeon core of a busy machine with the
+# launch itself left out, and a guess of 6 us for CuPy's and the driver's part.
+LAUNCHES = {"default": 82, "half-paper": 132, "paper": 132}
+LAUNCH = 17e-6
 
 
 class Gpu(NamedTuple):
@@ -34,6 +45,8 @@ GPUS = {
     "h200": Gpu(132, 1.83e9, 4 / 0.62, 5.5e12, 4.8e12),
     "a100": Gpu(108, 1.41e9, 8, 4.5e12, 2.04e12),
 }
+# FLOP/s in TF32 without sparsity, from the data sheets: for a floor, not for the prediction
+TF32 = {"h200": 495e12, "a100": 156e12}
 
 
 class Piece(NamedTuple):

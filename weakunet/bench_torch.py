@@ -20,39 +20,50 @@ def convolution_run(direction, dy, x, w, b, needs_dx, layout):
     return lambda: torch.ops.aten.convolution_backward(dy, x, w, *rest)
 
 
-def step_run(model, scans, counts, layout, device="cpu", autocast=None):
+def step_run(model, scans, counts, layout, device="cpu", autocast=None, compiled=None):
     """A function that runs one training step from the weights of `model`, a WeakUNet.
 
     scans (N, 1, D, H, W) and counts (N,) are numpy arrays; the function returns the counts (N,)
-    that were predicted before the update, and keeps its weights from call to call. autocast: the
-    dtype of the forward pass under autocast, or None.
+    that were predicted before the update, as a tuple of one, and keeps its weights from call to
+    call. autocast: the dtype of the forward pass under autocast, or None. compiled: options of
+    torch.compile, or None to run as written.
     """
     params = parameters(model, layout, device)
     optimizer = torch.optim.Adadelta(params.values(), lr=1.0, rho=0.95, eps=1e-6)
     scans = torch.from_numpy(scans).to(device, memory_format=layout)
     counts = torch.from_numpy(counts).to(device)
 
+    def forward(params, scans):
+        return _counts(params, features(params, model.settings, scans), model.settings)
+
+    forward = forward if compiled is None else torch.compile(forward, **compiled)
+
     def step():
         optimizer.zero_grad()
         with torch.autocast(device, autocast, enabled=autocast is not None):
-            predicted = _counts(params, features(params, model.settings, scans), model.settings)
+            predicted = forward(params, scans)
         ((predicted.float() - counts) ** 2).mean().backward()
         optimizer.step()
-        return predicted.detach()
+        return (predicted.detach(),)
 
     return step
 
 
-def predict_run(model, scans, layout, device="cpu", autocast=None):
+def predict_run(model, scans, layout, device="cpu", autocast=None, compiled=None):
     """A function that returns the counts (N,) and heatmaps (N, 1, D, H, W) of `scans`."""
     params = parameters(model, layout, device)
     scans = torch.from_numpy(scans).to(device, memory_format=layout)
 
+    def forward(params, scans):
+        maps = features(params, model.settings, scans)
+        heatmap = functional.conv3d(maps, params["linear.w"].view(1, -1, 1, 1, 1))
+        return _counts(params, maps, model.settings), heatmap
+
+    forward = forward if compiled is None else torch.compile(forward, **compiled)
+
     def predict():
         with torch.no_grad(), torch.autocast(device, autocast, enabled=autocast is not None):
-            maps = features(params, model.settings, scans)
-            heatmap = functional.conv3d(maps, params["linear.w"].view(1, -1, 1, 1, 1))
-            return _counts(params, maps, model.settings), heatmap
+            return forward(params, scans)
 
     return predict
 

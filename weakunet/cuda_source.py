@@ -25,6 +25,12 @@ _DTYPES = {
     "long long": np.dtype(np.int64),
     "unsigned char": np.dtype(np.uint8),
 }
+# looked up here in every launch: asking numpy each time took longer than all other checks
+_LIMITS = {
+    dtype: (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    for dtype in _DTYPES.values()
+    if dtype.kind != "f"
+}
 _KERNEL = re.compile(
     r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\s*\(([^)]*)\)'
 )
@@ -139,6 +145,6 @@ def _check_number(where, arg, dtype):
     wanted = Real if dtype.kind == "f" else Integral
     if not isinstance(arg, wanted):
         raise TypeError(f"{where} must be one number ({dtype}), not {type(arg).__name__}")
-    if dtype.kind == "i" and not np.iinfo(dtype).min <= arg <= np.iinfo(dtype).max:
+    if dtype in _LIMITS and not _LIMITS[dtype][0] <= arg <= _LIMITS[dtype][1]:
         raise ValueError(f"{where} = {arg} does not fit into {dtype}")
     return dtype.type(arg)

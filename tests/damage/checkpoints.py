@@ -35,7 +35,7 @@ def whole():
     with tempfile.TemporaryDirectory() as folder:
         run = training_run(Path(folder))
         run.epoch, run.history = 3, [(i, 1, 2, 3, 0.5, 6) for i in range(3)]
-        run.predicted = [np.ones(4, np.float32)]
+        run.predicted = np.ones(4, np.float32)
         run.save()
         content = (Path(folder) / "last.npz").read_bytes()
     with zipfile.ZipFile(io.BytesIO(content)) as file:

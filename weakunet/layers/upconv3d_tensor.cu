@@ -160,8 +160,8 @@ upconv3d_tensor_forward(const float* __restrict__ x, const float* __restrict__ a
 // computes  dx, the gradient in the coarse tensor, of dy (c_in channels, the fine volume): a
 //           convolution of stride 2 with 4 x 4 x 4 taps.
 // threads   a block of 8 warps owns a tile of 16 x 8 x 2 coarse voxels in 64 coarse channels, a
-//           warp 8 x 8 voxels of one plane in 32: D for 2 x 16 channels by 8 rows of voxels, 64 sums
-//           a lane in registers. Grid: tiles, groups of 64 channels, scans.
+//           warp 8 x 8 voxels of one plane in 32: D for 2 x 16 channels by 8 rows of voxels, 64
+//           sums a lane in registers. Grid: tiles, groups of 64 channels, scans.
 // memory    per block, channel of dy and parity in z and y, 34 x 9 x 3 elements are read once (in
 //           32-byte sectors 1296; the parities in x one after the other, the second from the L1),
 //           plus 16 x 64 weights. Writes 1 an output.
