@@ -86,6 +86,19 @@ def test_counted_mma_of_the_upsampled_part_are_8_taps_an_output(c_coarse, c_out,
     assert dw * 4 * (c_coarse // 32) * (c_out // 32) * bench_predict.UP_WEIGHT.mma == mma
 
 
+@pytest.mark.parametrize("c_coarse", [0, 64])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_bfloat16_is_predicted_faster_but_arrays_stay_float32(direction, c_coarse):
+    kind = "upconv3d" if c_coarse else "conv3d"
+    layer = bench_counts.Layer(kind, 32, 32, (1, 84, 128, 168), c_coarse)
+    tf32 = bench_predict.tf32_seconds(layer, direction, "h200")
+    assert 0.5 < bench_predict.bf16_seconds(layer, direction, "h200") / tf32 < 0.9
+    assert {piece.mma / more.mma for piece, more in bench_predict.BF16.items()} == {1}
+    rows = {row["name"]: row for row in bench_counts.counted("h200")}
+    step = rows["step:paper"]
+    assert 0.5 < step["predicted_bf16_s"] / step["predicted_s"] < 0.9
+
+
 def test_predicted_time_is_no_shorter_than_the_mma_take_and_absent_without_tensor_cores():
     layer = bench_counts.Layer("conv3d", 32, 32, (1, 84, 128, 168))
     flop, _ = bench_counts.cost(layer, "forward")
@@ -190,11 +203,12 @@ def test_every_row_is_checked_and_timed(stand_in, tmp_path, capsys):
         assert row["device"] == "stand-in" and row["ours_s"] > 0 and row["floor_s"] > 0
         assert (row["naive_s"] is not None) == row["name"].startswith(("conv3d", "upconv3d"))
         in_tf32 = row["name"].startswith(("conv3d", "upconv3d", "step", "predict"))
-        assert (row["ours_tf32_s"] is not None) == in_tf32
+        assert (row["ours_tf32_s"] is not None) == (row["ours_bf16_s"] is not None) == in_tf32
         if bench_gpu.bench_torch_gpu:
             assert row["ratio"] == pytest.approx(row["ours_s"] / row["torch_s"])
             assert row["torch_tf32_s"] > 0 and row["torch_bf16_s"] > 0
-            ours = min(row["ours_s"], row["ours_tf32_s"] or row["ours_s"])
+            times = (row[f"ours{mode}_s"] for mode in ("", "_tf32", "_bf16"))
+            ours = min(seconds for seconds in times if seconds)
             assert row["ratio_bf16"] == pytest.approx(ours / row["torch_bf16_s"])
             assert row["torch_bf16_by"].startswith("bf16 ")
             if in_tf32:
@@ -254,16 +268,21 @@ def test_what_fails_or_is_wrong_of_pytorchs_is_named_and_left_out(capsys):
         bench_gpu_steps.checked("step:x", runs, runs, exact, tolerance)
 
 
-@pytest.mark.parametrize(("factor", "fits"), [(1.001, True), (1.003, False), (np.nan, False)])
-def test_a_convolution_in_tf32_may_be_off_by_2e_3(factor, fits, stand_in, monkeypatch):
-    tensor = bench_gpu.FORWARD["tensor"]
-    wrong = {**bench_gpu.FORWARD, "tensor": lambda a: tensor(a) * np.float32(factor)}
+@pytest.mark.parametrize("side", ["ours_tf32", "ours_bf16"])
+@pytest.mark.parametrize(("factor", "fits"), [(1, True), (3, False), (np.nan, False)])
+def test_a_convolution_on_tensor_cores_may_be_off_by_so_much(
+    side, factor, fits, stand_in, monkeypatch
+):
+    off = np.float32(1 + factor * {"ours_tf32": 1e-3, "ours_bf16": 8e-3}[side])
+    rung = bench_gpu.OURS[side]
+    tensor = bench_gpu.FORWARD[rung]
+    wrong = {**bench_gpu.FORWARD, rung: lambda a: tensor(a) * off}
     monkeypatch.setattr(bench_gpu, "FORWARD", wrong)
     if fits:
         (row,) = bench_gpu.measure(1, "conv3d 2->3 forward")
-        assert row["ours_tf32_s"] > 0
+        assert row[f"{side}_s"] > 0
         return
-    with pytest.raises(AssertionError, match="conv3d 2->3 forward, ours_tf32: off by"):
+    with pytest.raises(AssertionError, match=f"conv3d 2->3 forward, {side}: off by"):
         bench_gpu.measure(1, "conv3d 2->3 forward")
 
 

@@ -7,15 +7,16 @@ at their peak. The first convolution of a decoder level (upconv3d) is counted wi
 folded in, as upconv3d.py says, whether a rung does so or not. The floor of a step is the sum over
 its layers, each a kernel of its own: fusing layers moves fewer bytes and can go below it.
 `predicted_s` is our guess with convolutions on tensor cores (bench_predict.py) and all other layers
-at their floor; `host_s` is our guess of what the host takes to queue a step's kernels. The larger
-of the two is how long the step will take. So this table can be read before a GPU is at hand.
+at their floor, `predicted_bf16_s` that in bfloat16; `host_s` is our guess of what the host takes to
+queue a step's kernels. The larger of the two is how long the step will take. So this table can be
+read before a GPU is at hand.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from weakunet.bench_predict import GPUS, LAUNCH, LAUNCHES, TF32, tf32_seconds
+from weakunet.bench_predict import GPUS, LAUNCH, LAUNCHES, TF32, bf16_seconds, tf32_seconds
 
 SMALL = {"channels": (8, 16, 32), "convs_per_level": 1}
 PAPER = {"channels": (32, 64, 128), "convs_per_level": 2}
@@ -43,6 +44,7 @@ COLUMNS = [
     ("bound", "{}"),
     ("floor_tf32_s", "{:.6f}"),
     ("predicted_s", "{:.6f}"),
+    ("predicted_bf16_s", "{:.6f}"),
     ("host_s", "{:.6f}"),
 ]
 
@@ -134,6 +136,7 @@ def count_rows(size, device, gpu="h200"):
         for direction in ("forward", "backward"):
             row = {"name": f"{layer.name} {direction}", "size": "x".join(map(str, layer.volume))}
             row["predicted_s"] = seconds = tf32_seconds(layer, direction, gpu)
+            row["predicted_bf16_s"] = bf16_seconds(layer, direction, gpu)
             rows.append(row | _floor(*cost(layer, direction), device))
             peak = TF32[gpu] if layer.kind in ("conv3d", "upconv3d") and seconds else device[0]
             rows[-1]["floor_tf32_s"] = max(rows[-1]["flop"] / peak, rows[-1]["bytes"] / device[1])
@@ -143,15 +146,15 @@ def count_rows(size, device, gpu="h200"):
         summed = ("flop", "bytes", "floor_s", "floor_tf32_s")
         total = {key: sum(row["times"] * row[key] for row in own) for key in summed}
         row = {"name": f"{name}:{size}", "size": "x".join(map(str, shape))} | total
-        row["predicted_s"] = sum(_guess(row) for row in own) if gpu in GPUS else None
+        for key in ("predicted_s", "predicted_bf16_s"):
+            row[key] = sum(_guess(row, key) for row in own) if gpu in GPUS else None
         row["host_s"] = LAUNCHES[size] * LAUNCH if name == "step" and size in LAUNCHES else None
         rows.append(row | {"times": 1})
     return rows
 
 
-def _guess(row):
-    each = row["floor_s"] if row["predicted_s"] is None else row["predicted_s"]
-    return row["times"] * each
+def _guess(row, key):
+    return row["times"] * (row["floor_s"] if row[key] is None else row[key])
 
 
 def _floor(flop, traffic, device):

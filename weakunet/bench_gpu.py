@@ -6,17 +6,17 @@ random data, then timed between device events, after a warm-up, as the median ov
 is timed while the GPU is busy with something else until all of it is queued, so that the host's
 time does not count; a step is timed as it comes.
 
-Ours run in fp32 (`ours_s`) and with convolutions in TF32 (`ours_tf32_s`). PyTorch (where it is
-installed) runs in fp32 without TF32, in TF32, and in bf16 (a whole step: under autocast), each with
-both layouts of memory and cuDNN's benchmark mode, whole networks also through torch.compile with
-CUDA graphs; the fastest counts (`torch_tf32_by` in --json says which), what fails or is wrong is
-named and left out. `ratio` is fp32's, `ratio_tf32` TF32's, `ratio_bf16` our faster one over
-PyTorch's bf16.
+Ours run in fp32 (`ours_s`) and with convolutions in TF32 and bf16 (`ours_tf32_s`, `ours_bf16_s`).
+PyTorch (where it is installed) runs in fp32 without TF32, in TF32, and in bf16 (a whole step: under
+autocast), each with both layouts of memory and cuDNN's benchmark mode, whole networks also through
+torch.compile with CUDA graphs; the fastest counts (`torch_tf32_by` in --json says which), what
+fails or is wrong is named and left out. `ratio` is fp32's, `ratio_tf32` TF32's, `ratio_bf16` our
+fastest one over PyTorch's bf16.
 `share` is the floor by this device's own limits over our time in fp32; the limits are a large
 copy's speed and the multiply-add rate, both measured in the same run. `share_tf32` is that of our
-time in TF32, the floor with an H200's tensor cores at the peak of its data sheet. `predicted_s` is
-what bench_predict.py said beforehand of `ours_tf32_s`, and `host_s` of the host's part, for an
-H200.
+time in TF32, the floor with an H200's tensor cores at the peak of its data sheet. `predicted_s` and
+`predicted_bf16_s` are what bench_predict.py said beforehand of `ours_tf32_s` and `ours_bf16_s`, and
+`host_s` of the host's part, for an H200.
 Small layers stay in the GPU's cache from call to call, on both sides.
 """
 
@@ -43,6 +43,7 @@ TIMES = [
     ("ours_tf32_s", "{:.6f}"),
     ("torch_tf32_s", "{:.6f}"),
     ("ratio_tf32", "{:.2f}"),
+    ("ours_bf16_s", "{:.6f}"),
     ("torch_bf16_s", "{:.6f}"),
     ("ratio_bf16", "{:.2f}"),
     ("floor_s", "{:.6f}"),
@@ -50,15 +51,18 @@ TIMES = [
     ("floor_tf32_s", "{:.6f}"),
     ("share_tf32", "{:.2f}"),
     ("predicted_s", "{:.6f}"),
+    ("predicted_bf16_s", "{:.6f}"),
 ]
+OURS = {"ours_tf32": "tensor", "ours_bf16": "tensor_bf16"}  # beside fp32: the rungs
 NAMES = [("name", "{}"), ("size", "{}")]
 COLUMNS = [*NAMES, ("times", "{}"), *TIMES]
 COLUMNS += [("naive_s", "{:.6f}"), ("tflops", "{:.2f}"), ("gbs", "{:.0f}")]
 STEP_COLUMNS = [*NAMES, *TIMES, ("host_s", "{:.6f}")]
 MORE_COLUMNS = [*NAMES, *bench_gpu_steps.COLUMNS]
 BLOCK = bench_gpu_steps.BLOCK  # edge of the local maxima's blocks
-# how far a layer's results may be off float64, of the largest one
-TOLERANCE = {"ours": 1e-5, "ours_tf32": 2e-3, "naive": 1e-3, "fp32": 1e-3}
+# how far a layer's results may be off float64, of the largest one; a factor rounded to bf16 is off
+# by up to 2^-8, 8 times as far as one in TF32, and so are ours
+TOLERANCE = {"ours": 1e-5, "ours_tf32": 2e-3, "ours_bf16": 1.6e-2, "naive": 1e-3, "fp32": 1e-3}
 TOLERANCE |= {"tf32": 5e-3, "bf16": 3e-2}
 
 
@@ -77,7 +81,7 @@ def measure(rounds, only="", graph=False):
             runs = bench_gpu_steps.runs(row["name"], graph)
         times = {side: device_seconds(run, rounds, hold=bool(layer)) for side, run in runs.items()}
         row |= {"device": device, "threads": None, "ours_s": times["ours"]}
-        row |= {f"{side}_s": times.get(side) for side in ("ours_tf32", "ours_graph", "naive")}
+        row |= {f"{side}_s": times.get(side) for side in (*OURS, "ours_graph", "naive")}
         row |= _beside_torch(times)
         row |= {"tflops": row["flop"] / times["ours"] / 1e12}
         row |= {"gbs": row["bytes"] / times["ours"] / 1e9, "share": row["floor_s"] / times["ours"]}
@@ -104,7 +108,7 @@ def _beside_torch(times):
     """PyTorch's fastest time of each precision, what it was, and our times over them."""
     row = {}
     ours = {"fp32": times["ours"], "tf32": times.get("ours_tf32")}
-    ours["bf16"] = min(time for time in ours.values() if time)
+    ours["bf16"] = min(times[side] for side in ("ours", *OURS) if side in times)
     for mode in ours:
         theirs = {side: time for side, time in times.items() if side.startswith(mode)}
         by = min(theirs, key=theirs.get, default=None)
@@ -182,6 +186,7 @@ FORWARD = {
     "upconv3d": _convolve,
     "naive": lambda a: _convolve(a, "naive"),
     "tensor": lambda a: _convolve(a, "tensor"),
+    "tensor_bf16": lambda a: _convolve(a, "tensor_bf16"),
     "relu": lambda a: relu.relu_forward(a.x),
     "maxpool3d": lambda a: maxpool3d.maxpool3d_forward(a.x),
     "localmax": lambda a: globalpool3d.localmax_forward(a.x, BLOCK),
@@ -191,6 +196,7 @@ BACKWARD = {
     "upconv3d": _convolve_backward,
     "naive": lambda a: _convolve_backward(a, "naive"),
     "tensor": lambda a: _convolve_backward(a, "tensor"),
+    "tensor_bf16": lambda a: _convolve_backward(a, "tensor_bf16"),
     "relu": lambda a: relu.relu_backward(a.dy, a.x),
     "maxpool3d": lambda a: maxpool3d.maxpool3d_backward(a.dy, a.winner),
     "localmax": lambda a: globalpool3d.localmax_backward(a.dy, a.winner, a.x.shape, BLOCK),
@@ -208,7 +214,8 @@ def _layer_runs(layer, direction):
         reference = ours(_in_float64(host))
     runs = {"ours": partial(ours, arrays)}
     if layer.kind in CONVOLUTIONS:
-        runs |= {"ours_tf32": partial(calls["tensor"], arrays), "naive": partial(naive, arrays)}
+        runs |= {side: partial(calls[rung], arrays) for side, rung in OURS.items()}
+        runs["naive"] = partial(naive, arrays)
     if bench_torch_gpu:
         inputs = [host[name] for name in ("dy", "x", "w", "b", "coarse")]
         runs |= bench_torch_gpu.layer_runs(layer.kind, direction, inputs, BLOCK)

@@ -97,10 +97,34 @@ UP_WEIGHT = Piece(
 )
 
 
-def tf32_seconds(layer, direction, gpu):
+def _more(piece, instructions, l2):
+    return piece._replace(instructions=piece.instructions + instructions, l2=piece.l2 + l2)
+
+
+# With pairs of bfloat16 (tensor_bf16.cu): a piece has twice the channels, in the weights' gradients
+# twice the planes, in as many mma and passes. Arrays are float32: twice the bytes of x and dy, and
+# 44, 43 and 38, 21, 42, 46 and 35 instructions more fill 32 voxels. Of the tile before, no x is
+# thought to be in the L1 any more.
+BF16 = {
+    FORWARD: _more(FORWARD, 1080 * 44 // 32, 6 * 10 * 4 * 32 * 8),
+    WEIGHT: _more(WEIGHT, (512 * 43 + 864 * 38) // 32, 8 * 2 * 32 * 32 + (6 - 2) * 6 * 4 * 32 * 16),
+    UP_FORWARD: _more(UP_FORWARD, 540 * 21 // 32, 3 * 10 * 4 * 32 * 8),
+    UP_BACK: _more(UP_BACK, 2 * 459 * 42 // 32, 3 * 9 * 6 * 32 * 8),
+    UP_WEIGHT: _more(
+        UP_WEIGHT, (512 * 46 + 720 * 35) // 32, 4 * 4 * 32 * 32 + (3 - 1) * 5 * 4 * 32 * 32
+    ),
+}
+
+
+def bf16_seconds(layer, direction, gpu):
+    """As tf32_seconds, with factors in bfloat16."""
+    return tf32_seconds(layer, direction, gpu, pair=2)
+
+
+def tf32_seconds(layer, direction, gpu, pair=1):
     """Predicted seconds of a 3x3x3 convolution (bench_counts.Layer) in one direction, on one of
     GPUS, or None where it does not run on tensor cores. backward: to the input, weights and bias.
-    A ReLU's forward is computed by the convolution before it.
+    A ReLU's forward is computed by the convolution before it. pair: 2 with pairs of bfloat16.
     """
     if gpu in GPUS and (layer.kind, direction) == ("relu", "forward"):
         return 0.0
@@ -111,49 +135,52 @@ def tf32_seconds(layer, direction, gpu):
         return None
     if layer.kind == "upconv3d":
         coarse = _up_forward if direction == "forward" else _up_backward
-        skip = tf32_seconds(layer._replace(kind="conv3d", c_coarse=0), direction, gpu)
-        return skip + coarse(layer, GPUS[gpu]) / HIDDEN
+        skip = tf32_seconds(layer._replace(kind="conv3d", c_coarse=0), direction, gpu, pair)
+        return skip + coarse(layer, GPUS[gpu], pair) / HIDDEN
     n, c_in, c_out, gpu = layer.volume[0], layer.c_in, layer.c_out, GPUS[gpu]
     if direction == "forward":
-        return _convolution(layer.volume, c_in, c_out, gpu) / HIDDEN
+        return _convolution(layer.volume, c_in, c_out, gpu, pair) / HIDDEN
     maps = 4 * math.prod(layer.volume)  # bytes of one channel
     groups = _ceil(c_in, 8 * SIZES["DW_GROUPS"]), _ceil(c_out, SIZES["DW_MAPS"])
-    tiles = n * _tiles(layer.volume, "DW")
+    tiles = n * _tiles(layer.volume, "DW", pair)
     parts = max(1, min(tiles, conv3d_tensor.BLOCKS // math.prod(groups)))
     pieces = _ceil(tiles, parts)
     traffic = maps * (c_out * groups[0] + c_in * groups[1])
-    weights = _seconds(WEIGHT, parts * math.prod(groups), pieces, traffic, gpu)
+    weights = _seconds(WEIGHT, parts * math.prod(groups), pieces, traffic, gpu, pair)
     adding_up = 2 * 4 * parts * 27 * c_in * c_out / gpu.memory
     bias = maps * c_out / gpu.memory
-    return (_convolution(layer.volume, c_out, c_in, gpu) + weights + adding_up + bias) / HIDDEN
+    back = _convolution(layer.volume, c_out, c_in, gpu, pair)
+    return (back + weights + adding_up + bias) / HIDDEN
 
 
-def _convolution(volume, c_in, c_out, gpu):
-    groups = _ceil(c_out, SIZES["MAPS"])
+def _convolution(volume, c_in, c_out, gpu, pair):
+    groups, pieces = _ceil(c_out, SIZES["MAPS"]), _ceil(c_in, SIZES["CHANNELS"] * pair)
     traffic = 4 * math.prod(volume) * (c_in * groups + c_out)
     blocks = volume[0] * _tiles(volume, "TILE") * groups
-    return _seconds(FORWARD, blocks, _ceil(c_in, SIZES["CHANNELS"]), traffic, gpu)
+    return _seconds(FORWARD, blocks, pieces, traffic, gpu, pair)
 
 
-def _up_forward(layer, gpu):
+def _up_forward(layer, gpu, pair):
     """What the upsampled channels add to y, which is read and written."""
     volume, groups = _half(layer.volume), 2 * _ceil(layer.c_out, SIZES["UP_MAPS"])
     blocks = volume[0] * _tiles(volume, "UP") * groups
     traffic = 4 * math.prod(volume) * (layer.c_coarse * groups + 2 * 8 * layer.c_out)
-    return _seconds(UP_FORWARD, blocks, _ceil(layer.c_coarse, SIZES["CHANNELS"]), traffic, gpu)
+    pieces = _ceil(layer.c_coarse, SIZES["CHANNELS"] * pair)
+    return _seconds(UP_FORWARD, blocks, pieces, traffic, gpu, pair)
 
 
-def _up_backward(layer, gpu):
+def _up_backward(layer, gpu, pair):
     volume, c_coarse, c_out = _half(layer.volume), layer.c_coarse, layer.c_out
     maps = 4 * math.prod(volume)  # bytes of one coarse channel; one of dy has 8 times as many
-    groups, pieces = _ceil(c_coarse, SIZES["UP_BACK_MAPS"]), 4 * _ceil(c_out, SIZES["CHANNELS"])
+    groups = _ceil(c_coarse, SIZES["UP_BACK_MAPS"])
+    pieces = 4 * _ceil(c_out, SIZES["CHANNELS"] * pair)
     blocks, traffic = volume[0] * _tiles(volume, "UP") * groups, 8 * c_out * groups + c_coarse
-    back = _seconds(UP_BACK, blocks, pieces, maps * traffic, gpu)
+    back = _seconds(UP_BACK, blocks, pieces, maps * traffic, gpu, pair)
     shape = volume[0], c_coarse, *volume[1:]
-    parts, *groups = upconv3d_tensor.weight_grid(shape, c_out)
-    pieces = _ceil(volume[0] * _tiles(volume, "UP_DW"), parts)
+    parts, *groups = upconv3d_tensor.weight_grid(shape, c_out, pair)
+    pieces = _ceil(volume[0] * _tiles(volume, "UP_DW", pair), parts)
     traffic = maps * (8 * c_out * groups[0] + 4 * c_coarse * groups[1])
-    weights = _seconds(UP_WEIGHT, 4 * parts * math.prod(groups), pieces, traffic, gpu)
+    weights = _seconds(UP_WEIGHT, 4 * parts * math.prod(groups), pieces, traffic, gpu, pair)
     adding_up = 2 * 4 * parts * 64 * c_coarse * c_out / gpu.memory
     return back + weights + adding_up
 
@@ -162,16 +189,17 @@ def _half(volume):
     return volume[0], *(size // 2 for size in volume[1:])
 
 
-def _seconds(piece, blocks, pieces, traffic, gpu):
+def _seconds(piece, blocks, pieces, traffic, gpu, pair):
     """The largest of the five times, for blocks that each work on so many pieces."""
+    piece = BF16[piece] if pair == 2 else piece
     rounds = _ceil(blocks, 2 * gpu.sms) * 2 * pieces  # pieces that the busiest SM works on
     cycles = max(piece.mma / 4 * gpu.mma_cycles, piece.instructions / 4, piece.passes)
     from_l2 = blocks * pieces * piece.l2 / gpu.l2
     return max(rounds * cycles / gpu.clock, from_l2, traffic / gpu.memory)
 
 
-def _tiles(volume, name):
-    return math.prod(_ceil(volume[i + 1], SIZES[f"{name}_{'ZYX'[i]}"]) for i in range(3))
+def _tiles(volume, name, pair=1):
+    return conv3d_tensor.tiles_of(volume[1:], name, pair, SIZES)
 
 
 def _ceil(size, part):
