@@ -70,10 +70,10 @@ struct Vote {
 inline uint32_t bits_of(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
 inline float from_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 
-// A register of a tensor core's factors, and PAIR factors that it holds. Of one float, in TF32, the
-// low 13 bits of the mantissa do not count; to_factor rounds it (cvt.rna.tf32.f32: to nearest, halves
-// away from zero). Two lie side by side in bfloat16, the first in the low half (cvt.rn.bf16x2.f32: to
-// nearest, halves to even, one NaN for all).
+// A register of a tensor core's factors, and the PAIR factors that it holds. Of one float, in TF32,
+// the low 13 bits of the mantissa do not count; to_factor rounds it (cvt.rna.tf32.f32: to nearest,
+// halves away from zero). Two lie side by side in bfloat16, the first in the low half
+// (cvt.rn.bf16x2.f32: to nearest, halves to even, one NaN for all).
 template <int PAIR>
 float to_factor(float x, float y) {
     if (PAIR == 1) return from_bits((bits_of(x) + (std::isfinite(x) ? 0x1000 : 0)) & 0xffffe000u);
@@ -92,9 +92,9 @@ void store_factors(float its, float* to) {
         to[p] = from_bits(p ? bits_of(its) & 0xffff0000u : bits_of(its) << 16);
 }
 
-// mma.sync.m16n8k8 in TF32, m16n8k16 in bfloat16: lane 4g + t has of a the rows g, g + 8, g, g + 8 of
-// columns t, t, t + 4, t + 4; of b the rows t, t + 4 of column g (with PAIR = 2: columns and rows 2t,
-// 2t + 1 for t, 2t + 8, 2t + 9 for t + 4); of d columns 2t, 2t + 1 of row g, then of row g + 8.
+// mma.sync.m16n8k8 in TF32, m16n8k16 in bfloat16: lane 4g + t has of a the rows g, g + 8, g, g + 8
+// of columns t, t, t + 4, t + 4; of b the rows t, t + 4 of column g (with PAIR = 2: columns and rows
+// 2t, 2t + 1 for t, 2t + 8, 2t + 9 for t + 4); of d columns 2t, 2t + 1 of row g, then of row g + 8.
 // The manufacturer does not tell the order of the additions; here it is that of k.
 template <int PAIR>
 struct Mma {
@@ -113,7 +113,8 @@ struct Mma {
             store_factors<PAIR>(its->a.x, &a[g][t]), store_factors<PAIR>(its->a.y, &a[g + 8][t]);
             store_factors<PAIR>(its->a.z, &a[g][t + K / 2]);
             store_factors<PAIR>(its->a.w, &a[g + 8][t + K / 2]);
-            store_factors<PAIR>(its->b.x, &b[g][t]), store_factors<PAIR>(its->b.y, &b[g][t + K / 2]);
+            store_factors<PAIR>(its->b.x, &b[g][t]);
+            store_factors<PAIR>(its->b.y, &b[g][t + K / 2]);
         }
         for (int lane = 0; lane < 32; ++lane)
             for (int e = 0; e < 4 && lanes[lane]; ++e) {

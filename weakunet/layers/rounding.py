@@ -4,7 +4,7 @@ A float32 has 23 bits of mantissa. Tensor cores multiply numbers that have fewer
 exact products in float32:
 
     TF32       10 bits: a factor is off by at most 2^-11 of itself
-    bfloat16    7 bits: by at most 2^-8; half the bytes, twice the speed
+    bfloat16    7 bits: by at most 2^-8; half the bits, so twice the products at a time
 
 Rounded like this beforehand, numpy's products are those of a tensor core: so a CPU can show how a
 network learns in `--precision tf32` or `bf16`.

@@ -1,7 +1,7 @@
 // Tensor cores: what they multiply, and tiles in shared memory that feed them without bank
 // conflicts. Included by conv3d_tensor.cu, upconv3d_tensor.cu and their _weight.cu, and with BF16
 // by tensor_bf16.cu.
-#ifndef CHANNELS
+#ifndef CHANNELS  // not included yet
 
 #define MIN_SM 80   // the oldest architecture that has them for TF32 and bfloat16: sm_80, Ampere
 #define CHANNELS 8  // of a tile in shared memory
