@@ -1,17 +1,21 @@
 """--precision: what it changes, and how a CPU imitates it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import weakunet.model
+import weakunet.precision
 from weakunet import backend, predict, train
 from weakunet.checkpoint import save_checkpoint
+from weakunet.cli import InputError
 from weakunet.layers import conv3d_tensor
 from weakunet.layers.rounding import to_bf16, to_tf32
 from weakunet.loss import mse_backward
 from weakunet.model import WeakUNet
+from weakunet.precision import PRECISIONS, pick_precision
 from weakunet.volumes import Volume, read_volume, write_volume
 
 IMITATED = "note: a CPU imitates {}: it rounds as a GPU does, and is slower"
@@ -38,12 +42,15 @@ def test_a_cpu_says_that_it_imitates(tmp_path, capsys):
     volume = Volume(np.random.default_rng(0).random((8, 8, 8), np.float32), np.eye(4))
     write_volume(scan, volume.array, volume)
     results = {}
-    for precision in backend.PRECISIONS:
+    second = shutil.copy(scan, tmp_path / "second.nii.gz")  # two: in processes of their own
+    for precision in PRECISIONS:
         out = tmp_path / precision
-        words = [scan, "--model", checkpoint, "--device", "cpu", "--precision", precision]
-        predict.main([str(word) for word in [*words, "--out", out]])
-        assert (IMITATED.format(precision) in capsys.readouterr().out) == (precision != "fp32")
+        words = [scan, second, "--model", checkpoint, "--device", "cpu", "--precision", precision]
+        predict.main([str(word) for word in [*words, "--out", out, "--jobs", 2]])
+        imitated = precision in ("tf32", "bf16")
+        assert (IMITATED.format(precision) in capsys.readouterr().out) == imitated
         results[precision] = read_volume(out / "scan_heatmap.nii.gz").array
+    np.testing.assert_array_equal(results.pop("auto"), results["fp32"])
     apart = {name: np.abs(results[name] - results["fp32"]).max() for name in results}
     assert 0 < apart["tf32"] < apart["bf16"] < 0.05 * np.abs(results["fp32"]).max()
 
@@ -62,6 +69,7 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(backend, "pick_device", lambda name: "cuda")
     monkeypatch.setattr(backend, "device_name", lambda device: device)
     monkeypatch.setattr(backend, "compute_capability", lambda: 90)
+    monkeypatch.setattr(weakunet.precision, "computes_right", lambda precision: True)
     settings = {"seed": 3, "precision": "tf32"}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(Stop):
@@ -77,19 +85,34 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, capsys, monkeypatch):
     assert taken == ["tf32", "tf32", "fp32"]
 
 
-def test_a_card_without_tensor_cores_says_that_it_computes_in_fp32(capsys, monkeypatch):
-    for capability, said in ((75, "computes in fp32"), (80, "")):
-        monkeypatch.setattr(backend, "compute_capability", lambda result=capability: result)
-        backend.explain_precision("tf32", "cuda")
-        printed = capsys.readouterr().out
-        assert said in printed and bool(said) == bool(printed)
-
-
 @pytest.fixture
 def gpu(cuda_on_cpu, monkeypatch):
     """A GPU whose kernels run on the CPU: networks move there, too."""
     monkeypatch.setattr(weakunet.model, "to_device", lambda array, device: np.asarray(array))
     return cuda_on_cpu
+
+
+def test_a_gpu_takes_tf32_by_itself_if_it_has_tensor_cores_that_compute_right(
+    gpu, capsys, monkeypatch
+):
+    monkeypatch.setattr(backend, "to_device", lambda array, device: array)
+    assert pick_precision("auto", "cuda") == "tf32" and pick_precision("bf16", "cuda") == "bf16"
+    assert capsys.readouterr().out == ""
+    assert pick_precision("auto", "cpu") == pick_precision("fp32", "cuda") == "fp32"
+    arranged = conv3d_tensor._arranged
+    half = 2.0**-8  # of a backward pass' weights, as a wrong place of some of them would be
+    monkeypatch.setattr(
+        conv3d_tensor,
+        "_arranged",
+        lambda *args, **how: arranged(*args, **how) * (1 + half * len(how)),
+    )
+    assert pick_precision("auto", "cuda") == "fp32"
+    assert "comes out wrong on this GPU" in capsys.readouterr().out
+    with pytest.raises(InputError, match="tf32 comes out wrong.*use --precision fp32"):
+        pick_precision("tf32", "cuda")
+    monkeypatch.setattr(backend, "compute_capability", lambda: 75)
+    assert pick_precision("auto", "cuda") == pick_precision("tf32", "cuda") == "fp32"
+    assert capsys.readouterr().out.count("no tensor cores for tf32, so it computes in fp32") == 2
 
 
 def step(network, gpu):

@@ -15,6 +15,7 @@ import weakunet.model
 from weakunet import backend, train, training
 from weakunet.bench_counts import SIZES
 from weakunet.bench_predict import LAUNCHES
+from weakunet.layers.conv3d_cuda import KERNEL_OF
 from weakunet.loss import mse_backward
 from weakunet.model import WeakUNet
 from weakunet.optim import Adadelta
@@ -119,7 +120,7 @@ def trained(gpu, precision, steps, tmp_path, **settings):
     return records
 
 
-@pytest.mark.parametrize("precision", backend.PRECISIONS)
+@pytest.mark.parametrize("precision", KERNEL_OF)
 def test_steps_wait_for_nothing_and_allocate_what_the_first_did(gpu, precision, tmp_path):
     first, *others = trained(gpu, precision, 5, tmp_path, rotate_deg=5.0)
     # sent before the first step: the epoch's order, transforms and counts (and no counts so far)

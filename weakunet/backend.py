@@ -13,9 +13,6 @@ from weakunet import cuda_source
 from weakunet.cli import InputError
 
 THREADS_PER_BLOCK = 256
-# of a network's 3x3x3 convolutions: float32, or factors rounded to TF32 or bfloat16, as a GPU's
-# tensor cores take them
-PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 def is_cuda(array):
@@ -49,19 +46,6 @@ def pick_device(name="auto"):
             f"--device cuda: {problem}; use --device cpu, or auto to take what is there"
         )
     return "cpu"
-
-
-def explain_precision(precision, device):
-    """Say what else than `precision` (of PRECISIONS) is to be had on `device`, cpu or cuda."""
-    if precision == "fp32":
-        return
-    if device == "cpu":
-        note = f"a CPU imitates {precision}: it rounds as a GPU does, and is slower"
-    elif compute_capability() < cuda_source.constants("layers/conv3d_tensor")["MIN_SM"]:
-        note = f"this GPU has no tensor cores for {precision}, so it computes in fp32"
-    else:
-        return
-    print(f"note: {note}", flush=True)
 
 
 def _no_gpu_because():

@@ -28,6 +28,7 @@ from weakunet.copies import mirrored
 from weakunet.detect import detect_lesions, fill_outside, whole_count
 from weakunet.outputs import is_bids, output_paths, start_bids, write_markups
 from weakunet.parallel import cores, map_processes
+from weakunet.precision import PRECISIONS, pick_precision
 from weakunet.preprocess import crop_box, prepare, put_back
 from weakunet.slices import cut_slab, find_slice, half_thickness, in_slice
 from weakunet.volumes import (
@@ -166,9 +167,7 @@ def parse_arguments(argv):
     parser.add_argument("--slab-mm", type=half_thickness, help="as for preprocess, for raw scans")
     parser.add_argument("--bids", action="store_true", help="name the files as BIDS derivatives")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--precision", choices=backend.PRECISIONS, default="fp32", help="as for train, on a GPU"
-    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="as for train")
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once (CPU)")
     args = parser.parse_args(argv)
     if (args.data is None) == (not args.images):
@@ -211,7 +210,7 @@ def predict_cohort(
         print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
     how = {"out": out, "invert": invert, "bids": bids, "slab_mm": slab_mm}
     if device == "cpu" and min(n_jobs, len(todo)) > 1:
-        work = functools.partial(_predict_in_worker, model_path, **how)
+        work = functools.partial(_predict_in_worker, model_path, precision, **how)
         results = map_processes(work, todo, n_jobs)
     else:
         model = load_model(model_path).to(device, precision)
@@ -239,11 +238,13 @@ def _predict_or_fail(model, scan, out, invert, bids, slab_mm):
     return rows
 
 
-def _predict_in_worker(model_path, scan, **how):
-    return _predict_or_fail(_worker_model(model_path), scan, **how)
+def _predict_in_worker(model_path, precision, scan, **how):
+    return _predict_or_fail(_worker_model(model_path, precision), scan, **how)
 
 
-_worker_model = functools.cache(load_model)
+@functools.cache
+def _worker_model(model_path, precision):
+    return load_model(model_path).to("cpu", precision)
 
 
 @command
@@ -257,9 +258,8 @@ def main(argv=None):
         raise InputError(f"{out}: holds BIDS names; add --bids, or choose another --out")
     load_model(args.model)  # its error comes first
     device = backend.pick_device(args.device)
-    backend.explain_precision(args.precision, device)
-    how = {name: getattr(args, name) for name in ("precision", "invert", "bids", "slab_mm")}
-    how["device"] = device
+    how = {name: getattr(args, name) for name in ("invert", "bids", "slab_mm")}
+    how |= {"device": device, "precision": pick_precision(args.precision, device)}
     resume.begin(out, {"model": file_digest(args.model), **how})
     if args.bids:
         start_bids(out, [scan.subject for scan in args.scans])

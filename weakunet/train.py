@@ -22,6 +22,7 @@ from weakunet.cohort import load_scan, read_cohort, split_cohort
 from weakunet.evaluate import evaluate_counts, evaluate_maps
 from weakunet.model import WeakUNet
 from weakunet.phantom import PRESETS, simulate_cohort
+from weakunet.precision import PRECISIONS, pick_precision
 from weakunet.predict import predict_copies
 from weakunet.training import WEIGHTS, Run, train
 
@@ -94,7 +95,7 @@ LOWEST = {
     "patience": 0,
 }
 CHOICES = {
-    "precision": {"choices": backend.PRECISIONS},
+    "precision": {"choices": PRECISIONS},
     "phantom": {"choices": tuple(PRESETS)},
     "pool": {"choices": ("lmax", "max", "mean")},
     "flips": {"choices": FLIPS},
@@ -133,7 +134,8 @@ def open_run(settings, out, resume, given):
             )
         path = (out or Path("runs")) / "settings.json"
         try:
-            return Settings(**json.loads(path.read_text(encoding="utf-8"))), out
+            earlier = {"precision": "fp32"}  # of a run that an older program began
+            return Settings(**earlier | json.loads(path.read_text(encoding="utf-8"))), out
         except FileNotFoundError:
             raise InputError(f"{path}: no such run; name its folder with --out") from None
         except (ValueError, TypeError) as error:
@@ -222,8 +224,8 @@ def main(argv=None):
     settings, out, device, resume, given = parse_arguments(argv)
     settings, out = open_run(settings, out, resume, given)
     device = backend.pick_device(device)
-    backend.explain_precision(settings.precision, device)
-    print(f"device: {backend.device_name(device)}; run: {out}", flush=True)
+    precision = pick_precision(settings.precision, device)
+    print(f"device: {backend.device_name(device)}, {precision}; run: {out}", flush=True)
     scans = load_scans(settings, ("train", "val"))
     model = WeakUNet(
         settings.channels,
@@ -232,7 +234,7 @@ def main(argv=None):
         settings.block,
         rng=np.random.default_rng([settings.seed, WEIGHTS]),
     )
-    run = Run(model.to(device, settings.precision), settings, out)
+    run = Run(model.to(device, precision), settings, out)
     rows = [(scan.subject, split, scan.count) for split in scans for scan in scans[split]]
     if resume and run.started():
         require_same_scans(out / "split.csv", rows)
@@ -251,7 +253,7 @@ def main(argv=None):
     figures.training_curves(out / "curves.png", run.history, float(val_counts.var()))
     if device == "cuda":
         print(f"GPU memory: {backend.device_memory()['held_bytes'] / 2**20:.0f} MiB at most")
-    test_best(out, load_scans(settings, ("test",))["test"], device, settings.precision)
+    test_best(out, load_scans(settings, ("test",))["test"], device, precision)
     print(f"written: {out}")
 
 
