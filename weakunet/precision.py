@@ -2,7 +2,8 @@
 
 fp32 is float32. In tf32 and bf16 a GPU's tensor cores do it, which round the factors (rounding.py);
 a CPU imitates them. `auto`, the default, is fp32 on a CPU, and tf32 on a GPU that has tensor cores
-and computes right on them: from counts, networks learn in tf32 as they do in fp32.
+and computes right on them: from counts, networks learn in tf32 as they do in fp32 (README). In bf16
+they did, too, on the three seeds that were tried; it is faster, and yours to ask for.
 """
 
 import numpy as np
