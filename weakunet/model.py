@@ -24,6 +24,7 @@ import numpy as np
 from weakunet.backend import is_cuda, to_device, to_host
 from weakunet.layers.conv3d import Conv3D, conv3d_forward
 from weakunet.layers.conv3d_cuda import KERNEL_OF
+from weakunet.layers.conv3d_tensor import SIZES as TENSOR_SIZES
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.linear import Linear, linear_forward
@@ -241,7 +242,8 @@ class WeakUNet:
         for stack in (*self.encoder, *self.decoder):
             for conv, relu in zip(stack[::2], stack[1::2], strict=True):
                 conv.kernel, conv.relu, relu.forward_done = KERNEL_OF[precision], fused, fused
-                taken = conv.params["w"].shape[1] >= 8 and conv.params["w"].dtype == np.float32
+                w = conv.params["w"]
+                taken = w.shape[1] >= TENSOR_SIZES["CHANNELS"] and w.dtype == np.float32
                 conv.rounding = ROUNDINGS[precision] if device == "cpu" and taken else None
             for relu, conv in zip(stack[1:-1:2], stack[2::2], strict=True):
                 relu.backward_done = conv.mask = fused
