@@ -55,6 +55,15 @@ def test_a_cpu_says_that_it_imitates(tmp_path, capsys):
     assert 0 < apart["tf32"] < apart["bf16"] < 0.05 * np.abs(results["fp32"]).max()
 
 
+def test_nobody_has_to_choose(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "PHANTOM_SCANS", {"train": 2, "val": 2, "test": 1})
+    train.main(["--device", "cpu", "--epochs", "1", "--out", str(tmp_path / "run")])
+    assert "device: cpu, fp32; run" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["precision"] == "auto"
+    words = ["scan.nii.gz", "--model", "best.npz", "--out", "out"]
+    assert predict.parse_arguments(words).precision == "auto"
+
+
 def test_a_resumed_run_keeps_its_precision(tmp_path, capsys, monkeypatch):
     taken = []
 

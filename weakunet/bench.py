@@ -1,6 +1,6 @@
 """python -m weakunet.bench: how fast each layer and the whole training step are, and beside what.
 
-    python -m weakunet.bench            the GPU in fp32 and TF32; without one, FLOPs, bytes, floors
+    python -m weakunet.bench            the GPU in 3 precisions; without one, FLOPs, bytes, floors
     python -m weakunet.bench --cpu      numpy on the CPU
     python -m weakunet.bench --compile  registers and spills of every kernel; needs no GPU
     python -m weakunet.bench --check    does the GPU compute what numpy does?

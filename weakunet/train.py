@@ -59,10 +59,7 @@ class Settings:
     shift_vox: int = option(2, "random shift along each axis, at most, in voxels")
     rotate_deg: float = option(0.0, "random rotation about each axis, at most, in degrees")
     scale: float = option(0.0, "random scaling, at most, as a fraction")
-    precision: str = option(
-        "fp32",
-        "of the convolutions: fp32, or rounded as a GPU's tensor cores do; not yet tried on a GPU",
-    )
+    precision: str = option("auto", "of the convolutions; auto: tf32 on a GPU, fp32 on a CPU")
     patience: int = option(0, "stop after so many epochs without a better one; 0: never")
 
     def __post_init__(self):
