@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 import numpy as np
 from check_scan import Report, check_scan
 
-from weakunet.cli import command, progress
-from weakunet.cohort import SPLITS, read_cohort
-from weakunet.parallel import map_processes
+from weakunet.data.cohort import SPLITS, read_cohort
+from weakunet.util.cli import command, progress
+from weakunet.util.processes import map_processes
 
 SPACING_FACTOR, VOLUME_FACTOR, LEVEL_FACTOR = 1.1, 2.0, 10.0  # more or less than the median by
 TILT_DEGREES = 15.0

@@ -11,11 +11,11 @@ import nibabel
 import numpy as np
 from scipy.spatial.distance import pdist
 
-from weakunet.cli import InputError
-from weakunet.cohort import RANGE_TOLERANCE, read_centres
-from weakunet.preprocess import TRIM
-from weakunet.slices import HALF_VOXEL, find_slice
-from weakunet.volumes import read_volume, require_same_grid, world_to_index
+from weakunet.data.cohort import RANGE_TOLERANCE, read_centres
+from weakunet.data.prepare import TRIM
+from weakunet.data.slices import HALF_VOXEL, find_slice
+from weakunet.data.volumes import read_volume, require_same_grid, world_to_index
+from weakunet.util.cli import InputError
 
 LARGEST_REGION = 0.9  # share of the image: more is no mask
 MOST_LABELS = 4  # whole numbers above 0 in a mask: more is a segmentation

@@ -22,8 +22,8 @@ import math
 import re
 from pathlib import Path
 
-from weakunet.cli import InputError, one_line
-from weakunet.cohort import MAX_COUNT, MAX_TABLE
+from weakunet.data.cohort import MAX_COUNT, MAX_TABLE
+from weakunet.util.cli import InputError, one_line
 
 DELIMITERS = "\t;,"
 MAX_COLUMNS = 10_000  # Excel has 16,384, and no count stands there

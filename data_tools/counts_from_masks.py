@@ -37,11 +37,11 @@ import numpy as np
 from cohort_files import Entry, find_files, without_files
 from make_cohort import join, write_and_report
 
-from weakunet.cli import InputError, command, progress, write_csv
-from weakunet.detect import components_above
-from weakunet.parallel import map_processes
-from weakunet.slices import cut_volume, find_slice
-from weakunet.volumes import Volume, index_to_world, read_volume, require_same_grid
+from weakunet.data.slices import cut_volume, find_slice
+from weakunet.data.volumes import Volume, index_to_world, read_volume, require_same_grid
+from weakunet.detection.detect import components_above
+from weakunet.util.cli import InputError, command, progress, write_csv
+from weakunet.util.processes import map_processes
 
 MARKED = 0.5  # the least value of a lesion's voxel; masks may be soft
 LARGEST_SHARE = 0.25  # of the voxels: more is no mask of lesions

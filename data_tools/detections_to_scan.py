@@ -23,12 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 import numpy as np
 from scan_tools import add_scan_arguments, scans_asked_for
 
-from weakunet.cli import InputError, command, progress, write_csv
-from weakunet.cohort import read_table
-from weakunet.outputs import is_bids, output_paths, start_bids, write_markups
-from weakunet.predict import DETECTIONS
-from weakunet.spaces import move_points, read_matrix, resample
-from weakunet.volumes import index_to_file, read_volume, world_to_index, write_volume
+from weakunet.data.cohort import read_table
+from weakunet.data.rigid import move_points, read_matrix, resample
+from weakunet.data.volumes import index_to_file, read_volume, world_to_index, write_volume
+from weakunet.detection.output_files import (
+    DETECTIONS,
+    is_bids,
+    output_paths,
+    start_bids,
+    write_markups,
+)
+from weakunet.util.cli import InputError, command, progress, write_csv
 
 
 def read_detections(path):

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 
 from cohort_files import find_files, read_counts, session_key, subject_key, without_files
 
-from weakunet.cli import InputError, command, one_line
-from weakunet.cohort import SPLITS, Scan, read_cohort, split_cohort, write_cohort
+from weakunet.data.cohort import SPLITS, Scan, read_cohort, split_cohort, write_cohort
+from weakunet.util.cli import InputError, command, one_line
 
 SUFFIXES = ("PDw", "PD", "T2w", "T1w")
 

@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 import numpy as np
 from make_phantom import require_new, write_scan
 
-from weakunet.cli import InputError, command, progress
-from weakunet.cohort import SPLITS, LoadedScan, write_cohort
-from weakunet.phantom import scan_rng
-from weakunet.volumes import Volume, index_to_world
+from weakunet.data.cohort import SPLITS, LoadedScan, write_cohort
+from weakunet.data.phantom import scan_rng
+from weakunet.data.volumes import Volume, index_to_world
+from weakunet.util.cli import InputError, command, progress
 
 INSTALL = f"python -m pip install -r {Path(__file__).with_name('requirements.txt')}"
 SPLITS_AT = (1029, 1415)  # of 1797 images: 8 writers to train on, 3 to validate, 3 to test

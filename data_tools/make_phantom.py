@@ -6,7 +6,7 @@
 Writes, per scan, SUBJECT.nii.gz (raw intensities), SUBJECT_roi.nii.gz (the region of interest) and
 SUBJECT_centres.csv (the lesions, for evaluation only), and cohort.csv with counts, splits and, for
 the presets that count one slice (slice, paper), its height. The scans are those of
-weakunet.phantom.simulate_cohort for the same preset and seed.
+weakunet.data.phantom.simulate_cohort for the same preset and seed.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
-from weakunet.cli import InputError, command, progress, write_csv
-from weakunet.cohort import Scan, write_cohort
-from weakunet.phantom import PRESETS, SPLITS, raw_volumes, scan_rng, simulate_scan
-from weakunet.volumes import index_to_world, write_volume
+from weakunet.data.cohort import Scan, write_cohort
+from weakunet.data.phantom import PRESETS, SPLITS, raw_volumes, scan_rng, simulate_scan
+from weakunet.data.volumes import index_to_world, write_volume
+from weakunet.util.cli import InputError, command, progress, write_csv
 
 
 def write_scan(folder, subject, image, roi, centres_mm, split, slice_z_mm=None):

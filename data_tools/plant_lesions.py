@@ -5,7 +5,7 @@
     python -m weakunet.preprocess --data planted/cohort.csv --out prepared
 
 Every planted scan is the one given, cut around the region of interest, with a smooth random warp,
-bright tubes in the region (weakunet.phantom.draw_lesions; counts as in the phantom), partial
+bright tubes in the region (weakunet.data.phantom.draw_lesions; counts as in the phantom), partial
 volume, a bias field, Rician noise and a gain. In T1-weighted scans lesions are dark; `--invert`
 turns the scan first (1 - image / its 99th percentile, clipped), which looks like T2 in the basal
 ganglia. With `--moved` a scan is the whole head in its own contrast (dark lesions, where inverted),
@@ -25,12 +25,12 @@ from make_phantom import require_new, write_scan
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from weakunet.cli import InputError, command, progress
-from weakunet.cohort import SPLITS, write_cohort
-from weakunet.phantom import draw_count, draw_lesions, scan_rng, smooth_noise
-from weakunet.preprocess import DILATION_VOX, dilate_mask, invert_contrast
-from weakunet.spaces import box_grid, move_points, resample
-from weakunet.volumes import Volume, index_to_world, read_volume
+from weakunet.data.cohort import SPLITS, write_cohort
+from weakunet.data.phantom import draw_count, draw_lesions, scan_rng, smooth_noise
+from weakunet.data.prepare import DILATION_VOX, dilate_mask, invert_contrast
+from weakunet.data.rigid import box_grid, move_points, resample
+from weakunet.data.volumes import Volume, index_to_world, read_volume
+from weakunet.util.cli import InputError, command, progress
 
 MARGIN_VOX = 2  # shown around the box that preprocessing crops
 WARP_MM, WARP_SMOOTH_MM = 0.7, 12.0  # sd of the displacement and how smooth it is

@@ -29,12 +29,12 @@ from rigid_elastix import register
 from scan_tools import add_scan_arguments, check_picture, is_up_to_date, scans_asked_for
 from scipy.spatial.transform import Rotation
 
-from weakunet.cli import InputError, command, progress, write_csv
-from weakunet.cohort import read_centres, write_cohort
-from weakunet.parallel import cores, map_processes
-from weakunet.preprocess import claim_folder
-from weakunet.spaces import box_grid, move_points, read_matrix, resample, write_matrix
-from weakunet.volumes import Volume, index_to_world, read_volume, write_volume
+from weakunet.data.cohort import read_centres, write_cohort
+from weakunet.data.rigid import box_grid, move_points, read_matrix, resample, write_matrix
+from weakunet.data.volumes import Volume, index_to_world, read_volume, write_volume
+from weakunet.util.cli import InputError, command, progress, write_csv
+from weakunet.util.processes import cores, map_processes
+from weakunet.util.resume import claim_folder
 
 PAPER_SPACING_MM = (0.49, 0.49, 0.8)  # x, y, z
 INSTALL = f"python -m pip install -r {Path(__file__).with_name('requirements.txt')}"

@@ -11,9 +11,9 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from weakunet.cli import InputError
-from weakunet.spaces import resample
-from weakunet.volumes import Volume, index_to_world
+from weakunet.data.rigid import resample
+from weakunet.data.volumes import Volume, index_to_world
+from weakunet.util.cli import InputError
 
 COARSE_MM, FINE_MM = 4.0, 1.0
 SEED = 0

@@ -33,16 +33,16 @@ import numpy as np
 from freesurfer_labels import GROUPS, NAMES, NUMBERS, PAIRS, describe
 from scan_tools import add_scan_arguments, check_picture, scans_asked_for
 
-from weakunet.cli import InputError, command, one_line, progress
-from weakunet.cohort import write_cohort
-from weakunet.spaces import move_points, read_matrix, resample
-from weakunet.volumes import (
+from weakunet.data.cohort import write_cohort
+from weakunet.data.rigid import move_points, read_matrix, resample
+from weakunet.data.volumes import (
     Volume,
     index_to_world,
     read_volume,
     require_same_grid,
     write_volume,
 )
+from weakunet.util.cli import InputError, command, one_line, progress
 
 
 def label_numbers(structure):

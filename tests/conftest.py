@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import harness
 
-from weakunet import backend
+from weakunet.gpu import backend
 
 
 @pytest.fixture

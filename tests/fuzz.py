@@ -24,8 +24,10 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import numpy as np  # noqa: E402
 from damage import checkpoints, images, tables  # noqa: E402
 
-from weakunet import checkpoint, cohort, predictions, volumes  # noqa: E402
-from weakunet.cli import InputError  # noqa: E402
+from weakunet.data import cohort, volumes  # noqa: E402
+from weakunet.evaluation import predictions  # noqa: E402
+from weakunet.training import checkpoint  # noqa: E402
+from weakunet.util.cli import InputError  # noqa: E402
 
 SECONDS = 5  # of CPU: the machine may be busy with other things
 MAX_VOXELS = 2**22  # instead of the reader's own limit: bombs as large as it are read

@@ -7,20 +7,14 @@ different ones, so that it is shared by several voxels.
 
 import numpy as np
 
-from weakunet import augment, backend, loss, optim
-from weakunet.layers import (
-    concat,
-    conv3d,
-    conv3d_cuda,
-    conv3d_tensor,
-    globalpool3d,
-    linear,
-    maxpool3d,
-    relu,
-    upconv3d,
-    upsample3d,
-)
-from weakunet.layers.rounding import to_bf16
+from weakunet.gpu import backend
+from weakunet.layers import concat, globalpool3d, linear, loss, maxpool3d, optim, relu, upsample3d
+from weakunet.layers.conv import conv3d
+from weakunet.layers.conv import folded as upconv3d
+from weakunet.layers.conv import gpu as conv3d_cuda
+from weakunet.layers.conv import tensor as conv3d_tensor
+from weakunet.layers.conv.rounding import to_bf16
+from weakunet.training import augment
 
 VOLUMES = [(1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (1, 2, 1, 1, 33), (1, 1, 17, 1, 2), (2, 1, 13, 15, 16)]
 EVEN = [(1, 1, 2, 2, 2), (2, 3, 4, 6, 10), (1, 2, 2, 2, 66), (1, 5, 6, 4, 2)]
@@ -179,7 +173,7 @@ def _limits(rng):
 
     def copy_cuda(x):
         y = backend.array_module(x).empty_like(x)
-        backend.launch("bench", "copy", 100, (x, y, x.size))  # fewer threads than elements
+        backend.launch("bench/bench", "copy", 100, (x, y, x.size))  # fewer threads than elements
         return y
 
     def multiply_add(y, a, b, steps):
@@ -188,7 +182,7 @@ def _limits(rng):
 
     def multiply_add_cuda(y, a, b, steps):
         result = backend.array_module(y).empty_like(y)
-        backend.launch("bench", "multiply_add", y.size, (result, a, b, steps, y.size))
+        backend.launch("bench/bench", "multiply_add", y.size, (result, a, b, steps, y.size))
         return result
 
     yield "copy", np.copy, copy_cuda, (_values(rng, 1001),)

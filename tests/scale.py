@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SAVE_MODEL = """
 import sys
 import numpy as np
-from weakunet.checkpoint import save_checkpoint
+from weakunet.training.checkpoint import save_checkpoint
 from weakunet.model import WeakUNet
 model = WeakUNet(rng=np.random.default_rng(0))
 model.params["linear.b"][:] = 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from weakunet.augment import draw_transform, warp
+from weakunet.training.augment import draw_transform, warp
 
 
 def test_warp_agrees_with_scipy_when_flipped_and_shifted_by_whole_voxels():

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from weakunet import baselines
-from weakunet.cli import InputError
-from weakunet.cohort import LoadedScan
+from weakunet.compare import baselines
+from weakunet.data.cohort import LoadedScan
+from weakunet.data.volumes import Volume
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.model import WeakUNet
-from weakunet.volumes import Volume
+from weakunet.util.cli import InputError
 
 METHODS = [baselines.saliency, baselines.guided_backprop, baselines.grad_cam]
 

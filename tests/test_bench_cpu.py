@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from weakunet import bench, bench_cpu
+from weakunet.bench import __main__ as bench
+from weakunet.bench import cpu as bench_cpu
 
 
 def test_rows_have_what_the_json_promises(tmp_path, capsys):

@@ -11,18 +11,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from weakunet import (
-    backend,
-    bench,
-    bench_check,
-    bench_counts,
-    bench_gpu,
-    bench_gpu_steps,
-    bench_predict,
-    model,
-)
-from weakunet.cli import InputError
+from weakunet import model
+from weakunet.bench import __main__ as bench
+from weakunet.bench import check as bench_check
+from weakunet.bench import counts as bench_counts
+from weakunet.bench import gpu as bench_gpu
+from weakunet.bench import gpu_steps as bench_gpu_steps
+from weakunet.bench import predictions as bench_predict
+from weakunet.gpu import backend
 from weakunet.model import WeakUNet
+from weakunet.util.cli import InputError
 
 TINY = {"channels": (2, 3), "convs_per_level": 1}
 
@@ -293,7 +291,7 @@ def test_check_passes_where_the_kernels_are_right(stand_in, monkeypatch, capsys)
     assert max(row["error"] for row in rows if row["dtype"] == "float64") < 1e-11
     assert "agrees with numpy" in capsys.readouterr().out
     files = [file for file, _ in stand_in.launched]
-    assert files.count("layers/tensor_bf16") == 8
+    assert files.count("layers/conv/tensor_bf16") == 8
     launched = {kernel for _, kernel in stand_in.launched}
     assert {"conv3d_backward_weight_naive", "conv3d_tensor_backward_weight"} <= launched
     assert {"upconv3d_tensor_forward", "upconv3d_tensor_unfold"} <= launched

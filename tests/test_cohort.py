@@ -6,8 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from weakunet.cli import InputError
-from weakunet.cohort import (
+from weakunet.data.cohort import (
     Scan,
     load_scan,
     read_centres,
@@ -15,6 +14,7 @@ from weakunet.cohort import (
     split_cohort,
     write_cohort,
 )
+from weakunet.util.cli import InputError
 
 
 def table(folder, text, encoding="utf-8"):

@@ -6,9 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from weakunet import compare, compare_output, compare_seed
-from weakunet.cohort import LoadedScan
-from weakunet.volumes import Volume
+from weakunet.compare import __main__ as compare
+from weakunet.compare import networks as compare_seed
+from weakunet.compare import results as compare_output
+from weakunet.compare.cohorts import COHORTS, Cohort
+from weakunet.data.cohort import LoadedScan
+from weakunet.data.volumes import Volume
+from weakunet.training.settings import Settings
 
 FEW = {"train": 4, "val": 3, "test": 3}
 
@@ -19,7 +23,7 @@ def run(out, *more):
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setitem(compare.COHORTS, "quick", compare.Cohort("tiny", FEW, {}, 1))
+    monkeypatch.setitem(COHORTS, "quick", Cohort("tiny", FEW, {}, 1))
 
 
 def test_compare_writes_what_it_names_and_repeats_its_bits(tmp_path, few, capsys):
@@ -56,7 +60,7 @@ def test_compare_refuses_a_folder_of_another_comparison(tmp_path, few, capsys):
 
 def test_a_stopped_network_goes_on_with_the_same_bits(tmp_path):
     def job(out, kind):
-        settings = compare.Settings(seed=3, epochs=2, batch=2)
+        settings = Settings(seed=3, epochs=2, batch=2)
         return compare_seed.Job(kind, settings, FEW, tmp_path / out)
 
     for kind in ("fcn", "coarse", "voxelwise"):
@@ -74,10 +78,10 @@ def test_a_stopped_network_goes_on_with_the_same_bits(tmp_path):
 
 
 def test_small_first_starts_from_the_small_networks_weights(tmp_path):
-    settings = compare.Settings(seed=3, epochs=1, lr=0.0, gaussian_head=True)
+    settings = Settings(seed=3, epochs=1, lr=0.0, gaussian_head=True)
     small = compare_seed.Job("fcn", settings, FEW, tmp_path / "small")
     large = compare_seed.Job("fcn", settings, FEW, tmp_path, first=small)
-    other = compare.Settings(seed=4, epochs=1, lr=0.0, gaussian_head=True)
+    other = Settings(seed=4, epochs=1, lr=0.0, gaussian_head=True)
     other = compare_seed.Job("fcn", other, FEW, tmp_path)
     for j in (large, other):
         compare_seed.train_network(j)

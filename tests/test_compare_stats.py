@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from weakunet import compare_stats
-from weakunet.compare_seed import SeedResult
+from weakunet.compare import statistics as compare_stats
+from weakunet.compare.networks import SeedResult
 
 
 def test_rates_when_worked_by_hand():

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from weakunet.gradcheck import check_layer
-from weakunet.layers import conv3d, conv3d_fast, conv3d_sparse, threads
 from weakunet.layers.concat import concat_forward
-from weakunet.layers.conv3d import Conv3D
-from weakunet.layers.upconv3d import UpConv3D, upconv3d_backward, upconv3d_forward
+from weakunet.layers.conv import conv3d
+from weakunet.layers.conv import cpu as conv3d_fast
+from weakunet.layers.conv import sparse as conv3d_sparse
+from weakunet.layers.conv.conv3d import Conv3D
+from weakunet.layers.conv.folded import UpConv3D, upconv3d_backward, upconv3d_forward
+from weakunet.layers.gradcheck import check_layer
 from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward
+from weakunet.util import threads
 
 # (N, C_in, C_out, D, H, W): odd, unequal, one wide, one channel, larger than a product's columns
 SIZES = [

@@ -7,9 +7,11 @@ test_kernels.py.
 import numpy as np
 import pytest
 
-from weakunet import backend
-from weakunet.layers import conv3d, conv3d_cuda, conv3d_tensor
-from weakunet.layers.rounding import to_bf16, to_tf32
+from weakunet.gpu import backend
+from weakunet.layers.conv import conv3d
+from weakunet.layers.conv import gpu as conv3d_cuda
+from weakunet.layers.conv import tensor as conv3d_tensor
+from weakunet.layers.conv.rounding import to_bf16, to_tf32
 
 # (N, C_in, D, H, W), C_out: around 8, 16 input and 32 output channels and tiles of 4 x 8 x 16
 SHAPES = [((1, 8, 4, 8, 16), 32), ((2, 11, 5, 9, 17), 33), ((1, 16, 9, 3, 20), 8)]

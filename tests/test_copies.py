@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from weakunet import copies
-from weakunet.checkpoint import load_model, save_checkpoint
-from weakunet.cli import InputError
-from weakunet.copies import SMOOTHING_VOX, mirrored, smooth
+from weakunet.data.volumes import Volume
+from weakunet.detection import tta as copies
+from weakunet.detection.tta import SMOOTHING_VOX, mirrored, smooth
 from weakunet.model import WeakUNet
-from weakunet.volumes import Volume
+from weakunet.training.checkpoint import load_model, save_checkpoint
+from weakunet.util.cli import InputError
 
 
 def test_copies_are_turned_back_and_the_median_leaves_out_what_few_show(monkeypatch):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from skimage.measure import label, regionprops
 
-from weakunet.cohort import read_centres, read_cohort
-from weakunet.volumes import Volume
+from weakunet.data.cohort import read_centres, read_cohort
+from weakunet.data.volumes import Volume
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import counts_from_masks  # noqa: E402

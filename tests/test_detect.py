@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from weakunet import detect
-from weakunet.cli import InputError
-from weakunet.detect import (
+from weakunet.detection import detect
+from weakunet.detection.detect import (
     components_above,
     detect_lesions,
     fill_outside,
@@ -16,6 +15,7 @@ from weakunet.detect import (
     thresholds_for_counts,
     whole_count,
 )
+from weakunet.util.cli import InputError
 
 
 def line(*values):

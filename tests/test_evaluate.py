@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from weakunet.cli import InputError, write_csv
-from weakunet.cohort import LoadedScan, Scan, write_cohort
-from weakunet.evaluate import evaluate_maps, main
-from weakunet.predictions import read_predictions
-from weakunet.volumes import Volume, index_to_world, write_volume
+from weakunet.data.cohort import LoadedScan, Scan, write_cohort
+from weakunet.data.volumes import Volume, index_to_world, write_volume
+from weakunet.evaluate import main
+from weakunet.evaluation.evaluate import evaluate_maps
+from weakunet.evaluation.predictions import read_predictions
+from weakunet.util.cli import InputError, write_csv
 
 AFFINE = np.array([[-0.5, 0, 0, 9], [0, 0.5, 0, -4], [0, 0, 0.8, 2], [0, 0, 0, 1.0]])
 SHAPE = (5, 6, 20)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from weakunet import figures
+from weakunet.figures import overlay as figures
 
 SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from weakunet import figures, figures_compare, figures_counts
+from weakunet.figures import counts as figures_counts
+from weakunet.figures import methods as figures_compare
+from weakunet.figures import overlay as figures
 
 SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
 

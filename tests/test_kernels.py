@@ -9,9 +9,11 @@ import pytest
 from kernel_cases import CASES
 from test_layers import LAYERS, distinct
 
-from weakunet import backend, cuda_source
-from weakunet.gradcheck import check_layer
-from weakunet.layers import conv3d, conv3d_cuda, maxpool3d
+from weakunet.gpu import backend, cuda_source
+from weakunet.layers import maxpool3d
+from weakunet.layers.conv import conv3d
+from weakunet.layers.conv import gpu as conv3d_cuda
+from weakunet.layers.gradcheck import check_layer
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
 

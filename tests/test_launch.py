@@ -6,8 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from weakunet import backend, cuda_source
-from weakunet.cli import InputError
+from weakunet.gpu import backend, cuda_source
+from weakunet.util.cli import InputError
 
 X = np.ones((2, 3), np.float32)
 
@@ -22,7 +22,7 @@ def test_arguments_get_the_kernels_own_widths():
     assert type(n) is np.int64
     w = np.ones(5)
     args = w, w, w, w, 1, 0.95, np.float32(1e-6), 5
-    checked, real = cuda_source.check_arguments("optim", "adadelta_update", args)
+    checked, real = cuda_source.check_arguments("layers/optim", "adadelta_update", args)
     assert real == "double" and [type(value) for value in checked[4:7]] == [np.float64] * 3
 
 
@@ -48,7 +48,7 @@ def test_wrong_argument_is_named(changes, error, message):
 def test_an_int_of_more_than_32_bits_is_refused_where_the_kernel_takes_32():
     args = X, X, X, 2**31
     with pytest.raises(ValueError, match="mse_forward: n = 2147483648 does not fit into int32"):
-        cuda_source.check_arguments("loss", "mse_forward", args)
+        cuda_source.check_arguments("layers/loss", "mse_forward", args)
 
 
 def test_unknown_kernel_is_refused_and_the_known_ones_named():

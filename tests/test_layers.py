@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from skimage.measure import block_reduce
 
-from weakunet.gradcheck import check_layer, numerical_gradient, relative_error
 from weakunet.layers.concat import Concat
-from weakunet.layers.conv3d import Conv3D
+from weakunet.layers.conv.conv3d import Conv3D
 from weakunet.layers.globalpool3d import GlobalPool3D, globalmax_forward, localmax_forward
+from weakunet.layers.gradcheck import check_layer, numerical_gradient, relative_error
 from weakunet.layers.linear import Linear, linear_forward
+from weakunet.layers.loss import mse_backward, mse_forward
 from weakunet.layers.maxpool3d import MaxPool3D, maxpool3d_backward, maxpool3d_forward
+from weakunet.layers.optim import Adadelta
 from weakunet.layers.relu import ReLU, relu_backward, relu_forward
 from weakunet.layers.upsample3d import Upsample3D, upsample3d_forward
-from weakunet.loss import mse_backward, mse_forward
-from weakunet.optim import Adadelta
 
 TOLERANCE = 1e-6
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from weakunet.cli import InputError
-from weakunet.cohort import read_cohort, split_cohort
+from weakunet.data.cohort import read_cohort, split_cohort
+from weakunet.util.cli import InputError
 
 TOOLS = Path(__file__).parents[1] / "data_tools"
 sys.path.insert(0, str(TOOLS))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from weakunet import evaluate, predict, train
-from weakunet.cohort import load_scan, read_cohort
+from weakunet.data.cohort import load_scan, read_cohort
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import make_digits  # noqa: E402

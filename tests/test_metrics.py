@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from weakunet.metrics import (
+from weakunet.evaluation.metrics import (
     RATES,
     correlation,
     count_hits,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from weakunet.checkpoint import load_model, save_checkpoint
-from weakunet.gradcheck import check_direction, numerical_gradient, relative_error
 from weakunet.layers.enlarge3d import enlarge3d
-from weakunet.loss import mse_backward, mse_forward
+from weakunet.layers.gradcheck import check_direction, numerical_gradient, relative_error
+from weakunet.layers.loss import mse_backward, mse_forward
 from weakunet.model import WeakUNet
+from weakunet.training.checkpoint import load_model, save_checkpoint
 
 
 def network(pooling, channels=(3, 4, 5), convs_per_level=2, seed=3, upsampling=True):

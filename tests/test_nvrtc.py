@@ -2,9 +2,11 @@
 
 import pytest
 
-from weakunet import bench_compile, cuda_source
-from weakunet.cli import InputError
-from weakunet.layers import conv3d_tensor, upconv3d_tensor
+from weakunet.bench import compile as bench_compile
+from weakunet.gpu import cuda_source
+from weakunet.layers.conv import folded_tensor as upconv3d_tensor
+from weakunet.layers.conv import tensor as conv3d_tensor
+from weakunet.util.cli import InputError
 
 try:
     bench_compile.compile_file("layers/relu", "float", "sm_90")
@@ -31,7 +33,7 @@ def test_file_compiles_without_warnings_and_float_does_not_spill(file, real, arc
 
 @needs_nvrtc
 def test_conv3d_tiled_leaves_room_for_two_blocks_of_256_threads_on_an_sm():
-    files = "layers/conv3d_tiled", "layers/conv3d_tiled_weight"
+    files = "layers/conv/tiled", "layers/conv/tiled_weight"
     rows = [row for file in files for row in bench_compile.compile_file(file, "float", "sm_90")[0]]
     convolutions = [row for row in rows if "_tiled_k3" in row["kernel"]]
     assert len(convolutions) == 3

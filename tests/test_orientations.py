@@ -15,9 +15,11 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy import ndimage
 
 from weakunet import predict, preprocess
-from weakunet.checkpoint import save_checkpoint
-from weakunet.cohort import Scan, write_cohort
+from weakunet.data.cohort import Scan, write_cohort
+from weakunet.data.load import read_scan
+from weakunet.detection.predict_scan import predict_scan
 from weakunet.model import WeakUNet
+from weakunet.training.checkpoint import save_checkpoint
 
 AFFINE = np.array([[0.5, 0, 0, 40], [0, 0.625, 0, -30], [0, 0, 0.75, 10], [0, 0, 0, 1]])
 CODES = [
@@ -46,8 +48,8 @@ def cohort(tmp_path_factory):
         scans.append(Scan(codes, paths[0], 3, paths[1]))
     write_cohort(folder / "raw" / "cohort.csv", scans)
     model = WeakUNet(channels=(2, 3, 4), rng=np.random.default_rng(0))
-    head = predict.read_scan(scans[0])[1].volume
-    model.params["linear.b"][:] = 6 - predict.predict_scan(model, head)[0]  # finds 6 lesions
+    head = read_scan(scans[0])[1].volume
+    model.params["linear.b"][:] = 6 - predict_scan(model, head)[0]  # finds 6 lesions
     save_checkpoint(folder / "m.npz", model)
     return folder
 

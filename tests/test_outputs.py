@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from weakunet import evaluate, predict
-from weakunet.checkpoint import save_checkpoint
-from weakunet.cli import InputError
-from weakunet.cohort import Scan, write_cohort
+from weakunet.data.cohort import Scan, write_cohort
+from weakunet.detection.output_files import bids_entities, output_paths, start_bids, write_markups
 from weakunet.model import WeakUNet
-from weakunet.outputs import bids_entities, output_paths, start_bids, write_markups
+from weakunet.training.checkpoint import save_checkpoint
+from weakunet.util.cli import InputError
 
 
 def oblique(order=(0, 1, 2), signs=(1, -1, 1)):

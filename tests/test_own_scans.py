@@ -21,9 +21,9 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
-from weakunet.checkpoint import save_checkpoint
-from weakunet.cli import write_csv
 from weakunet.model import WeakUNet
+from weakunet.training.checkpoint import save_checkpoint
+from weakunet.util.cli import write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS = {  # rotation in degrees, shift in mm, stored orientation

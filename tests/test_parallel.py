@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from weakunet.cli import InputError
-from weakunet.parallel import map_processes
+from weakunet.util.cli import InputError
+from weakunet.util.processes import map_processes
 
 
 @pytest.mark.parametrize("n_jobs", [0, 1, 2, 9])

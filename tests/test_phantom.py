@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from weakunet import phantom, preprocess
-from weakunet.cohort import load_scan, read_cohort
-from weakunet.detect import detect_lesions
-from weakunet.metrics import match_detections
-from weakunet.slices import in_slice
-from weakunet.volumes import read_volume
+from weakunet import preprocess
+from weakunet.data import phantom
+from weakunet.data.cohort import load_scan, read_cohort
+from weakunet.data.slices import in_slice
+from weakunet.data.volumes import read_volume
+from weakunet.detection.detect import detect_lesions
+from weakunet.evaluation.metrics import match_detections
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import make_phantom  # noqa: E402

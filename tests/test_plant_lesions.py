@@ -8,8 +8,8 @@ import pytest
 from scipy import ndimage
 
 from weakunet import preprocess
-from weakunet.cohort import load_scan, read_centres, read_cohort
-from weakunet.volumes import Volume, read_volume, world_to_index, write_volume
+from weakunet.data.cohort import load_scan, read_centres, read_cohort
+from weakunet.data.volumes import Volume, read_volume, world_to_index, write_volume
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import plant_lesions  # noqa: E402

@@ -6,17 +6,19 @@ import shutil
 import numpy as np
 import pytest
 
+import weakunet.layers.conv.precision
 import weakunet.model
-import weakunet.precision
-from weakunet import backend, predict, train
-from weakunet.checkpoint import save_checkpoint
-from weakunet.cli import InputError
-from weakunet.layers import conv3d_tensor
-from weakunet.layers.rounding import to_bf16, to_tf32
-from weakunet.loss import mse_backward
+from weakunet import predict, train
+from weakunet.data import load
+from weakunet.data.volumes import Volume, read_volume, write_volume
+from weakunet.gpu import backend
+from weakunet.layers.conv import tensor as conv3d_tensor
+from weakunet.layers.conv.precision import PRECISIONS, pick_precision
+from weakunet.layers.conv.rounding import to_bf16, to_tf32
+from weakunet.layers.loss import mse_backward
 from weakunet.model import WeakUNet
-from weakunet.precision import PRECISIONS, pick_precision
-from weakunet.volumes import Volume, read_volume, write_volume
+from weakunet.training.checkpoint import save_checkpoint
+from weakunet.util.cli import InputError
 
 IMITATED = "note: a CPU imitates {}: it rounds as a GPU does, and is slower"
 
@@ -56,7 +58,7 @@ def test_a_cpu_says_that_it_imitates(tmp_path, capsys):
 
 
 def test_nobody_has_to_choose(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "PHANTOM_SCANS", {"train": 2, "val": 2, "test": 1})
+    monkeypatch.setattr(load, "PHANTOM_SCANS", {"train": 2, "val": 2, "test": 1})
     train.main(["--device", "cpu", "--epochs", "1", "--out", str(tmp_path / "run")])
     assert "device: cpu, fp32; run" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["precision"] == "auto"
@@ -78,7 +80,7 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(backend, "pick_device", lambda name: "cuda")
     monkeypatch.setattr(backend, "device_name", lambda device: device)
     monkeypatch.setattr(backend, "compute_capability", lambda: 90)
-    monkeypatch.setattr(weakunet.precision, "computes_right", lambda precision: True)
+    monkeypatch.setattr(weakunet.layers.conv.precision, "computes_right", lambda precision: True)
     settings = {"seed": 3, "precision": "tf32"}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(Stop):

@@ -10,11 +10,13 @@ import pytest
 from nibabel.affines import apply_affine
 from nibabel.orientations import axcodes2ornt
 
-from weakunet import copies, predict, preprocess
-from weakunet.checkpoint import save_checkpoint
-from weakunet.cohort import Scan, write_cohort
+from weakunet import predict, preprocess
+from weakunet.data.cohort import Scan, write_cohort
+from weakunet.data.volumes import Volume, write_volume
+from weakunet.detection import tta as copies
+from weakunet.detection.predict_scan import predict_scan
 from weakunet.model import WeakUNet
-from weakunet.volumes import Volume, write_volume
+from weakunet.training.checkpoint import save_checkpoint
 
 AFFINE = np.array([[0.5, 0, 0, 40], [0, 0.6, 0, -30], [0, 0, 0.8, 10], [0, 0, 0, 1]])
 LESIONS = [(3, (15, 10, 9)), (2, (9, 14, 11)), (1, (15, 15, 10))]  # length along x, first voxel
@@ -260,7 +262,7 @@ def prepared_volume(seed=0, shape=(9, 10, 13)):
 def test_odd_size_is_padded_and_cropped_back():
     volume = prepared_volume()
     model = WeakUNet(channels=(2, 3, 4), rng=np.random.default_rng(0))
-    count, heatmap = predict.predict_scan(model, volume)
+    count, heatmap = predict_scan(model, volume)
     padded = np.zeros((1, 1, 12, 12, 16), np.float32)
     padded[0, 0, :9, :10, :13] = volume.array
     expected_count, expected = model.predict(padded)
@@ -357,10 +359,10 @@ def test_small_scan_is_padded_to_the_size_that_the_network_was_trained_on():
     small[1:-1, 1:-1, 1:-1] = rng.uniform(0.1, 1, (3, 4, 5))
     padded = np.zeros((8, 12, 10), np.float32)
     padded[:5, :6, :7] = small
-    unpadded_count, _ = predict.predict_scan(model, Volume(small, np.eye(4)))
+    unpadded_count, _ = predict_scan(model, Volume(small, np.eye(4)))
     model.shape = (8, 12, 10)
-    count, heatmap = predict.predict_scan(model, Volume(small, np.eye(4)))
-    expected, _ = predict.predict_scan(model, Volume(padded, np.eye(4)))
+    count, heatmap = predict_scan(model, Volume(small, np.eye(4)))
+    expected, _ = predict_scan(model, Volume(padded, np.eye(4)))
     assert heatmap.shape == small.shape
     assert count == pytest.approx(expected, rel=1e-6)
     assert count != pytest.approx(unpadded_count, rel=1e-3)

@@ -15,9 +15,18 @@ import pytest
 from scipy import ndimage, stats
 
 from weakunet import preprocess
-from weakunet.cli import InputError
-from weakunet.cohort import Scan, load_scan, read_cohort, write_cohort
-from weakunet.volumes import Volume, index_to_world, write_volume
+from weakunet.data.cohort import Scan, load_scan, read_cohort, write_cohort
+from weakunet.data.prepare import (
+    crop_box,
+    dilate_mask,
+    invert_contrast,
+    prepare,
+    put_back,
+    smooth_border,
+    trim_highest,
+)
+from weakunet.data.volumes import Volume, index_to_world, write_volume
+from weakunet.util.cli import InputError
 
 AFFINE = np.array([[0.5, 0, 0, 40], [0, 0.6, 0, -30], [0, 0, 0.8, 10], [0, 0, 0, 1]])
 
@@ -36,13 +45,13 @@ def test_dilation_is_a_ball():
     mask[4, 4, 4] = mask[4, 4, 7] = True
     z, y, x = np.indices((7, 7, 7)) - 3
     expected = ndimage.binary_dilation(mask, z**2 + y**2 + x**2 <= 3**2)
-    assert np.array_equal(preprocess.dilate_mask(mask, 3), expected)
+    assert np.array_equal(dilate_mask(mask, 3), expected)
 
 
 def test_smoothed_border_follows_the_normal_distribution():
     mask = np.zeros((40, 40, 40), bool)
     mask[:, :, 20:] = True  # a flat border between 19 and 20
-    weight = preprocess.smooth_border(mask)[20, 20, 8:32]
+    weight = smooth_border(mask)[20, 20, 8:32]
     expected = stats.norm.cdf((np.arange(8, 32) - 19.5) / 2)
     np.testing.assert_allclose(weight, np.where(expected < 0.01, 0, expected), atol=3e-3)
     assert weight[0] == 0 and weight[-1] <= 1
@@ -53,27 +62,27 @@ def test_smoothed_border_follows_the_normal_distribution():
     profile = np.convolve(mask[8, 8], kernel / kernel.sum(), "same")
     expected = np.einsum("i,j,k", profile, profile, profile)
     expected[expected < 0.01] = 0
-    np.testing.assert_allclose(preprocess.smooth_border(mask), expected, atol=1e-6)
+    np.testing.assert_allclose(smooth_border(mask), expected, atol=1e-6)
 
 
 def test_trimming_counts_the_voxels_inside_only():
     image = np.arange(1, 301, dtype=np.float32).reshape(3, 10, 10)
     inside = image <= 101
     # the 99 % quantile of 1 ... 101 is its 100th value
-    trimmed = preprocess.trim_highest(image, inside)
+    trimmed = trim_highest(image, inside)
     assert np.array_equal(trimmed, np.minimum(image, 100))
     assert np.array_equal(image.ravel(), np.arange(1, 301))  # the argument is left alone
 
 
 def test_inverting_turns_dark_into_bright():
     image = np.arange(0, 101, dtype=np.float32).reshape(1, 1, 101)
-    inverted = preprocess.invert_contrast(image, np.ones(image.shape, bool))
+    inverted = invert_contrast(image, np.ones(image.shape, bool))
     np.testing.assert_allclose(inverted[0, 0, [0, 33, 99, 100]], [1, 1 - 33 / 99, 0, 0], atol=1e-6)
 
 
 def test_prepared_scan_is_the_steps_done_one_by_one():
     volume, roi = raw_scan()
-    prepared = preprocess.prepare(volume, roi)
+    prepared = prepare(volume, roi)
     # on the whole scan, by other functions, cropped last
     z, y, x = np.indices((7, 7, 7)) - 3
     dilated = ndimage.binary_dilation(roi.array > 0, z**2 + y**2 + x**2 <= 9)
@@ -96,9 +105,9 @@ def test_lesions_do_not_change_the_gain_where_fluid_fills_more_than_the_trimmed_
     volume, roi = raw_scan()
     volume.array[:] = 400
     volume.array[7:11, 8:14, 9:11] = 1000  # 48 of 1024 dilated voxels
-    few = preprocess.prepare(volume, roi).array
+    few = prepare(volume, roi).array
     volume.array[8:10, 10:13, 12:16] = 700
-    many = preprocess.prepare(volume, roi).array
+    many = prepare(volume, roi).array
     same = (roi.array[4:14, 5:17, 6:20] == 0) & (few > 0)
     assert same.sum() > 500
     np.testing.assert_allclose(many[same], few[same], atol=1e-6)
@@ -109,32 +118,32 @@ def test_roi_at_the_edge_and_odd_shapes_are_cropped_to_the_scan():
     volume, roi = raw_scan()
     roi.array[:] = 0
     roi.array[0, 0, 23] = 1
-    box = preprocess.crop_box(roi.array)
+    box = crop_box(roi.array)
     assert box == (slice(0, 4), slice(0, 4), slice(20, 24))
-    prepared = preprocess.prepare(volume, roi)
+    prepared = prepare(volume, roi)
     assert prepared.array.shape == (4, 4, 4)
-    full = preprocess.put_back(prepared.array, box, volume.array.shape, -1)
+    full = put_back(prepared.array, box, volume.array.shape, -1)
     assert np.array_equal(full[box], prepared.array) and (full == -1).sum() == full.size - 64
 
 
 def test_negative_intensities_are_shifted():
     volume, roi = raw_scan()
     shifted = Volume(volume.array - 600, volume.affine)
-    lowest = volume.array[preprocess.dilate_mask(roi.array > 0)].min()
-    expected = preprocess.prepare(Volume(volume.array - lowest, volume.affine), roi)
-    np.testing.assert_allclose(preprocess.prepare(shifted, roi).array, expected.array, atol=1e-6)
+    lowest = volume.array[dilate_mask(roi.array > 0)].min()
+    expected = prepare(Volume(volume.array - lowest, volume.affine), roi)
+    np.testing.assert_allclose(prepare(shifted, roi).array, expected.array, atol=1e-6)
 
 
 def test_empty_roi_other_grid_and_constant_scan_are_refused():
     volume, roi = raw_scan()
     with pytest.raises(InputError, match="^r.nii: empty ROI"):
-        preprocess.prepare(volume, Volume(0 * roi.array, AFFINE), False, "i.nii", "r.nii")
+        prepare(volume, Volume(0 * roi.array, AFFINE), False, "i.nii", "r.nii")
     moved = AFFINE.copy()
     moved[2, 3] += 1
     with pytest.raises(InputError, match="^r.nii: not on the grid of i.nii"):
-        preprocess.prepare(volume, Volume(roi.array, moved), False, "i.nii", "r.nii")
+        prepare(volume, Volume(roi.array, moved), False, "i.nii", "r.nii")
     with pytest.raises(InputError, match="^i.nii: 99 % of the ROI"):
-        preprocess.prepare(Volume(0 * volume.array, AFFINE), roi, True, "i.nii", "r.nii")
+        prepare(Volume(0 * volume.array, AFFINE), roi, True, "i.nii", "r.nii")
 
 
 @pytest.fixture
@@ -182,9 +191,7 @@ def test_command_writes_a_cohort_ready_for_training(cohort, tmp_path):
         (f"s{i}", i, None, "train") for i in range(3)
     ]
     loaded = load_scan(scans[1])
-    np.testing.assert_allclose(
-        loaded.volume.array, preprocess.prepare(*raw_scan(1)).array, atol=1e-7
-    )
+    np.testing.assert_allclose(loaded.volume.array, prepare(*raw_scan(1)).array, atol=1e-7)
     np.testing.assert_allclose(loaded.centres_zyx, [[6, 5, 4]], atol=1e-5)
 
 

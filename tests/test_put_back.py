@@ -9,9 +9,10 @@ import pytest
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
 from weakunet import predict, preprocess
-from weakunet.checkpoint import save_checkpoint
-from weakunet.cohort import Scan, read_table, write_cohort
+from weakunet.data.cohort import Scan, read_table, write_cohort
+from weakunet.detection.output_files import DETECTIONS
 from weakunet.model import WeakUNet
+from weakunet.training.checkpoint import save_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import detections_to_scan  # noqa: E402
@@ -55,12 +56,12 @@ def test_predictions_on_prepared_scans_return_to_the_voxels_they_were_cropped_fr
     command = [f"--predictions={tmp_path / 'on-prepared'}", f"--data={raw}", f"--out={out}"]
     detections_to_scan.main(command)
     expected, found = (
-        [row for _, row in read_table(tmp_path / name / "detections.csv", predict.DETECTIONS)]
+        [row for _, row in read_table(tmp_path / name / "detections.csv", DETECTIONS)]
         for name in ("on-raw", "back")
     )
     assert len(expected) >= 3 and len(found) == len(expected)
     for own, back in zip(expected, found, strict=True):
-        for name in predict.DETECTIONS[1:]:
+        for name in DETECTIONS[1:]:
             assert float(back[name]) == pytest.approx(float(own[name]), abs=2e-3), name
     for kind in ("heatmap", "lesions"):
         own = nibabel.load(tmp_path / "on-raw" / f"s_{kind}.nii.gz")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from weakunet import ranks
+from weakunet.evaluation import froc_thresholds as ranks
 
 
 def sorted_together(heatmaps, levels):

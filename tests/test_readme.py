@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from weakunet import bench_compile, bench_zeros, compare, study, train
+from weakunet import study
+from weakunet.bench import compile as bench_compile
+from weakunet.bench import zeros as bench_zeros
+from weakunet.compare import cohorts
+from weakunet.compare.cohorts import COHORTS
+from weakunet.data import load
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "tutorials" / "results.md"
@@ -43,12 +48,18 @@ def commands(text):
     return list(dict.fromkeys(c for c in lines if re.match(r"(python3?|pip) ", c)))
 
 
+def command_of(name):
+    """The module that `python -m NAME` runs."""
+    found = importlib.import_module(name)
+    return importlib.import_module(f"{name}.__main__") if hasattr(found, "__path__") else found
+
+
 def run(command, *more):
     """Run a command with options on top: a module of the package in this process, else outside."""
     words = [*shlex.split(command), *more]
     assert words[0] == "python"
     if words[1] == "-m":
-        importlib.import_module(words[2]).main(words[3:])
+        command_of(words[2]).main(words[3:])
     else:
         subprocess.run([sys.executable, ROOT / words[1], *words[2:]], check=True)
 
@@ -57,11 +68,11 @@ def run(command, *more):
 def few(tmp_path, monkeypatch):
     """An empty folder, and phantom cohorts of few scans."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "PHANTOM_SCANS", FEW)
-    monkeypatch.setattr(compare, "QUICK", FEW)
+    monkeypatch.setattr(load, "PHANTOM_SCANS", FEW)
+    monkeypatch.setattr(cohorts, "QUICK", FEW)
     for name in ("quick", "standard"):
-        small = dataclasses.replace(compare.COHORTS[name], phantom="tiny", n=FEW, seeds=1)
-        monkeypatch.setitem(compare.COHORTS, name, small)
+        small = dataclasses.replace(COHORTS[name], phantom="tiny", n=FEW, seeds=1)
+        monkeypatch.setitem(COHORTS, name, small)
     for name, values in (("SCANS", (8,)), ("NOISE", (0.5,)), ("BLOCKS", (4,))):
         monkeypatch.setattr(study, name, values)
     monkeypatch.setattr(bench_compile, "ARCHITECTURES", ("sm_90",))

@@ -14,10 +14,10 @@ from nibabel.orientations import axcodes2ornt
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from weakunet.cli import InputError
-from weakunet.cohort import Scan, read_centres, read_cohort, write_cohort
-from weakunet.spaces import box_grid, read_matrix, resample, write_matrix
-from weakunet.volumes import Volume, read_volume
+from weakunet.data.cohort import Scan, read_centres, read_cohort, write_cohort
+from weakunet.data.rigid import box_grid, read_matrix, resample, write_matrix
+from weakunet.data.volumes import Volume, read_volume
+from weakunet.util.cli import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import detections_to_scan  # noqa: E402

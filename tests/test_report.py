@@ -13,9 +13,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from weakunet import report
-from weakunet.cli import InputError
-from weakunet.figures import new_figure, save_figure
+from weakunet.figures import report
+from weakunet.figures.overlay import new_figure, save_figure
+from weakunet.util.cli import InputError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -9,7 +9,7 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from weakunet.cohort import Scan, read_cohort, write_cohort
+from weakunet.data.cohort import Scan, read_cohort, write_cohort
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import roi_from_freesurfer  # noqa: E402

@@ -11,7 +11,9 @@ from kernel_cases import CASES
 from test_kernels import cast
 from test_upconv3d_tensor import random_arrays
 
-from weakunet.layers import conv3d_cuda, conv3d_tensor, upconv3d
+from weakunet.layers.conv import folded as upconv3d
+from weakunet.layers.conv import gpu as conv3d_cuda
+from weakunet.layers.conv import tensor as conv3d_tensor
 
 FUNCTIONS = sorted({name.split()[0] for name in CASES})
 

@@ -12,12 +12,14 @@ import weakref
 import numpy as np
 import pytest
 
-from weakunet import evaluate, predict, resume
-from weakunet.checkpoint import save_checkpoint
-from weakunet.cli import write_csv
-from weakunet.cohort import LoadedScan, Scan, read_cohort, write_cohort
+from weakunet import evaluate, predict
+from weakunet.data import load
+from weakunet.data.cohort import LoadedScan, Scan, read_cohort, write_cohort
+from weakunet.data.volumes import Volume, index_to_world, write_volume
 from weakunet.model import WeakUNet
-from weakunet.volumes import Volume, index_to_world, write_volume
+from weakunet.training.checkpoint import save_checkpoint
+from weakunet.util import resume
+from weakunet.util.cli import write_csv
 
 AFFINE = np.diag([0.5, 0.5, 0.8, 1.0])
 
@@ -193,7 +195,7 @@ def test_prediction_holds_one_scan_at_a_time(cohort, no_pictures, monkeypatch):
         alive.watch(loaded.volume.array)
         return loaded
 
-    monkeypatch.setattr(predict, "load_scan", load_scan)
+    monkeypatch.setattr(load, "load_scan", load_scan)
     assert run(cohort, "out") == 0
     assert 1 <= alive.most <= 2
 

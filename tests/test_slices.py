@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt
 
-from weakunet.cli import InputError
-from weakunet.cohort import LoadedScan, Scan, load_scan, read_cohort, write_cohort
-from weakunet.slices import cut_slab, find_slice, in_slice
-from weakunet.volumes import Volume, index_to_world
+from weakunet.data.cohort import LoadedScan, Scan, load_scan, read_cohort, write_cohort
+from weakunet.data.slices import cut_slab, find_slice, in_slice
+from weakunet.data.volumes import Volume, index_to_world
+from weakunet.util.cli import InputError
 
 AFFINE = np.array([[0.5, 0, 0, 9], [0, 0.5, 0, -4], [0, 0, 0.8, 2], [0, 0, 0, 1]])
 

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 import weakunet.model
-from weakunet import backend, train, training
-from weakunet.bench_counts import SIZES
-from weakunet.bench_predict import LAUNCHES
-from weakunet.layers.conv3d_cuda import KERNEL_OF
-from weakunet.loss import mse_backward
+from weakunet.bench.counts import SIZES
+from weakunet.bench.predictions import LAUNCHES
+from weakunet.gpu import backend
+from weakunet.layers.conv.gpu import KERNEL_OF
+from weakunet.layers.loss import mse_backward
+from weakunet.layers.optim import Adadelta
 from weakunet.model import WeakUNet
-from weakunet.optim import Adadelta
+from weakunet.training import loop as training
+from weakunet.training.settings import Settings
 
 
 class OnGpu(np.ndarray):
@@ -102,7 +104,7 @@ def gpu(cuda_on_cpu, monkeypatch):
 def trained(gpu, precision, steps, tmp_path, **settings):
     """A record of each step of an epoch (but of its first, which starts the last layer)."""
     rng = np.random.default_rng(0)
-    settings = train.Settings(channels=[8, 16], batch=2, gaussian_head=True, **settings)
+    settings = Settings(channels=[8, 16], batch=2, gaussian_head=True, **settings)
     model = WeakUNet(settings.channels, rng=rng).to("cuda", precision)
     run = training.Run(model, settings, tmp_path)
     volumes = gpu.to_device(rng.random((2 * steps, 4, 6, 10), np.float32), "cuda")

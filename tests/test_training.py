@@ -14,10 +14,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from weakunet import cli, train, training
-from weakunet.cohort import LoadedScan
+from weakunet import train
+from weakunet.data.cohort import LoadedScan
+from weakunet.data.volumes import Volume
 from weakunet.model import WeakUNet
-from weakunet.training import (
+from weakunet.training import loop as training
+from weakunet.training.loop import (
     Run,
     common_shape,
     learning_rate,
@@ -25,7 +27,8 @@ from weakunet.training import (
     train_epoch,
     warn_if_collapsed,
 )
-from weakunet.volumes import Volume
+from weakunet.training.settings import Settings
+from weakunet.util import cli
 
 OPTIONS = "--channels 2 3 --epochs 3 --restart 2 --batch 2 --block 2 --device cpu".split()
 
@@ -112,7 +115,8 @@ def test_the_same_loop_runs_over_the_cuda_kernels(cohort, tmp_path, request, mon
     for gpu.seed in (0, 1):
         states.append(run(cohort, tmp_path / f"kernels{gpu.seed}", "--epochs", "1"))
     assert_same(*states)
-    assert ("augment", "warp") in gpu.launched and ("optim", "adadelta_update") in gpu.launched
+    assert ("training/augment", "warp") in gpu.launched
+    assert ("layers/optim", "adadelta_update") in gpu.launched
     for name, value in expected.items():
         if name.endswith((".w", ".b")):
             np.testing.assert_allclose(states[0][name], value, atol=1e-4, err_msg=name)
@@ -269,7 +273,7 @@ def test_training_that_diverges_ends_in_one_line(cohort, tmp_path, capsys):
 
 
 def test_device_cuda_without_a_gpu_is_refused(cohort, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("weakunet.backend._no_gpu_because", lambda: "no GPU was found")
+    monkeypatch.setattr("weakunet.gpu.backend._no_gpu_because", lambda: "no GPU was found")
     line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", "--device", "cuda")
     assert "--device cpu" in line
 
@@ -315,7 +319,7 @@ def test_scans_of_one_slice_are_moved_within_it_only(monkeypatch, tmp_path):
         return moved
 
     monkeypatch.setattr(training, "warp", keep)
-    settings = train.Settings(epochs=4, batch=2, channels=(2, 3, 4), block=2)
+    settings = Settings(epochs=4, batch=2, channels=(2, 3, 4), block=2)
     model = WeakUNet(settings.channels, rng=np.random.default_rng(0))
     training.train(training.Run(model, settings, tmp_path), {"train": scans, "val": scans})
     assert len(seen) == 16
@@ -340,7 +344,7 @@ def test_restart_gives_the_last_layer_its_first_weights_once_more(tmp_path, epoc
     rng = np.random.default_rng(5)
     volumes = rng.random((4, 8, 8, 8), np.float32)
     counts = np.array([1, 2, 3, 6], np.float32)
-    settings = train.Settings(channels=[2, 3], lr=0.0, restart=2, gaussian_head=head)
+    settings = Settings(channels=[2, 3], lr=0.0, restart=2, gaussian_head=head)
     run = Run(WeakUNet([2, 3], 1, "mean", rng=rng), settings, tmp_path)
     run.model.params["linear.w"][:] = 5, -7
     for average in run.optimizer.state.values():
@@ -363,6 +367,6 @@ def test_start_from_takes_the_weights_of_the_same_network_only(cohort, finished,
 
 
 def test_learning_rate_falls_at_70_and_90_percent():
-    settings = train.Settings(epochs=10, lr=2.0)
+    settings = Settings(epochs=10, lr=2.0)
     rates = [learning_rate(settings, epoch) for epoch in range(10)]
     np.testing.assert_allclose(rates, [2.0] * 7 + [0.6] * 2 + [0.2])

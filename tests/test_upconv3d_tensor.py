@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from test_conv3d_tensor import ROUNDED, error
 
-from weakunet import backend
-from weakunet.layers import conv3d, conv3d_cuda, conv3d_tensor, upconv3d
+from weakunet.gpu import backend
 from weakunet.layers.concat import concat_backward, concat_forward
+from weakunet.layers.conv import conv3d
+from weakunet.layers.conv import folded as upconv3d
+from weakunet.layers.conv import gpu as conv3d_cuda
+from weakunet.layers.conv import tensor as conv3d_tensor
 from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward
 
 # N, C_a, C_b, (D, H, W) of coarse, C_out: around 8, 16, 32, 64 channels and tiles of 2 x 8 x 16

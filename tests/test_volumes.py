@@ -9,8 +9,7 @@ import pytest
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from weakunet.cli import InputError
-from weakunet.volumes import (
+from weakunet.data.volumes import (
     Volume,
     index_to_file,
     index_to_world,
@@ -19,6 +18,7 @@ from weakunet.volumes import (
     world_to_index,
     write_volume,
 )
+from weakunet.util.cli import InputError
 
 CODES = [
     tuple(pair[flip] for pair, flip in zip(axes, flips, strict=True))

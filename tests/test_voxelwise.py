@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from weakunet import voxelwise
-from weakunet.augment import draw_transform, warp
-from weakunet.checkpoint import load_checkpoint, load_model
-from weakunet.cli import InputError
-from weakunet.cohort import LoadedScan
-from weakunet.gradcheck import check_direction
+from weakunet.compare import voxelwise
+from weakunet.data.cohort import LoadedScan
+from weakunet.data.volumes import Volume
+from weakunet.layers.gradcheck import check_direction
 from weakunet.model import WeakUNet
-from weakunet.train import Settings
-from weakunet.training import Run
-from weakunet.volumes import Volume
+from weakunet.training.augment import draw_transform, warp
+from weakunet.training.checkpoint import load_checkpoint, load_model
+from weakunet.training.loop import Run
+from weakunet.training.settings import Settings
+from weakunet.util.cli import InputError
 
 PAPER_MM = (0.8, 0.49, 0.49)
 

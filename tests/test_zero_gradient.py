@@ -8,8 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from weakunet import bench, bench_zeros, cuda_source
-from weakunet.layers import conv3d_cuda, conv3d_tensor, upconv3d_tensor
+from weakunet.bench import __main__ as bench
+from weakunet.bench import zeros as bench_zeros
+from weakunet.gpu import cuda_source
+from weakunet.layers.conv import folded_tensor as upconv3d_tensor
+from weakunet.layers.conv import gpu as conv3d_cuda
+from weakunet.layers.conv import tensor as conv3d_tensor
 
 RUNGS = ("tiled", *conv3d_tensor.PAIR)
 # module and name of each file of kernels that leave out what is 0

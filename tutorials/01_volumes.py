@@ -21,8 +21,8 @@ import matplotlib.pyplot as plt
 import nibabel
 import numpy as np
 
-from weakunet import phantom, volumes
-from weakunet.figures import BLUE, save_figure
+from weakunet.data import phantom, volumes
+from weakunet.figures.overlay import BLUE, save_figure
 
 # %% [markdown]
 # ## A volume is `array[z, y, x]`

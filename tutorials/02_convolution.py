@@ -20,9 +20,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import ndimage
 
-from weakunet import phantom
-from weakunet.figures import BLUE, RED, save_figure
-from weakunet.layers.conv3d import Conv3D, conv3d_forward
+from weakunet.data import phantom
+from weakunet.figures.overlay import BLUE, RED, save_figure
+from weakunet.layers.conv.conv3d import Conv3D, conv3d_forward
 
 rng = np.random.default_rng(2)
 
@@ -102,7 +102,7 @@ print(f"by hand, weakunet's reference and fast layer, scipy: within {difference:
 assert difference < 1e-12
 
 # %% [markdown]
-# `weakunet/layers/conv3d.py` holds these lines once more, for a batch of scans (the axis N in
+# `weakunet/layers/conv/conv3d.py` holds these lines once more, for a batch of scans (the axis N in
 # front). The layer that training uses computes the same numbers in an order that suits the
 # computer's caches: lesson 7.
 #

@@ -20,9 +20,9 @@ sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir()
 import matplotlib.pyplot as plt
 import numpy as np
 
-from weakunet.figures import LINES, save_figure
-from weakunet.gradcheck import check_layer
-from weakunet.layers.conv3d import Conv3D, conv3d_backward, conv3d_forward
+from weakunet.figures.overlay import LINES, save_figure
+from weakunet.layers.conv.conv3d import Conv3D, conv3d_backward, conv3d_forward
+from weakunet.layers.gradcheck import check_layer
 
 rng = np.random.default_rng(3)
 
@@ -168,8 +168,8 @@ for name, (error, h) in best.items():
     print(f"{name}: smallest error {error:.1e} at h = {h:.1e}")
 
 # %% [markdown]
-# `weakunet/gradcheck.py` does this for every element of every input and parameter of a layer, with
-# a random dy and h = 1e-6. The tests run it on every layer of the package.
+# `weakunet/layers/gradcheck.py` does this for every element of every input and parameter of a
+# layer, with a random dy and h = 1e-6. The tests run it on every layer of the package.
 
 # %%
 layer = Conv3D(2, 3, rng=rng, dtype=np.float64)

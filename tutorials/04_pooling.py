@@ -21,10 +21,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from weakunet import phantom
-from weakunet.figures import BLUE, RED, save_figure
-from weakunet.gradcheck import numerical_gradient, relative_error
-from weakunet.layers.conv3d import conv3d_forward
+from weakunet.data import phantom
+from weakunet.figures.overlay import BLUE, RED, save_figure
+from weakunet.layers.conv.conv3d import conv3d_forward
+from weakunet.layers.gradcheck import numerical_gradient, relative_error
 from weakunet.layers.maxpool3d import maxpool3d_backward, maxpool3d_forward
 from weakunet.layers.relu import relu_forward
 from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward

@@ -20,8 +20,8 @@ sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir()
 import matplotlib.pyplot as plt
 import numpy as np
 
-from weakunet import phantom
-from weakunet.figures import BLUE, RED, save_figure
+from weakunet.data import phantom
+from weakunet.figures.overlay import BLUE, RED, save_figure
 from weakunet.model import WeakUNet
 
 # %% [markdown]

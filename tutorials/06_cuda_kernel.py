@@ -25,9 +25,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cuda_on_cpu import harness
 
-from weakunet import backend
-from weakunet.figures import save_figure
-from weakunet.layers.conv3d import conv3d_forward
+from weakunet.figures.overlay import save_figure
+from weakunet.gpu import backend
+from weakunet.layers.conv.conv3d import conv3d_forward
 
 # %% [markdown]
 # ## The text
@@ -38,7 +38,7 @@ from weakunet.layers.conv3d import conv3d_forward
 # what it reads and writes, how much it calculates, and why no two threads get in each other's way.
 
 # %%
-text = (ROOT / "weakunet/layers/conv3d.cu").read_text(encoding="utf-8")
+text = (ROOT / "weakunet/layers/conv/naive.cu").read_text(encoding="utf-8")
 kernel = re.search(r"// computes  the equation above.*?\n}\n", text, re.S).group()
 print(kernel)
 
@@ -101,13 +101,13 @@ def run_kernel():
     """Run it on what there is; returns y and where that was, or None and why it could not be."""
     if backend.pick_device() == "cuda":
         arrays = [backend.to_device(a, "cuda") for a in (x, w, b, y)]
-        backend.launch("layers/conv3d", "conv3d_forward_naive", y.size, (*arrays, *sizes))
+        backend.launch("layers/conv/naive", "conv3d_forward_naive", y.size, (*arrays, *sizes))
         return backend.to_host(arrays[-1]), backend.device_name("cuda")
     reason = harness.reason_not_to_run()
     if reason:
         return None, reason
     cpu = harness.CudaOnCpu(seed=1)
-    cpu.launch("layers/conv3d", "conv3d_forward_naive", y.size, (x, w, b, y, *sizes))
+    cpu.launch("layers/conv/naive", "conv3d_forward_naive", y.size, (x, w, b, y, *sizes))
     return y, "the CPU, threads in an order that seed 1 shuffled"
 
 
@@ -166,5 +166,5 @@ print(f"{loads:.0f} loads from memory for {y.size} outputs, {loads / y.size:.0f}
 print(f"largest difference between the kernel and numpy: {difference.max():.1e}")
 
 # %% [markdown]
-# **Try.** In a copy of `conv3d.cu`, take the guard `if (t >= total) return;` away and run it with
+# **Try.** In a copy of `naive.cu`, take the guard `if (t >= total) return;` away and run it with
 # `harness.CudaOnCpu(sanitize="address")`: it names the line. Exercise set: `06_cuda_kernel`.

@@ -22,11 +22,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
 
-from weakunet import bench_counts
-from weakunet.figures import LINES, save_figure
-from weakunet.layers import conv3d_cuda, conv3d_fast
-from weakunet.layers.conv3d import conv3d_forward
-from weakunet.layers.threads import set_threads
+from weakunet.bench import counts as bench_counts
+from weakunet.figures.overlay import LINES, save_figure
+from weakunet.layers.conv import cpu as conv3d_fast
+from weakunet.layers.conv import gpu as conv3d_cuda
+from weakunet.layers.conv.conv3d import conv3d_forward
+from weakunet.util.threads import set_threads
 
 rng = np.random.default_rng(7)
 set_threads(1)  # one core: so that the rungs differ in what they do, not in how many do it
@@ -89,7 +90,7 @@ def by_im2col(x, w):
 
 
 # %% [markdown]
-# **The package's layer** (`weakunet/layers/conv3d_fast.py`) takes the middle way, a block of voxels
+# **The package's layer** (`weakunet/layers/conv/cpu.py`) takes the middle way, a block of voxels
 # at a time, small enough to stay in the processor's cache. Of the 27 taps it copies only 3, those
 # along y: a plane's neighbours along z are its neighbours in memory, and the 3 taps along x are
 # taken after the product, by adding its rows one voxel to the left and to the right. Bytes: 3 C_in
@@ -168,13 +169,13 @@ for name, (convolve, numbers_per_voxel) in rungs.items():
 #
 # ## On a GPU: the naive kernel
 #
-# `conv3d.cu` (lesson 6): a thread per output, and for every product it loads an x and a w: 8 bytes
+# `naive.cu` (lesson 6): a thread per output, and for every product it loads an x and a w: 8 bytes
 # for 2 FLOP. A GPU's arithmetic is so fast that its memory cannot feed that; only its caches, which
 # catch neighbours' loads, save the kernel.
 #
 # ## The tiled kernel
 #
-# `conv3d_tiled.cu` has two ideas. First: a block of threads copies what its tile of the output
+# `tiled.cu` has two ideas. First: a block of threads copies what its tile of the output
 # sees, the tile and a halo of one voxel around it, into memory that the block shares, ONCE, and
 # reads it from there. In numpy, tile by tile:
 

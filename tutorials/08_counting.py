@@ -21,14 +21,14 @@ sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir()
 import matplotlib.pyplot as plt
 import numpy as np
 
-from weakunet import phantom
-from weakunet.augment import draw_transform, warp
-from weakunet.figures import LINES, save_figure
+from weakunet.data import phantom
+from weakunet.evaluation.metrics import count_metrics
+from weakunet.figures.overlay import LINES, save_figure
 from weakunet.layers.globalpool3d import GlobalPool3D, globalmax_backward, globalmax_forward
-from weakunet.loss import mse_backward, mse_forward
-from weakunet.metrics import count_metrics
+from weakunet.layers.loss import mse_backward, mse_forward
+from weakunet.layers.optim import Adadelta, adadelta_update
 from weakunet.model import WeakUNet
-from weakunet.optim import Adadelta, adadelta_update
+from weakunet.training.augment import draw_transform, warp
 
 # %% [markdown]
 # ## The scans

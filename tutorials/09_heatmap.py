@@ -24,16 +24,16 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from weakunet import phantom
-from weakunet.augment import draw_transform, warp
-from weakunet.detect import detect_lesions, whole_count
-from weakunet.figures import BLUE, GREEN, RED, save_figure
+from weakunet.data import phantom
+from weakunet.detection.detect import detect_lesions, whole_count
+from weakunet.evaluation.metrics import count_hits, count_metrics
+from weakunet.figures.overlay import BLUE, GREEN, RED, save_figure
 from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.linear import linear_backward, linear_forward
-from weakunet.loss import mse_backward
-from weakunet.metrics import count_hits, count_metrics
+from weakunet.layers.loss import mse_backward
+from weakunet.layers.optim import Adadelta
 from weakunet.model import WeakUNet
-from weakunet.optim import Adadelta
+from weakunet.training.augment import draw_transform, warp
 
 rng = np.random.default_rng(9)
 POOLINGS = ("max", "mean", "lmax")

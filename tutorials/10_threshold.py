@@ -22,9 +22,10 @@ import numpy as np
 from matplotlib.colors import to_rgba
 from scipy import ndimage
 
-from weakunet import detect, phantom
-from weakunet.figures import BLUE, GREEN, LINES, save_figure
-from weakunet.metrics import count_hits
+from weakunet.data import phantom
+from weakunet.detection import detect
+from weakunet.evaluation.metrics import count_hits
+from weakunet.figures.overlay import BLUE, GREEN, LINES, save_figure
 
 # %% [markdown]
 # ## Islands in a falling sea
@@ -147,8 +148,9 @@ def components_by_hand(heatmap):
 
 
 # %% [markdown]
-# The library (`weakunet/detect.py`) does the same for thousands of voxels at a time, without a loop
-# over voxels, and leaves the lowest level out, where everything is dry. The oracle for both is
+# The library (`weakunet/detection/detect.py`) does the same for thousands of voxels at a time,
+# without a loop over voxels, and leaves the lowest level out, where everything is dry. The oracle
+# for both is
 # scipy, which labels the components of one level: asked at 100 levels and more, it must agree.
 
 

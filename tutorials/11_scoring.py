@@ -24,9 +24,10 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from weakunet import metrics, phantom
-from weakunet.detect import detect_lesions, fill_outside, whole_count
-from weakunet.figures import (
+from weakunet.data import phantom
+from weakunet.detection.detect import detect_lesions, fill_outside, whole_count
+from weakunet.evaluation import metrics
+from weakunet.figures.overlay import (
     GREEN,
     LINES,
     MARKS,

@@ -24,20 +24,21 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from weakunet import baselines, metrics
-from weakunet.checkpoint import load_model
-from weakunet.compare_output import PAPER
-from weakunet.compare_seed import METHODS
-from weakunet.detect import detect_lesions, whole_count
-from weakunet.figures import LINES, busiest_slices, draw_rings, save_figure, show_slice
-from weakunet.figures_compare import ABOVE
+from weakunet.compare import baselines
+from weakunet.compare.networks import METHODS
+from weakunet.compare.results import PAPER
+from weakunet.data.phantom import simulate_cohort
+from weakunet.detection.detect import detect_lesions, whole_count
+from weakunet.detection.predict_scan import predict_scan
+from weakunet.evaluation import metrics
+from weakunet.evaluation.metrics import count_hits
+from weakunet.figures.methods import ABOVE
+from weakunet.figures.overlay import LINES, busiest_slices, draw_rings, save_figure, show_slice
 from weakunet.layers.enlarge3d import enlarge3d
-from weakunet.metrics import count_hits
 from weakunet.model import WeakUNet
-from weakunet.phantom import simulate_cohort
-from weakunet.predict import predict_scan
-from weakunet.train import Settings
-from weakunet.training import WEIGHTS, Run, train
+from weakunet.training.checkpoint import load_model
+from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.settings import Settings
 
 # %% [markdown]
 # ## Two networks, one cohort

@@ -31,9 +31,9 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from weakunet.figures import MARKS, OUTLINE, save_figure
-from weakunet.figures_compare import ABOVE
-from weakunet.metrics import match_detections
+from weakunet.evaluation.metrics import match_detections
+from weakunet.figures.methods import ABOVE
+from weakunet.figures.overlay import MARKS, OUTLINE, save_figure
 
 # %% [markdown]
 # Everything goes into a temporary folder, which is gone at the end. `run` starts a command there,

@@ -26,15 +26,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
-from weakunet import figures
-from weakunet.checkpoint import load_model
-from weakunet.cli import InputError
-from weakunet.detect import detect_lesions, fill_outside, whole_count
-from weakunet.metrics import count_hits, count_metrics, detection_metrics, froc_by_count
+from weakunet.detection.detect import detect_lesions, fill_outside, whole_count
+from weakunet.detection.predict_scan import predict_scan
+from weakunet.evaluation.metrics import count_hits, count_metrics, detection_metrics, froc_by_count
+from weakunet.figures import overlay as figures
 from weakunet.model import WeakUNet
-from weakunet.predict import predict_scan
-from weakunet.train import Settings
-from weakunet.training import WEIGHTS, Run, train
+from weakunet.training.checkpoint import load_model
+from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.settings import Settings
+from weakunet.util.cli import InputError
 
 try:
     digits = make_digits.load_digits()

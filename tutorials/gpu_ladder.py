@@ -16,17 +16,17 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 
-from weakunet import cuda_source  # noqa: E402
-from weakunet.cli import command, write_text  # noqa: E402
-from weakunet.figures import save_figure  # noqa: E402
+from weakunet.figures.overlay import save_figure  # noqa: E402
+from weakunet.gpu import cuda_source  # noqa: E402
+from weakunet.util.cli import command, write_text  # noqa: E402
 
 PAGE = Path(__file__).with_name("gpu_ladder.md")
 IMAGES = Path(__file__).with_name("images")
 MARKS = "<!-- counted: python tutorials/gpu_ladder.py -->\n", "<!-- end -->\n"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#D9D9D9"
-TILED = cuda_source.constants("layers/conv3d_tiled")
-TENSOR = cuda_source.constants("layers/conv3d_tensor")
-FOLDED = cuda_source.constants("layers/upconv3d_tensor")
+TILED = cuda_source.constants("layers/conv/tiled")
+TENSOR = cuda_source.constants("layers/conv/tensor")
+FOLDED = cuda_source.constants("layers/conv/folded")
 
 
 def count():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
-from weakunet.cli import command, write_text  # noqa: E402
+from weakunet.util.cli import command, write_text  # noqa: E402
 
 PACKAGE = Path(__file__).resolve().parents[1] / "weakunet"
 PAGE = Path(__file__).with_name("kernels.html")
@@ -31,11 +31,11 @@ SECTIONS = {
         ("relu_forward", "layers/relu", "relu_forward"),
         ("relu_backward", "layers/relu", "relu_backward"),
     ],
-    "layers/conv3d": [
-        ("_pad _window conv3d_forward", "layers/conv3d", "conv3d_forward_naive"),
+    "layers/conv/conv3d": [
+        ("_pad _window conv3d_forward", "layers/conv/naive", "conv3d_forward_naive"),
         (
             "conv3d_backward",
-            "layers/conv3d",
+            "layers/conv/naive",
             "conv3d_backward_input_naive conv3d_backward_weight_naive conv3d_backward_bias_naive",
         ),
     ],
@@ -51,7 +51,10 @@ SECTIONS = {
         ("concat_forward", "layers/concat", "concat_forward"),
         ("concat_backward", "layers/concat", "concat_backward"),
     ],
-    "layers/upconv3d": [("_fold upconv3d_forward", None, None), ("upconv3d_backward", None, None)],
+    "layers/conv/folded": [
+        ("_fold upconv3d_forward", None, None),
+        ("upconv3d_backward", None, None),
+    ],
     "layers/globalpool3d": [
         ("globalmax_forward", "layers/globalpool3d", "globalmax_parts globalmax_forward"),
         ("globalmax_backward", "layers/globalpool3d", "globalmax_backward"),
@@ -64,25 +67,25 @@ SECTIONS = {
         ("linear_forward", "layers/linear", "linear_forward"),
         ("linear_backward", "layers/linear", "linear_backward"),
     ],
-    "loss": [
-        ("mse_forward", "loss", "mse_forward"),
-        ("mse_backward", "loss", "mse_backward"),
+    "layers/loss": [
+        ("mse_forward", "layers/loss", "mse_forward"),
+        ("mse_backward", "layers/loss", "mse_backward"),
     ],
-    "optim": [("adadelta_update", "optim", "adadelta_update")],
-    "augment": [("warp _flip_and_shift", "augment", None)],
-    "layers/conv3d_fast": [
-        ("forward sweep _gather _overlap _multiply", "layers/conv3d_tiled", None),
-        ("backward _correlate", "layers/conv3d_tiled_weight", None),
+    "layers/optim": [("adadelta_update", "layers/optim", "adadelta_update")],
+    "training/augment": [("warp _flip_and_shift", "training/augment", None)],
+    "layers/conv/cpu": [
+        ("forward sweep _gather _overlap _multiply", "layers/conv/tiled", None),
+        ("backward _correlate", "layers/conv/tiled_weight", None),
     ],
-    "layers/conv3d_tensor": [
-        (None, "layers/tensor_core.cuh", None),
-        (None, "layers/conv3d_tensor", None),
-        (None, "layers/conv3d_tensor_weight", None),
-        (None, "layers/tensor_bf16", None),
+    "layers/conv/tensor": [
+        (None, "layers/conv/tensor_core.cuh", None),
+        (None, "layers/conv/tensor", None),
+        (None, "layers/conv/tensor_weight", None),
+        (None, "layers/conv/tensor_bf16", None),
     ],
-    "layers/upconv3d_tensor": [
-        (None, "layers/upconv3d_tensor", None),
-        (None, "layers/upconv3d_tensor_weight", None),
+    "layers/conv/folded_tensor": [
+        (None, "layers/conv/folded", None),
+        (None, "layers/conv/folded_weight", None),
     ],
 }
 PYTHON = re.compile(

@@ -17,7 +17,7 @@ from pathlib import Path
 TUTORIALS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TUTORIALS.parent))  # from a clone, uninstalled
 
-from weakunet.cli import InputError, command, write_text  # noqa: E402
+from weakunet.util.cli import InputError, command, write_text  # noqa: E402
 
 MARK = re.compile(r"# ?%%\s*(\[markdown\])?\s*(.*)")
 SETUP = """\

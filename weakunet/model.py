@@ -21,17 +21,17 @@ and d): the encoder's last maps are pooled, and M, small, is brought up to the i
 
 import numpy as np
 
-from weakunet.backend import is_cuda, to_device, to_host
-from weakunet.layers.conv3d import Conv3D, conv3d_forward
-from weakunet.layers.conv3d_cuda import KERNEL_OF
-from weakunet.layers.conv3d_tensor import SIZES as TENSOR_SIZES
+from weakunet.gpu.backend import is_cuda, to_device, to_host
+from weakunet.layers.conv.conv3d import Conv3D, conv3d_forward
+from weakunet.layers.conv.folded import UpConv3D
+from weakunet.layers.conv.gpu import KERNEL_OF
+from weakunet.layers.conv.rounding import ROUNDINGS
+from weakunet.layers.conv.tensor import SIZES as TENSOR_SIZES
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.linear import Linear, linear_forward
 from weakunet.layers.maxpool3d import MaxPool3D
 from weakunet.layers.relu import ReLU, relu_forward
-from weakunet.layers.rounding import ROUNDINGS
-from weakunet.layers.upconv3d import UpConv3D
 
 # Intensities in [0, 1] are spread around 0 before the first convolution (ours): learning is faster.
 INPUT_CENTRE, INPUT_GAIN = 0.4, 4.0
@@ -72,7 +72,7 @@ class WeakUNet:
         self.multiple = 2 ** (len(channels) - 1)
         # (D, H, W) of the padded scans it was trained on: averaging global poolings depend on it
         self.shape = (1, 1, 1)
-        self.flips = ""  # axes of 'zyx' along which training mirrored its scans, see copies.py
+        self.flips = ""  # axes of 'zyx' along which training mirrored its scans, see tta.py
 
         def level(c_in, c_out, first=Conv3D, needs_dx=True):
             """[convolution, ReLU, convolution, ReLU, ...]"""

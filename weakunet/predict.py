@@ -4,7 +4,7 @@
     python -m weakunet.predict --model runs/NAME/best.npz scan.nii.gz --roi mask.nii.gz --out DIR
 
 One pass of the network gives the count (eq. 2) and the heatmap (eq. 3 of section 2.2), mirrored
-copies of the scan steady both (copies.py); the heatmap is thresholded so that its number of
+copies of the scan steady both (tta.py); the heatmap is thresholded so that its number of
 connected components is the count. A scan with an ROI mask is
 raw: it is prepared in memory as `weakunet.preprocess` does, and the results are put back on its
 whole grid. A scan without one must be prepared already. Images go out on the scan file's own grid.
@@ -20,85 +20,32 @@ from pathlib import Path
 
 import numpy as np
 
-from weakunet import backend, figures, resume
-from weakunet.checkpoint import load_model
-from weakunet.cli import InputError, command, progress, write_csv
-from weakunet.cohort import LoadedScan, Scan, load_scan, read_centres, read_cohort
-from weakunet.copies import mirrored
-from weakunet.detect import detect_lesions, fill_outside, whole_count
-from weakunet.outputs import is_bids, output_paths, start_bids, write_markups
-from weakunet.parallel import cores, map_processes
-from weakunet.precision import PRECISIONS, pick_precision
-from weakunet.preprocess import crop_box, prepare, put_back
-from weakunet.slices import cut_slab, find_slice, half_thickness, in_slice
-from weakunet.volumes import (
-    SUFFIXES,
+from weakunet.data.cohort import read_cohort
+from weakunet.data.load import read_scan, scans_from_files
+from weakunet.data.prepare import put_back
+from weakunet.data.slices import half_thickness, in_slice
+from weakunet.data.volumes import (
     index_to_file,
     index_to_world,
-    read_volume,
-    world_to_index,
     write_volume,
 )
-
-PREDICTIONS = ("subject", "count_predicted", "n_detected", "threshold")
-DETECTIONS = "subject,detection,i,j,k,x_mm,y_mm,z_mm,score,volume_mm3".split(",")
-
-
-def predict_scan(model, volume):
-    """Count and heatmap of a prepared scan, from one pass.
-
-    Parameters
-    ----------
-    model : WeakUNet, or anything with its `predict`, `multiple`, `shape` and `device`
-    volume : Volume in [0, 1], 0 outside the ROI; padded with zeros as in training
-
-    Returns
-    -------
-    count : float, not rounded
-    heatmap : (D, H, W) like the scan; outside the ROI the lowest value inside, never a detection
-    """
-    count, heatmap = model.predict(to_network(model, volume))
-    return float(backend.to_host(count)[0]), from_network(heatmap, volume)
-
-
-def predict_copies(model, volume):
-    """As `predict_scan`, from the scan's mirrored copies that training would make (copies.py)."""
-    return mirrored(functools.partial(predict_scan, model), volume, model.flips)
-
-
-def to_network(model, volume):
-    """The scan as the network takes it, (1, 1, D, H, W) on its device, padded as in training."""
-    sizes = np.maximum(volume.array.shape, model.shape)
-    sizes += -sizes % model.multiple
-    padding = [(0, n - own) for n, own in zip(sizes, volume.array.shape, strict=True)]
-    return backend.to_device(np.pad(volume.array, padding)[None, None], model.device)
-
-
-def from_network(heatmap, volume):
-    """A map (1, 1, D, H, W) of `to_network`'s size, cut to the scan and filled outside its ROI."""
-    kept = tuple(slice(0, n) for n in volume.array.shape)
-    return fill_outside(backend.to_host(heatmap)[0, 0][kept], volume.array > 0)
-
-
-def read_scan(scan, invert=False, slab_mm=None):
-    """The scan as read (Volume), prepared (LoadedScan), and the second's box in the first.
-
-    invert, slab_mm: how a raw scan is prepared, as for `weakunet.preprocess`.
-    """
-    if scan.roi is None:
-        loaded = load_scan(scan)
-        return loaded.volume, loaded, tuple(slice(0, n) for n in loaded.volume.array.shape)
-    volume, roi = read_volume(scan.image), read_volume(scan.roi)
-    prepared, box = prepare(volume, roi, invert, scan.image, scan.roi), crop_box(roi.array)
-    k = find_slice(prepared, scan.slice_z_mm, scan.roi)
-    if slab_mm is not None:
-        prepared, first = cut_slab(prepared, k, slab_mm)
-        k, first = k - first, box[0].start + first
-        box = (slice(first, first + len(prepared.array)), *box[1:])
-    centres_zyx = None
-    if scan.centres is not None:
-        centres_zyx = world_to_index(prepared, read_centres(scan.centres))
-    return volume, LoadedScan(scan.subject, prepared, scan.count, centres_zyx, k), box
+from weakunet.detection.detect import detect_lesions, whole_count
+from weakunet.detection.output_files import (
+    DETECTIONS,
+    PREDICTIONS,
+    is_bids,
+    output_paths,
+    start_bids,
+    write_markups,
+)
+from weakunet.detection.predict_scan import predict_copies
+from weakunet.figures import overlay as figures
+from weakunet.gpu import backend
+from weakunet.layers.conv.precision import PRECISIONS, pick_precision
+from weakunet.training.checkpoint import load_model
+from weakunet.util import resume
+from weakunet.util.cli import InputError, command, progress, write_csv
+from weakunet.util.processes import cores, map_processes
 
 
 def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None):
@@ -134,23 +81,6 @@ def detection_rows(subject, found, volume, corner_zyx):
         [subject, i + 1, *places[i], float(found.scores[i]), round(float(mm3), 3)]
         for i, mm3 in enumerate(found.volumes_vox * volume.voxel_mm3)
     ]
-
-
-def scans_from_files(paths, roi, slice_z_mm):
-    """A Scan per image path, named after the file. Raises InputError when two share a name."""
-    scans = {}
-    for path in paths:
-        name = path.name
-        for suffix in sorted(SUFFIXES, key=len, reverse=True):
-            if name.lower().endswith(suffix):
-                name = name[: -len(suffix)]
-                break
-        if name.casefold() in scans:
-            raise InputError(
-                f"{path}: a second scan called {name}; use --data, where each has its own name"
-            )
-        scans[name.casefold()] = Scan(name, path, roi=roi, slice_z_mm=slice_z_mm)
-    return list(scans.values())
 
 
 def parse_arguments(argv):

@@ -20,114 +20,30 @@ affine says where its box was: data_tools/detections_to_scan.py puts what is fou
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
-from scipy import ndimage
-
-from weakunet.cli import (
+from weakunet.data.cohort import read_centres, read_cohort, write_cohort
+from weakunet.data.prepare import (
+    DILATION_VOX,
+    SIGMA_VOX,
+    TRIM,
+    crop_box,
+    preparation_steps,
+    prepare,
+)
+from weakunet.data.slices import cut_slab, find_slice, half_thickness
+from weakunet.data.volumes import read_volume, write_volume
+from weakunet.util.cli import (
     InputError,
     atomic_path,
-    clear_leftovers,
     command,
     progress,
-    write_json,
 )
-from weakunet.cohort import read_centres, read_cohort, write_cohort
-from weakunet.parallel import cores, map_processes
-from weakunet.slices import cut_slab, find_slice, half_thickness
-from weakunet.volumes import Volume, read_volume, require_same_grid, write_volume
-
-DILATION_VOX = 3
-SIGMA_VOX = 2.0
-TRIM = 0.01
-SMALLEST_WEIGHT = 0.01
-
-
-def crop_box(roi):
-    """The dilated ROI's box: three slices inside the array. The ROI may not be empty."""
-    box = ndimage.find_objects((roi > 0).astype(np.uint8))[0]
-    return tuple(
-        slice(max(0, side.start - DILATION_VOX), min(n, side.stop + DILATION_VOX))
-        for side, n in zip(box, roi.shape, strict=True)
-    )
-
-
-def dilate_mask(mask, radius_vox=DILATION_VOX):
-    """All voxels at most `radius_vox` away from the mask, in voxels along every axis (a ball)."""
-    return ndimage.distance_transform_edt(~mask) <= radius_vox
-
-
-def smooth_border(mask, sigma_vox=SIGMA_VOX):
-    """Weights in [0, 1], 1/2 on a flat border, 0 below 1 %; beyond the array the mask is 0."""
-    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma_vox, mode="constant")
-    weight[weight < SMALLEST_WEIGHT] = 0
-    return np.clip(weight, 0, 1)
-
-
-def invert_contrast(image, inside):
-    """1 - image / p, clipped to [0, p], p its 99th percentile inside: makes T1 look like T2."""
-    high = np.percentile(image[inside], 99)
-    return 1 - np.clip(image, 0, high) / high
-
-
-def trim_highest(image, inside, share=TRIM):
-    """Clip `image` from above at the (1 - share) quantile of its voxels inside the mask."""
-    return np.minimum(image, np.quantile(image[inside], 1 - share).astype(image.dtype))
-
-
-def preparation_steps(image, roi, invert=False):
-    """All steps on cropped arrays: name -> (D, H, W), in order, the last in [0, 1].
-
-    Negative intensities are first shifted so that the lowest inside the dilated ROI is 0.
-    """
-    dilated = dilate_mask(roi > 0)
-    steps = {"scan": image, "ROI": roi > 0, "dilated": dilated}
-    image = image - min(0, image[dilated].min())
-    if invert:
-        image = steps["inverted"] = invert_contrast(image, dilated)
-    steps["border smoothed"] = smooth_border(dilated)
-    steps["masked"] = image * steps["border smoothed"]
-    steps["trimmed"] = trim_highest(steps["masked"], dilated)
-    steps["rescaled"] = np.clip(steps["trimmed"] / steps["trimmed"].max(), 0, 1)
-    return steps
-
-
-def prepare(volume, roi, invert=False, image_path="image", roi_path="ROI"):
-    """Prepare a raw scan: a Volume cropped to `crop_box(roi.array)`, in its place in the world.
-
-    Parameters
-    ----------
-    volume, roi : Volumes on the same grid; the ROI is where `roi` is above 0
-    invert : turn dark into bright first, for T1-weighted scans
-    image_path, roi_path : named in the InputErrors: different grids, empty ROI, constant image
-    """
-    require_same_grid(volume, image_path, roi, roi_path)
-    if not (roi.array > 0).any():
-        raise InputError(f"{roi_path}: empty ROI, no voxel is above 0; check that it is the mask")
-    box = crop_box(roi.array)
-    image, mask = volume.array[box], roi.array[box] > 0
-    inside = image[dilate_mask(mask)]
-    if inside.min() == np.quantile(inside, 1 - TRIM):
-        raise InputError(
-            f"{image_path}: 99 % of the ROI has the same intensity ({inside.min():g}); "
-            "check that this is the scan and that the ROI lies inside the head"
-        )
-    prepared = list(preparation_steps(image, mask, invert).values())[-1]
-    affine = volume.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box[::-1]]
-    return Volume(np.ascontiguousarray(prepared, np.float32), affine)
-
-
-def put_back(array, box, shape, fill):
-    """Undo the crop: `array` in its `box` of an array of `shape`, `fill` around it."""
-    full = np.full(shape, fill, array.dtype)
-    full[box] = array
-    return full
+from weakunet.util.processes import cores, map_processes
+from weakunet.util.resume import claim_folder
 
 
 def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
@@ -155,7 +71,9 @@ def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
         with atomic_path(centres) as temporary:
             shutil.copyfile(scan.centres, temporary)
     if figures:
-        from weakunet.figures import preprocess_figure  # matplotlib, only where it is wanted
+        from weakunet.figures.overlay import (
+            preprocess_figure,  # matplotlib, only where it is wanted
+        )
 
         box = crop_box(roi.array)
         steps = preparation_steps(volume.array[box], roi.array[box], invert)
@@ -171,27 +89,6 @@ def _prepare_or_fail(arguments):
         return error
     except MemoryError:
         return InputError(f"{arguments[0].image}: not enough memory; use --jobs 1 or crop the scan")
-
-
-def claim_folder(out, settings):
-    """Make the folder `out`, or check that it was begun with the same settings."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: not a folder; choose another --out")
-    path = out / "settings.json"
-    if path.is_file():
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            earlier = None
-        if earlier != settings:
-            raise InputError(
-                f"{path}: begun with other settings, {earlier}; choose another --out or remove it"
-            )
-        clear_leftovers(out)
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: the folder holds other files; choose another --out")
-    else:
-        write_json(path, settings)
 
 
 @command

@@ -19,21 +19,21 @@ from pathlib import Path
 
 import numpy as np
 
-from weakunet import figures_counts
-from weakunet.checkpoint import load_model, save_checkpoint
-from weakunet.cli import InputError, command, progress, write_csv, write_json
-from weakunet.compare import COHORTS, FIRST_SEED
-from weakunet.compare_seed import DONE, network_maps
-from weakunet.compare_stats import rates
-from weakunet.detect import detect_lesions
-from weakunet.layers.threads import set_threads
-from weakunet.metrics import count_hits, count_metrics
+from weakunet.compare.cohorts import COHORTS, FIRST_SEED
+from weakunet.compare.networks import DONE, network_maps
+from weakunet.compare.statistics import rates
+from weakunet.data.phantom import SPACING_MM, simulate_cohort
+from weakunet.detection.detect import detect_lesions
+from weakunet.detection.predict_scan import predict_scan
+from weakunet.evaluation.metrics import count_hits, count_metrics
+from weakunet.figures import counts as figures_counts
 from weakunet.model import WeakUNet
-from weakunet.parallel import cores, map_processes
-from weakunet.phantom import SPACING_MM, simulate_cohort
-from weakunet.predict import predict_scan
-from weakunet.train import Settings
-from weakunet.training import WEIGHTS, Run, train
+from weakunet.training.checkpoint import load_model, save_checkpoint
+from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.settings import Settings
+from weakunet.util.cli import InputError, command, progress, write_csv, write_json
+from weakunet.util.processes import cores, map_processes
+from weakunet.util.threads import set_threads
 
 STUDIES = ("scans", "noise", "pooling", "epochs")
 COLUMNS = "study,series,x,seed,val_r2,val_r,val_mse,tpr_true_count,fp_true_count".split(",")

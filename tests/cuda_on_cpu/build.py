@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from weakunet import cuda_source
+from weakunet.gpu import cuda_source
 
 HERE = Path(__file__).resolve().parent
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]

@@ -24,7 +24,7 @@ from subprocess import PIPE, Popen
 
 import numpy as np
 
-from weakunet import backend, cuda_source
+from weakunet.gpu import backend, cuda_source
 
 from .build import KernelError, build, compiler, compiler_version, try_sanitizer
 

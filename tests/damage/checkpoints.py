@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from damage import ANY, BOMB, pick
-from weakunet import training
 from weakunet.model import WeakUNet
+from weakunet.training import loop as training
 
 ODD = (None, -1, 0, 1, 2.5, 10**5, 10**9, 10**30, "8", "", "mean", True, {}, float("nan"))
 ODD_CHANNELS = ([], [2], [0, 3], [2, 10**5], [10**5, 2], [-2, 3], [2, "3"], [2.0, 3.5], [[2, 3]])

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from weakunet import backend
+from weakunet.gpu import backend
 
 
 def concat_forward(a, b):

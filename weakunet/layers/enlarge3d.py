@@ -9,7 +9,7 @@ no backward. Plain array expressions: they run on either device.
 
 import numpy as np
 
-from weakunet import backend
+from weakunet.gpu import backend
 from weakunet.layers.upsample3d import upsample3d_forward
 
 HOW = ("linear", "nearest")

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from weakunet import backend, cuda_source
+from weakunet.gpu import backend, cuda_source
 
 THREADS = cuda_source.constants("layers/globalpool3d")["THREADS"]
 

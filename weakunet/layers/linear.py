@@ -6,7 +6,7 @@ No activation follows. Without the global pooling the same w makes the heatmap, 
 
 import numpy as np
 
-from weakunet import backend
+from weakunet.gpu import backend
 
 
 def linear_forward(x, w, b):

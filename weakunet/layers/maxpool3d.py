@@ -8,7 +8,7 @@ even.
 
 import numpy as np
 
-from weakunet import backend
+from weakunet.gpu import backend
 
 
 def _require_even(x):

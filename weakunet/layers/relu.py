@@ -6,7 +6,7 @@ know where.
 
 import numpy as np
 
-from weakunet import backend
+from weakunet.gpu import backend
 
 
 def relu_forward(x):

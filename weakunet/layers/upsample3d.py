@@ -6,7 +6,7 @@ Backward: every input voxel was copied eight times, so its gradient is the sum o
 
 import numpy as np
 
-from weakunet import backend
+from weakunet.gpu import backend
 
 
 def upsample3d_forward(x):

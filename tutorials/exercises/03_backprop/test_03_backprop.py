@@ -3,7 +3,7 @@
 import numpy as np
 from grading import compare, fail, parts
 
-from weakunet.layers.conv3d import conv3d_backward, conv3d_forward
+from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
 
 RNG = np.random.default_rng(3)
 

@@ -4,7 +4,7 @@ import numpy as np
 from grading import compare, fail, launch, parts
 from scipy import ndimage
 
-from weakunet.layers.conv3d import conv3d_forward
+from weakunet.layers.conv.conv3d import conv3d_forward
 
 RNG = np.random.default_rng(7)
 ORDERS = range(6)

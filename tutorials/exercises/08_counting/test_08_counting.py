@@ -3,8 +3,8 @@
 import numpy as np
 from grading import compare, fail, parts
 
-from weakunet.gradcheck import numerical_gradient
-from weakunet.optim import adadelta_update
+from weakunet.layers.gradcheck import numerical_gradient
+from weakunet.layers.optim import adadelta_update
 
 RNG = np.random.default_rng(8)
 

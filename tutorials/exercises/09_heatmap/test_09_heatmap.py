@@ -3,7 +3,7 @@
 import numpy as np
 from grading import compare
 
-from weakunet.layers.conv3d import conv3d_forward
+from weakunet.layers.conv.conv3d import conv3d_forward
 from weakunet.layers.globalpool3d import globalmax_forward, globalmean_forward
 from weakunet.layers.linear import linear_forward
 

@@ -5,7 +5,7 @@ Grade with: python -m pytest tutorials/exercises/12_methods
 
 import numpy as np  # noqa: F401
 
-from weakunet.layers.conv3d import conv3d_backward, conv3d_forward  # noqa: F401
+from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward  # noqa: F401
 
 
 def saliency(scan, w, v):

@@ -3,8 +3,8 @@
 import numpy as np
 from grading import compare, parts
 
-from weakunet.gradcheck import numerical_gradient
-from weakunet.layers.conv3d import conv3d_backward, conv3d_forward
+from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
+from weakunet.layers.gradcheck import numerical_gradient
 
 RNG = np.random.default_rng(12)
 SCAN, W, V = (

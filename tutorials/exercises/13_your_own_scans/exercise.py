@@ -10,7 +10,7 @@ Grade with: python -m pytest tutorials/exercises/13_your_own_scans
 import numpy as np  # noqa: F401
 from scipy import ndimage  # noqa: F401
 
-from weakunet.spaces import move_points  # noqa: F401
+from weakunet.data.rigid import move_points  # noqa: F401
 
 
 def crop(image, affine, region, margin):

@@ -4,8 +4,8 @@ import numpy as np
 from grading import compare, fail, parts
 from scipy import ndimage
 
-from weakunet.spaces import move_points, resample
-from weakunet.volumes import Volume
+from weakunet.data.rigid import move_points, resample
+from weakunet.data.volumes import Volume
 
 # a tilted scan, a template's grid of 1 mm, and a registration that turns and shifts
 AFFINE = np.array(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from weakunet.layers.conv3d import conv3d_backward, conv3d_forward
+from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
 
 
 def saliency(scan, w, v):

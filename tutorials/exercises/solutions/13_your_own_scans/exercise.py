@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from weakunet.spaces import move_points
+from weakunet.data.rigid import move_points
 
 
 def crop(image, affine, region, margin):

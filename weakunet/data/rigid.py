@@ -1,0 +1,105 @@
+"""Between spaces: rigid 4x4 matrices in world millimetres, their files, and resampling by them.
+
+A space is a world of RAS+ millimetres: a scanner's, or a template's. A matrix M carries a point of
+one to the other,
+
+    (x, y, z, 1)_template = M (x, y, z, 1)_scan
+
+and lies in a text file of four rows of four numbers, `np.loadtxt(path)`. Images are resampled
+through the world, whatever their grids are.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from scipy import ndimage
+
+from weakunet.data.volumes import MAX_VOXELS, Volume, index_to_world
+from weakunet.util.cli import InputError, one_line, write_text
+
+LAST_ROW = (0, 0, 0, 1)
+
+
+def write_matrix(path, matrix, header):
+    """Write a matrix (4, 4) as text, every digit of it, below the lines of `header` (with #)."""
+    text = io.StringIO()
+    np.savetxt(text, matrix, fmt="%24.17g", header=header)
+    write_text(path, text.getvalue())
+
+
+def read_matrix(path):
+    """Read a matrix (4, 4) from text; InputError unless it is one and can be inverted."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an empty file, which is refused below
+            matrix = np.loadtxt(path, ndmin=2)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not readable as a matrix ({one_line(error)})") from None
+    usable = matrix.shape == (4, 4) and np.isfinite(matrix).all()
+    if not usable or tuple(matrix[3]) != LAST_ROW or abs(np.linalg.det(matrix)) < 1e-3:
+        raise InputError(
+            f"{path}: no 4x4 matrix from world to world, the last row 0 0 0 1; "
+            "give the file that register_to_mni.py wrote"
+        )
+    return matrix
+
+
+def move_points(matrix, points_mm):
+    """World points (n, 3) through a matrix (4, 4); n may be 0."""
+    points_mm = np.asarray(points_mm, np.float64).reshape(-1, 3)
+    return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def resample(volume, like, order, matrix=None, fill=0):
+    """Interpolate a Volume onto the grid of the Volume `like`, by world coordinates: an array.
+
+    Parameters
+    ----------
+    order : of the spline; 0 the nearest voxel (labels), 1 linear, 3 cubic, which may overshoot
+    matrix : (4, 4) from the world of `volume` to that of `like`; None: they are the same
+    fill : the value outside `volume`, whose voxels reach half a voxel beyond their centres
+    """
+    step = np.linalg.inv(volume.affine) @ np.linalg.inv(np.eye(4) if matrix is None else matrix)
+    step = step @ like.affine  # (x, y, z) indices of `like` to those of `volume`
+    swap = [2, 1, 0]
+    place = step[:3, :3][np.ix_(swap, swap)], step[:3, 3][swap], like.array.shape
+    # scipy's own filling would blend the outermost voxels with `fill`, and splines would ring
+    array = ndimage.affine_transform(volume.array, *place, order=order, mode="nearest")
+    ones = np.ones(volume.array.shape, np.uint8)
+    inside = ndimage.affine_transform(ones, *place, order=0, mode="grid-constant")
+    array[inside == 0] = fill
+    return array
+
+
+def box_grid(volume, spacing_mm):
+    """An empty grid along the world's axes that fills the box of `volume`, edge to edge.
+
+    `spacing_mm` is (x, y, z). The last voxels may reach past the box by half a voxel. The array is
+    a constant that takes no memory. Raises InputError when a spacing is no length that fits.
+    """
+    spacing_mm = np.asarray(spacing_mm, np.float64)
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * np.array(volume.array.shape) - 0.5
+    corners_mm = index_to_world(volume, corners)
+    low_mm, size_mm = corners_mm.min(axis=0), np.ptp(corners_mm, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shape = np.round(size_mm / spacing_mm)
+    if not ((spacing_mm > 0).all() and (shape >= 1).all() and shape.prod() <= MAX_VOXELS):
+        raise InputError(
+            f"a spacing of {spacing_mm.tolist()} mm does not suit a box of "
+            f"{size_mm.round(1).tolist()} mm; give three sizes of a voxel in mm"
+        )
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, 3] = low_mm + spacing_mm / 2
+    return Volume(np.broadcast_to(np.float32(0), shape.astype(int)[::-1]), affine)
+
+
+def plane(volume, axis, index):
+    """An empty grid, one voxel thick: the slice `index` across `axis` (0, 1, 2 for z, y, x)."""
+    shape = list(volume.array.shape)
+    shape[axis] = 1
+    affine = volume.affine.copy()
+    affine[:3, 3] += index * affine[:3, 2 - axis]
+    return Volume(np.broadcast_to(np.float32(0), shape), affine)

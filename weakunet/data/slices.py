@@ -1,0 +1,90 @@
+"""Counts of ONE axial slice: where it lies, and what of a scan is in it.
+
+The paper counts the lesions of the slice that shows the anterior commissure and evaluates there.
+The network still sees the volume; its heatmap is cut to the slice before it is thresholded, so that
+components are the slice's own (8-connected), and only the lesions marked in the slice are sought.
+The slice is given by its world z, in mm, so it stays where it is however the scan is stored.
+
+Ours: a network may be trained and used on a thin slab around the slice instead of the whole volume.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from weakunet.data.volumes import Volume, index_to_world, world_to_index
+from weakunet.util.cli import InputError
+
+HALF_VOXEL = 0.5 + 1e-6  # centres come through an affine
+
+
+def find_slice(volume, z_mm, path="image"):
+    """Index along z of the slice of `volume` nearest to world height `z_mm`; None for None.
+
+    In an oblique scan it is the slice at that height in the middle of the image; half way between
+    two, the upper one. Raises InputError naming `path` when the height lies outside.
+    """
+    if z_mm is None:
+        return None
+    depth = len(volume.array)
+    ends_zyx = np.array([(z, *volume.array.shape[1:]) for z in (0, depth - 1)], float)
+    ends_zyx[:, 1:] = (ends_zyx[:, 1:] - 1) / 2
+    ends_mm = index_to_world(volume, ends_zyx)
+    at_mm = (*ends_mm.mean(axis=0)[:2], z_mm)
+    above_first = world_to_index(volume, at_mm)[0, 0] + HALF_VOXEL
+    if not 0 <= above_first < depth:  # nor is NaN
+        low, high = ends_mm[:, 2]
+        raise InputError(
+            f"{path}: slice_z_mm {z_mm:g} lies outside, its slices reach from {low:.1f} to "
+            f"{high:.1f} mm; give the slice's height in world (RAS+) mm"
+        )
+    return math.floor(above_first)
+
+
+def cut_volume(volume, first, stop):
+    """The slices `first`..`stop` - 1 of a Volume, in their place in the world."""
+    affine = volume.affine.copy()
+    affine[:3, 3] += first * affine[:3, 2]
+    return Volume(volume.array[first:stop], affine)
+
+
+def half_thickness(text):
+    """Parse the option --slab-mm: a number of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
+def cut_slab(volume, k, slab_mm):
+    """The Volume's slices at most `slab_mm` from slice k, fewer at its ends, and the first's index.
+
+    A global pooling adds up what is anywhere in the volume; in a slab that is little more than what
+    was counted.
+    """
+    reach = math.floor(slab_mm / volume.spacing_mm[0] + 1e-6)
+    first = max(0, k - reach)
+    return cut_volume(volume, first, k + reach + 1), first
+
+
+def in_slice(scan, *maps):
+    """[scan, *maps] cut to the slice that was counted; without one they come back as they are.
+
+    Parameters: scan, a LoadedScan; maps (D, H, W) of its size. What comes back is (1, H, W), and of
+    the scan's lesions those within half a voxel of the slice.
+    """
+    k = scan.slice_index
+    if k is None:
+        return [scan, *maps]
+    centres_zyx = scan.centres_zyx
+    if centres_zyx is not None:
+        centres_zyx = centres_zyx - (k, 0, 0)
+        centres_zyx = centres_zyx[abs(centres_zyx[:, 0]) <= HALF_VOXEL]
+    cut = dataclasses.replace(
+        scan,
+        volume=cut_volume(scan.volume, k, k + 1),
+        centres_zyx=centres_zyx,
+        slice_index=None,
+    )
+    return [cut, *(array[k : k + 1] for array in maps)]

@@ -1,0 +1,256 @@
+"""Image files in and out: the only place where the file's (i, j, k) becomes the array's (z, y, x).
+
+A file may store its axes in any of 48 ways (6 orders, 8 directions) and either endianness. Reading
+flips and permutes them, without interpolating, to the closest RAS+ order (x grows to the right, y
+to the front, z upwards) and returns them as `(D, H, W)` = `(z, y, x)`. With the affine A
+
+    (x, y, z, 1)_mm = A (x, y, z, 1)_voxel
+
+each voxel keeps its place in the world (NIfTI's RAS+ millimetres). Writing undoes the flips: a
+result lands on the file's own grid, in its own orientation, on its own affine.
+"""
+
+import dataclasses
+import gzip
+import io
+import logging
+import math
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel import Nifti1Header, Nifti2Header
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.freesurfer.mghformat import MGHHeader
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+from weakunet.util.cli import InputError, atomic_path, one_line
+
+SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+COMPRESSED = (".nii.gz", ".mgz")
+MAX_VOXELS = 2**29  # 2 GiB in float32; more is taken for a damaged header
+MEMORY_PER_VOXEL = 24  # bytes that reading takes at most (of doubles; 8 of float32)
+MAX_DEFLATE = 1040  # deflate never shrinks by more than 1032:1
+MAX_HEADER = 2**20  # bytes before the voxels, extensions and all
+MAX_TRAILER = 2**20  # bytes that may follow the voxels (an .mgz keeps its history there)
+GRID_TOLERANCE = 0.05  # how far, in voxels, the corners of one and the same grid may lie apart
+
+# nibabel's remarks on odd headers would stand between our own one-line messages
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+
+
+@dataclasses.dataclass
+class FileGrid:
+    """How a file stores its voxels: what writing a result beside it needs."""
+
+    shape: tuple  # (i, j, k) as stored; a 2-D image or a trailing axis of length 1 is kept
+    affine: np.ndarray  # (4, 4), (i, j, k) -> mm
+    orientation: np.ndarray  # (3, 2), nibabel's: the RAS+ axis of each file axis, and its direction
+
+
+@dataclasses.dataclass
+class Volume:
+    """A scan in RAS+ order: `array` (D, H, W), `affine` (4, 4) from its (x, y, z) indices to mm."""
+
+    array: np.ndarray
+    affine: np.ndarray
+    native: FileGrid | None = None  # None: the array's own order is the file's (simulated, cropped)
+
+    @property
+    def spacing_mm(self):
+        """The size of a voxel (z, y, x) in mm."""
+        sizes = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return tuple(float(size) for size in sizes[::-1])
+
+    @property
+    def voxel_mm3(self):
+        """The volume of a voxel in cubic mm."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+
+def read_volume(path):
+    """Read a 3-D image as a `Volume`: float32, scaled as its header says, reoriented to RAS+.
+
+    A 2-D image becomes one slice, and a fourth axis of length 1 is dropped. Takes at most
+    `MEMORY_PER_VOXEL` bytes a voxel, whatever the file. Raises InputError when the file is missing,
+    empty, truncated, no image, 4-D, not real, not finite or nowhere in space.
+    """
+    path = Path(path)
+    header = _read_header(path)
+    _check_limits(path, header)
+    affine = _checked_affine(path, header)
+    try:
+        stored = _read_voxels(path, header)
+    except Exception as error:  # zlib, struct, EOF, OS, memory: nibabel lets them all through
+        raise InputError(
+            f"{path}: truncated or damaged ({one_line(error)}); copy or download it again"
+        ) from None
+    if not np.isfinite([stored.min(), stored.max()]).all():  # a NaN is both
+        raise InputError(f"{path}: NaN or infinite voxels; set them to 0 or convert it again")
+    orientation = io_orientation(affine)
+    canonical = apply_orientation(stored, orientation)
+    return Volume(
+        np.ascontiguousarray(canonical.transpose(2, 1, 0)),
+        affine @ inv_ornt_aff(orientation, stored.shape),
+        FileGrid(tuple(header.get_data_shape()), affine, orientation),
+    )
+
+
+def _open(path):
+    return gzip.open(path) if path.name.lower().endswith(COMPRESSED) else open(path, "rb")
+
+
+def _read_header(path):
+    """The header alone, from the file's first bytes: nothing that it declares is believed yet."""
+    if not path.name.lower().endswith(SUFFIXES):
+        raise InputError(f"{path}: not one of {', '.join(SUFFIXES)}; convert it, as with dcm2niix")
+    if not os.path.isfile(path):  # also where the name is too long for a file
+        raise InputError(f"{path}: no such file; check the path")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty; copy or download it again")
+    mgh = path.name.lower().endswith((".mgz", ".mgh"))
+    try:
+        with _open(path) as file:
+            start = file.read(Nifti2Header.sizeof_hdr)
+        kinds = [MGHHeader] if mgh else [Nifti1Header, Nifti2Header]
+        kind = next((kind for kind in kinds if mgh or kind.may_contain_header(start)), None)
+        if kind is None:
+            raise ValueError("no NIfTI header")
+        with np.errstate(all="ignore"):  # odd numbers are looked for below
+            header = kind(start[: kind.template_dtype.itemsize])
+            header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
+            header.get_best_affine()
+    except PermissionError:
+        raise InputError(f"{path}: may not be read; change its permissions") from None
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a readable image ({one_line(error)}); copy or convert it again"
+        ) from None
+    return header
+
+
+def _check_limits(path, header):
+    """Refuse what is no grey 3-D image, too large, or more than the file's size can hold."""
+    shape, dtype, size = header.get_data_shape(), header.get_data_dtype(), path.stat().st_size
+    if not 2 <= len(shape) <= 3 and not (len(shape) > 3 and set(shape[3:]) == {1}):
+        raise InputError(f"{path}: {len(shape)}-D image {shape}, not 3-D; extract one volume of it")
+    voxels = math.prod(int(n) for n in shape)
+    if min(shape) < 1 or voxels > MAX_VOXELS:
+        raise InputError(f"{path}: {shape} voxels; the header is damaged, or crop the image")
+    if dtype.kind not in "iufb" or dtype.itemsize > 8:
+        raise InputError(f"{path}: voxels are {dtype}, not grey values; convert it to a grey image")
+    compressed = path.name.lower().endswith(COMPRESSED)
+    if header.get_data_offset() > MAX_HEADER:
+        raise InputError(f"{path}: the header is damaged; copy or convert it again")
+    if _end_of_voxels(header) > size * (MAX_DEFLATE if compressed else 1):
+        raise InputError(
+            f"{path}: truncated ({size} bytes for {shape} voxels); copy or download it again"
+        )
+
+
+def _end_of_voxels(header):
+    """The byte after the last voxel, uncompressed, as the header has it."""
+    voxels = math.prod(int(n) for n in header.get_data_shape())
+    return int(header.get_data_offset()) + voxels * header.get_data_dtype().itemsize
+
+
+def _read_voxels(path, header):
+    """The voxels as stored, (i, j, k) float32; a gzip file is read to its end, for its checksum."""
+    with _open(path) as file:
+        content = file.read(_end_of_voxels(header) + MAX_TRAILER)
+    with np.errstate(all="ignore"):  # an overflow becomes inf, which the caller refuses
+        stored = np.asarray(ArrayProxy(io.BytesIO(content), header), np.float32)
+    return stored.reshape((*stored.shape, 1)[:3])
+
+
+def _checked_affine(path, header):
+    """The image's affine, if it places the voxels in the world."""
+    mend = "set its qform or sform, or convert it again from the scanner's files"
+    if isinstance(header, Nifti1Header):  # NIfTI-2 as well
+        if not (header["sform_code"] > 0 or header["qform_code"] > 0):
+            raise InputError(f"{path}: no qform and no sform, so it is nowhere in space; {mend}")
+    with np.errstate(all="ignore"):
+        affine = np.asarray(header.get_best_affine(), np.float64)
+    usable = np.isfinite(affine).all() and abs(affine).max() < 1e6
+    if usable:
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        usable = sizes.min() > 1e-6 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3
+    if not usable:
+        raise InputError(f"{path}: unusable affine {affine[:3].tolist()}; {mend}")
+    return affine
+
+
+def write_volume(path, array, like):
+    """Write `array` (D, H, W), on the grid of the Volume `like`, as NIfTI on like's own file grid.
+
+    Whole numbers and masks are stored as int32, all else as float32. Same array, same bytes.
+    """
+    array = np.asarray(array)
+    if array.shape != like.array.shape:
+        raise ValueError(f"array {array.shape} is not on the grid {like.array.shape}")
+    stored = array.astype(np.int32 if array.dtype.kind in "iub" else np.float32).transpose(2, 1, 0)
+    affine = like.affine
+    if like.native is not None:
+        affine = like.native.affine
+        steps = like.native.orientation
+        axes = steps[:, 0].astype(int)
+        flipped = tuple(axis for axis, step in zip(axes, steps[:, 1], strict=True) if step < 0)
+        stored = np.flip(stored, flipped).transpose(axes).reshape(like.native.shape)
+    image = nibabel.Nifti1Image(stored, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, 1)
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):  # a qform cannot hold a shear
+        image.set_qform(affine, 1)
+    content = image.to_bytes()
+    if str(path).endswith(".gz"):
+        content = gzip.compress(content, 6, mtime=0)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _transform(affine, points):
+    return np.asarray(points, np.float64).reshape(-1, 3) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def index_to_world(volume, points_zyx):
+    """Voxel indices (n, 3) as (z, y, x), fractions allowed, to (n, 3) mm as (x, y, z)."""
+    return _transform(volume.affine, np.asarray(points_zyx, np.float64).reshape(-1, 3)[:, ::-1])
+
+
+def world_to_index(volume, points_mm):
+    """World points (n, 3) in mm as (x, y, z) to (n, 3) voxel indices as (z, y, x), not rounded."""
+    return _transform(np.linalg.inv(volume.affine), points_mm)[:, ::-1]
+
+
+def index_to_file(volume, points_zyx):
+    """Voxel indices (n, 3) as (z, y, x) to (n, 3) indices (i, j, k) in the file as it is stored."""
+    points_xyz = np.asarray(points_zyx, np.float64).reshape(-1, 3)[:, ::-1]
+    if volume.native is None:
+        return points_xyz.copy()
+    shape = (volume.native.shape + (1,))[:3]
+    return _transform(inv_ornt_aff(volume.native.orientation, shape), points_xyz)
+
+
+def require_same_grid(a, path_a, b, path_b):
+    """Raise InputError unless the Volumes `a` and `b` have the same voxels in the same places.
+
+    Affines that differ by rounding pass: a corner may be off by 5 % of a voxel's smallest side. The
+    files' axes may be stored in different orders.
+    """
+    same = a.array.shape == b.array.shape
+    if same:
+        corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(a.array.shape) - 1)
+        apart_mm = np.abs(index_to_world(a, corners) - index_to_world(b, corners)).max()
+        same = apart_mm <= GRID_TOLERANCE * min(a.spacing_mm)
+    if not same:
+        raise InputError(
+            f"{path_b}: not on the grid of {path_a}: size (x, y, z) {b.array.shape[::-1]} against "
+            f"{a.array.shape[::-1]}, affine {_short(b.affine)} against {_short(a.affine)}; "
+            f"resample it to the grid of {path_a}"
+        )
+
+
+def _short(affine):
+    return [[round(float(value), 4) for value in row] for row in affine[:3]]

@@ -1,0 +1,124 @@
+"""Pictures of counts: agreement of predicted and true ones, and what learning to count depends on.
+
+Series are told apart by line and marker as well as by colour.
+"""
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+
+from weakunet.evaluation.metrics import count_metrics
+from weakunet.figures.overlay import line_style, new_figure, save_figure
+
+
+def counts_agreement(path, true, predicted, labels=None):
+    """Predicted against true counts, and their differences after Bland and Altman (1986).
+
+    On the right: difference against mean, the mean difference (bias) and the 95 % limits of
+    agreement, bias +- 1.96 standard deviations. On the left, true counts are shifted by up to 0.18
+    so that equal scans do not hide each other.
+
+    Parameters: true, predicted (n,), counts, not rounded; labels (n,), the group of each scan (a
+    seed, say), which gives it its marker, or None.
+    """
+    true, predicted = np.asarray(true, float), np.asarray(predicted, float)
+    labels = np.full(len(true), "scans") if labels is None else np.asarray(labels)
+    figure = new_figure(10.4, 5.0)
+    scatter, differences = figure.subplots(1, 2)
+    shifted = true + np.random.default_rng(0).uniform(-0.18, 0.18, len(true))
+    for k, group in enumerate(dict.fromkeys(labels.tolist())):
+        own = labels == group
+        style = line_style(k, linestyle="none", markersize=7, alpha=0.65, markeredgecolor="white")
+        scatter.plot(shifted[own], predicted[own], label=f"{group} ({own.sum()})", **style)
+        differences.plot(((true + predicted) / 2)[own], (predicted - true)[own], **style)
+    ends = np.concatenate([true, predicted, [0, 1]])
+    limits = (ends.min() - 0.7, ends.max() + 0.7)
+    scatter.plot(limits, limits, color="grey", linestyle="--", label="identity", zorder=1)
+    scatter.set(xlim=limits, ylim=limits, aspect="equal")
+    scatter.set(xlabel="true count (lesions)", ylabel="predicted count (lesions)")
+    agreement = count_metrics(true, predicted)
+    named = {"count_r2": "R²", "count_icc": "ICC(A,1)", "count_mae": "MAE", "count_mse": "MSE"}
+    title = "   ".join(f"{name} {agreement[key]:.2f}" for key, name in named.items())
+    scatter.set_title(title, fontsize=10)
+    scatter.legend(loc="upper left", fontsize=9)
+    _limits_of_agreement(differences, predicted - true)
+    for panel in (scatter, differences):
+        panel.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def _limits_of_agreement(panel, difference):
+    panel.axhline(0, color="grey", linewidth=0.8)
+    panel.set(xlabel="mean of true and predicted (lesions)")
+    panel.set(ylabel="predicted − true (lesions)")
+    if len(difference) < 2:
+        return
+    bias, reach = difference.mean(), 1.96 * difference.std(ddof=1)
+    panel.axhline(bias, color="black")
+    for limit in (bias - reach, bias + reach):
+        panel.axhline(limit, color="black", linestyle="--")
+        panel.annotate(_signed(limit), (1.01, limit), **_BESIDE)
+    panel.annotate(_signed(bias), (1.01, bias), **_BESIDE)
+    panel.set_title("solid: bias   dashed: 95 % limits of agreement", fontsize=10)
+    furthest = 1.15 * max(abs(difference).max(), abs(bias) + reach, 0.5)
+    panel.set_ylim(-furthest, furthest)
+
+
+def _signed(value):
+    return f"{value:+.2f}".replace("-", "−")
+
+
+_BESIDE = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
+
+
+def study_lines(path, study, x_label, panels, log_x=False):
+    """Draw a study: a row of panels, in each a line with error bars for every series.
+
+    Parameters
+    ----------
+    study : its name, printed above
+    x_label : what was varied, with its unit
+    panels : list of (y_label, {series: (x, mean, low, high)}), sequences of one length, values of
+        at most 1, low and high the ends of the bars; x may be words; a panel may lack a series
+    log_x : True for a logarithmic x axis, labelled at the values studied
+    """
+    series = list(dict.fromkeys(name for _, lines in panels for name in lines))
+    figure = new_figure(max(5.2, 3.9 * len(panels)), 4.0)
+    figure.get_layout_engine().set(w_pad=0.1)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, (y_label, lines) in zip(axes, panels, strict=True):
+        for name, points in lines.items():
+            k = series.index(name)
+            aside = 4 / 72 * (k - (len(series) - 1) / 2)  # bars at the same x lie side by side
+            _error_bars(panel, *points, ScaledTranslation(aside, 0, figure.dpi_scale_trans), k)
+        panel.set(xlabel=x_label, ylabel=y_label)
+        panel.margins(x=0.08)
+        if all(isinstance(value, int) for x, *_ in lines.values() for value in x):
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if log_x:
+            _log_axis(panel, sorted({value for x, *_ in lines.values() for value in x}))
+        panel.set_ylim(min(0, panel.get_ylim()[0]), 1)
+        panel.grid(alpha=0.3)
+    handles = [Line2D([], [], label=name, **line_style(k)) for k, name in enumerate(series)]
+    if len(series) > 1:
+        style = {"ncols": min(3, len(series)), "frameon": False, "handlelength": 4}
+        figure.legend(handles=handles, loc="outside lower center", **style)
+    figure.suptitle(study, fontsize=11)
+    save_figure(figure, path)
+
+
+def _error_bars(panel, x, mean, low, high, aside, k):
+    error = np.maximum([np.subtract(mean, low), np.subtract(high, mean)], 0)
+    style = line_style(k, markersize=7, capsize=3)
+    if any(isinstance(value, str) for value in x):
+        style["linestyle"] = "none"  # nothing lies between two words
+    line, caps, bars = panel.errorbar(x, mean, yerr=error, **style)
+    for artist in (line, *caps, *bars):
+        artist.set_transform(panel.transData + aside)  # afterwards: the axes fit what is unmoved
+
+
+def _log_axis(panel, values):
+    panel.set_xscale("log")
+    panel.set_xticks(values, [f"{value:g}" for value in values])
+    panel.minorticks_off()

@@ -1,0 +1,135 @@
+"""One page for a whole run: report.html, with tables, pictures and a scan to scroll through.
+
+The file is complete in itself (pictures as base64, plain CSS and JavaScript, no framework) and asks
+nothing of the network, so it can be mailed and opened from a disk. The page is `report.html` beside
+this module, the scan's part `report_viewer.html`; what stands in double braces is filled in here.
+"""
+
+import base64
+import json
+import math
+import re
+import zlib
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+
+from weakunet.evaluation.metrics import RADIUS_VOX
+from weakunet.figures.overlay import GREEN, MARKS, busiest_slices, judge_detections
+from weakunet.util.cli import InputError, write_text
+
+HERE = Path(__file__).parent
+GREYS, HEATS = 128, 64  # levels kept of image and heatmap: nobody sees more, and they pack smaller
+SHAPES = {"o": "circles", "s": "squares", "^": "triangles"}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write_report(path, title, intro, tables, pictures, viewer=None):
+    """Write a self-contained HTML page.
+
+    All text is escaped. Numbers in tables are printed with four digits, None and NaN as a dash.
+
+    Parameters
+    ----------
+    path : of the .html file, written atomically
+    title : str
+    intro : str or list of str, paragraphs
+    tables : list of (caption, header, rows); a row of one cell is a heading over those below it
+    pictures : list of (path of a PNG, caption)
+    viewer : dict of one scan, or None: image (D, H, W) in [0, 1], heatmap (D, H, W), labels
+        (D, H, W) as in `Detections`, centres_zyx (m, 3) voxel indices (None: truth not known),
+        spacing_mm (z, y, x)
+
+    Raises
+    ------
+    InputError: a picture is missing or not a PNG, or the viewer's arrays differ in shape.
+    """
+    paragraphs = [intro] if isinstance(intro, str) else intro
+    parts = {
+        "title": escape(title),
+        "intro": "\n".join(f"<p>{escape(text)}</p>" for text in paragraphs),
+        "tables": "\n".join(_table(*table) for table in tables),
+        "pictures": "\n".join(_picture(Path(name), caption) for name, caption in pictures),
+        "viewer": _viewer(**viewer) if viewer else "",
+    }
+    write_text(path, _fill("report.html", parts))
+
+
+def _fill(template, parts):
+    """Put `parts` in the places named in double braces, once: text with braces stays as it is."""
+    text = (HERE / template).read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], text)
+
+
+def _table(caption, header, rows):
+    kind = ' class="pairs"' if len(header) == 2 else ""
+    cells = "".join(f'<th scope="col">{_cell(name)}</th>' for name in header)
+    lines = [f"<thead><tr>{cells}</tr></thead><tbody>"]
+    for first, *rest in rows:
+        if rest:
+            cells = "".join(f"<td>{_cell(value)}</td>" for value in rest)
+            lines.append(f'<tr><th scope="row">{_cell(first)}</th>{cells}</tr>')
+        else:
+            head = f'<th class="block" scope="rowgroup" colspan="{len(header)}">'
+            lines.append(f"<tr>{head}{_cell(first)}</th></tr>")
+    body, caption = "\n".join(lines), escape(caption)
+    table = f'<table{kind} aria-label="{caption}">{body}</tbody></table>'
+    # a wide table is scrolled in its own frame, which the keyboard must be able to reach
+    frame = f'<div class="wide" role="region" tabindex="0" aria-label="{caption}">'
+    return f"<h3>{caption}</h3>\n{frame}{table}</div>"
+
+
+def _cell(value):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+
+def _picture(path, caption):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; draw the picture again") from None
+    if not content.startswith(PNG):
+        raise InputError(f"{path}: not a PNG picture; draw it again")
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    size = f'width="{width}" height="{height}"'  # the page does not jump while it loads
+    image = f'<img {size} alt="{escape(caption)}" src="{source}">'
+    return f"<figure>{image}\n<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _viewer(image, heatmap, labels, centres_zyx, spacing_mm):
+    if not np.shape(image) == np.shape(heatmap) == np.shape(labels):
+        shapes = ", ".join(str(np.shape(array)) for array in (image, heatmap, labels))
+        raise InputError(f"report: image, heatmap and labels have shapes {shapes}; make them equal")
+    marks, _ = judge_detections(labels, centres_zyx, spacing_mm)
+    truth = np.reshape(() if centres_zyx is None else centres_zyx, (-1, 3))
+    low, high = (float(end) for end in np.percentile(heatmap, [1, 99.9]))
+    scan = {
+        "shape": np.shape(image),
+        "spacing": [float(step) for step in spacing_mm],
+        "radius": RADIUS_VOX,
+        "start": int(busiest_slices(np.vstack([truth, *marks.values()]), len(image), 1)[0]),
+        "image": _packed(np.clip(image, 0, 1), GREYS),
+        "heatmap": _packed(np.clip((heatmap - low) / max(high - low, 1e-9), 0, 1), HEATS),
+        "labels": _packed(np.where(labels > 0, (labels - 1) % 255 + 1, 0) / 255, 256),
+        "colours": (255 * colormaps["inferno"](np.arange(256))[:, :3]).round().astype(int).tolist(),
+        "ring": GREEN,
+        "truth": truth.round(2).tolist(),
+        "marks": {
+            name: {"colour": MARKS[name][1], "points": points.round(2).tolist()}
+            for name, points in marks.items()
+        },
+    }
+    named = [f"{name} ({len(points)}): {SHAPES[MARKS[name][0]]}" for name, points in marks.items()]
+    parts = {"marks": "; ".join(named).capitalize() + ".", "data": json.dumps(scan)}
+    return _fill("report_viewer.html", parts | {"low": f"{low:.3g}", "high": f"{high:.3g}"})
+
+
+def _packed(array, levels):
+    """Values in [0, 1] as `levels` steps of 0..255, bytes in memory order, deflated, in base64."""
+    steps = np.round(np.asarray(array) * (levels - 1)) * (255 / (levels - 1))
+    return base64.b64encode(zlib.compress(steps.round().astype(np.uint8).tobytes(), 9)).decode()

@@ -1,0 +1,233 @@
+"""Which device holds an array, how it gets there, and how a CUDA kernel is started on it.
+
+The ARRAY decides: a numpy array is worked on by numpy on the CPU, a CuPy array by the CUDA kernels
+on the GPU that holds it. No other file imports CuPy, and there is no global device flag.
+"""
+
+import contextlib
+import functools
+
+import numpy as np
+
+from weakunet.gpu import cuda_source
+from weakunet.util.cli import InputError
+
+THREADS_PER_BLOCK = 256
+
+
+def is_cuda(array):
+    """True if `array` lives on a GPU (a CuPy array)."""
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def array_module(array):
+    """The library that holds `array`: numpy, or CuPy for an array on the GPU."""
+    if isinstance(array, np.ndarray):
+        return np
+    import cupy
+
+    return cupy
+
+
+def pick_device(name="auto"):
+    """'cpu' or 'cuda' for a user's `auto | cpu | cuda`; `auto` takes the GPU when there is one.
+
+    Raises
+    ------
+    InputError: `cuda` was asked for and no GPU (or no CuPy) is there.
+    """
+    if name == "cpu":
+        return "cpu"
+    problem = _no_gpu_because()
+    if problem is None:
+        return "cuda"
+    if name == "cuda":
+        raise InputError(
+            f"--device cuda: {problem}; use --device cpu, or auto to take what is there"
+        )
+    return "cpu"
+
+
+def _no_gpu_because():
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error})"
+    try:
+        if cupy.cuda.runtime.getDeviceCount() > 0:
+            return None
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"no usable GPU ({error})"
+    return "no GPU was found"
+
+
+def to_device(array, device):
+    """`array` on `device` ('cpu' or 'cuda'), on a GPU in C order; no copy when it is there so."""
+    if device == "cuda":
+        import cupy
+
+        return cupy.asarray(array, order="C")
+    return to_host(array)
+
+
+def to_host(array):
+    """`array` as a numpy array; no copy when it is one already."""
+    return array.get() if hasattr(array, "get") else np.asarray(array)
+
+
+def device_name(device):
+    """What a run says about the device ('cpu' or 'cuda') it works on: the GPU's name and memory."""
+    if device == "cpu":
+        return "cpu"
+    import cupy
+
+    number = cupy.cuda.Device().id
+    name = cupy.cuda.runtime.getDeviceProperties(number)["name"].decode()
+    return f"cuda:{number} ({name}, {cupy.cuda.Device().mem_info[1] / 2**30:.0f} GiB)"
+
+
+def compute_capability():
+    """The generation of the current GPU: 80 is sm_80, Ampere."""
+    import cupy
+
+    return int(cupy.cuda.Device().compute_capability)
+
+
+def device_memory():
+    """Bytes of GPU memory: 'used_bytes' by arrays, 'held_bytes' by CuPy's pool for them (it never
+    shrinks, so at a run's end this is the run's peak), 'free_bytes' and 'total_bytes'.
+    """
+    import cupy
+
+    pool = cupy.get_default_memory_pool()
+    free, total = cupy.cuda.Device().mem_info
+    return {
+        "used_bytes": pool.used_bytes(),
+        "held_bytes": pool.total_bytes(),
+        "free_bytes": free,
+        "total_bytes": total,
+    }
+
+
+def cache(volumes, device):
+    """Keep the training volumes where they are used: on the GPU in float32, or in float16 (their
+    intensities in [0, 1] keep 3 digits), if that leaves half of its memory free; else on the host.
+    """
+    if device == "cuda":
+        free = device_memory()["free_bytes"]
+        for dtype in (np.float32, np.float16):
+            if volumes.size * np.dtype(dtype).itemsize < free / 2:
+                return to_device(volumes.astype(dtype, copy=False), device)
+    return volumes
+
+
+@contextlib.contextmanager
+def explain_out_of_memory():
+    """Turn 'out of memory' (of the GPU or the computer) into one line that says what to lower."""
+    try:
+        yield
+    except MemoryError as error:  # CuPy's OutOfMemoryError is one, too
+        reason = " ".join(str(error).split()) or "no memory left"
+        raise InputError(
+            f"out of memory ({reason}); lower the batch size, the number of channels, or the "
+            "volumes' size (a smaller ROI), or use --device cpu"
+        ) from error
+
+
+def launch(file, kernel, threads, args):
+    """Run `kernel` of the CUDA text `file` ('layers/relu' is layers/relu.cu) on `args`.
+
+    threads: how many threads are needed, in blocks of 256 (the last block may be partly idle, so
+    the kernel guards its index); or (grid, block), each up to three numbers, for a kernel whose
+    threads share tiles. args: CuPy arrays and numbers in the order of the kernel's parameters;
+    float32 and float64 arrays choose the compilation. The text is compiled once per dtype and GPU.
+
+    Raises
+    ------
+    TypeError, ValueError: an argument that the kernel cannot take (see cuda_source.py).
+    RuntimeError: the text does not compile; the message holds the compiler's lines.
+    """
+    checked, real = cuda_source.check_arguments(file, kernel, args)
+    device = _require_current_device(file, kernel, args)
+    grid, block = grid_and_block(threads)
+    if min(grid) > 0:
+        _compiled(file, kernel, real, device)(grid, block, tuple(checked))
+
+
+def captured(run):
+    """A function that replays, as one CUDA graph, what `run()` queues on the GPU; it returns the
+    arrays that `run()` returned.
+
+    `run()` is called twice: once to compile its kernels and to fill a memory pool, and once to be
+    captured, when nothing is computed. A graph knows addresses and numbers, not names: a replay
+    reads and writes the same arrays and uses the same numbers (a learning rate), so whatever `run`
+    allocates comes from a pool that gives it to nobody else while the function lives. `run` must
+    not look at a result.
+    """
+    import cupy
+
+    pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.get_current_stream().synchronize()  # what `run` reads is there
+    with stream, cupy.cuda.using_allocator(pool.malloc):
+        run()
+        stream.synchronize()
+        stream.begin_capture()
+        results = run()
+        graph = stream.end_capture()
+
+    def replay():
+        graph.launch()
+        return results
+
+    replay.keeps = run, pool  # the arrays and the memory that the graph knows only by address
+    return replay
+
+
+def grid_and_block(threads):
+    """((grid x, y, z), (block x, y, z)) for `threads` as launch() takes it."""
+    if isinstance(threads, tuple):
+        grid, block = ((*size, 1, 1)[:3] for size in threads)
+    else:
+        grid, block = (-(-threads // THREADS_PER_BLOCK), 1, 1), (THREADS_PER_BLOCK, 1, 1)
+    if max(grid[1:]) > 65535 or grid[0] >= 2**31:
+        raise ValueError(f"a grid of {grid} blocks; CUDA takes (2^31 - 1, 65535, 65535)")
+    return grid, block
+
+
+def _require_current_device(file, kernel, args):
+    import cupy
+
+    current = cupy.cuda.Device().id
+    for parameter, arg in zip(cuda_source.kernels(file)[kernel], args, strict=True):
+        if parameter.is_array and not is_cuda(arg):
+            raise TypeError(f"{file}.cu, {kernel}: {parameter.name} is not on the GPU")
+        if parameter.is_array and arg.device.id != current:
+            raise ValueError(
+                f"{file}.cu, {kernel}: {parameter.name} is on GPU {arg.device.id}, "
+                f"but the current one is {current}"
+            )
+    return current
+
+
+@functools.cache
+def _compiled(file, kernel, real, device):
+    import cupy
+
+    try:
+        return _module(file, real, device).get_function(kernel)
+    except cupy.cuda.compiler.CompileException as error:
+        raise RuntimeError(
+            f"{cuda_source.cu_path(file)}, {kernel} (real = {real}) does not compile:\n{error}"
+        ) from error
+
+
+@functools.cache
+def _module(file, real, device):
+    import cupy
+
+    return cupy.RawModule(code=cuda_source.source(file), options=compiler_options(real))
+
+
+def compiler_options(real):
+    """The options every .cu file is compiled with, for real = 'float' or 'double'."""
+    return (f"-Dreal={real}", "--std=c++17")

@@ -1,0 +1,185 @@
+// 3D convolution on the GPU from tiles in shared memory, forward and backward to the input; the
+// same numbers as naive.cu, fast. real is float or double.
+//
+// Two ideas. A block of threads copies what its tile of the output needs of the input into shared
+// memory once, instead of 27 times from global memory. And a thread keeps 64 sums in registers, 8
+// voxels by 8 output channels: each number it reads from shared memory is then used for 8 or more
+// multiply-adds, so that the multiply-adders, not the memory, set the pace.
+//
+// A volume (one channel of one scan) has fewer than 2^31 voxels; offsets beyond it are 64-bit.
+
+#define TILE_X 16  // a tile of the output has TILE_X x TILE_Y x TILE_Z voxels
+#define TILE_Y 8   // a thread owns the whole column along y ...
+#define TILE_Z 4
+#define MAPS 8    // ... in MAPS output channels: TILE_Y MAPS sums, which it keeps in registers
+#define GROUPS 4  // at most so many groups of MAPS channels in a block
+#define CHUNK 2   // input channels that are in shared memory at a time
+
+// A row of w_tile holds one tap's weights for all channels of the block, and 4 elements more: so
+// rows start in different banks, and still at multiples of 16 bytes.
+#define W_PITCH 36  // MAPS GROUPS + 4
+
+// What a tile of the output sees of one input channel: a halo of k-1 more along each axis.
+template <int K>
+struct Halo {
+    static constexpr int X = TILE_X + K - 1, Y = TILE_Y + K - 1, Z = TILE_Z + K - 1;
+    // A warp reads 16 neighbours along x in two planes at a time: with planes an odd multiple of 16
+    // elements apart, these lie in the 32 different banks.
+    static constexpr int PLANE = X * Y + (48 - X * Y % 32) % 32;
+    static constexpr int SIZE = PLANE * Z;
+};
+
+// What the tiled kernels below share. BACKWARD walks through the weights in the other order:
+// dx is the convolution of dy with weights flipped along z, y, x and with C_in, C_out exchanged.
+// Here c_in and c_out are the channels of THIS convolution's input x and output y.
+template <int K, bool BACKWARD>
+static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
+                                                     const real* __restrict__ w,
+                                                     const real* __restrict__ b,
+                                                     real* __restrict__ y, int c_in, int c_out,
+                                                     int depth, int height, int width,
+                                                     real* x_tile, real* w_tile)
+{
+    const int TAPS = K * K * K, P = (K - 1) / 2;
+    typedef Halo<K> H;
+    int tiles_x = (width + TILE_X - 1) / TILE_X, tiles_y = (height + TILE_Y - 1) / TILE_Y;
+    int x0 = blockIdx.x % tiles_x * TILE_X, y0 = blockIdx.x / tiles_x % tiles_y * TILE_Y;
+    int z0 = blockIdx.x / tiles_x / tiles_y * TILE_Z;
+    int maps = blockDim.z * MAPS, o0 = blockIdx.y * maps;  // this block's output channels
+    long long voxels = (long long)depth * height * width;
+    x += blockIdx.z * c_in * voxels;  // this block's scan
+    y += blockIdx.z * c_out * voxels;
+    int thread = threadIdx.x + TILE_X * (threadIdx.y + TILE_Z * threadIdx.z);
+    int threads = TILE_X * TILE_Z * blockDim.z;
+
+    real sum[MAPS][TILE_Y] = {};
+    for (int c0 = 0; c0 < c_in; c0 += CHUNK) {
+        int chunk = min(CHUNK, c_in - c0);
+        __syncthreads();  // nobody reads the last chunk any more
+        bool any = false;
+        #pragma unroll 2
+        for (int e = thread; e < chunk * H::Z * H::Y * H::X; e += threads) {
+            int c = e / (H::X * H::Y * H::Z), i = e / (H::X * H::Y) % H::Z;
+            int j = e / H::X % H::Y, m = e % H::X;
+            int xx = x0 + m - P, yy = y0 + j - P, zz = z0 + i - P;
+            bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 && zz < depth;
+            real value = inside ? x[(c0 + c) * voxels + (zz * height + yy) * width + xx] : (real)0;
+            x_tile[c * H::SIZE + i * H::PLANE + j * H::X + m] = value;
+            if (BACKWARD) any |= value != 0;
+        }
+        #pragma unroll 2
+        for (int e = thread; e < maps * CHUNK * TAPS; e += threads) {
+            int tap = e % TAPS, c = e / TAPS % CHUNK, o = e / TAPS / CHUNK;
+            long long place = BACKWARD
+                                  ? ((c0 + c) * (long long)c_out + o0 + o) * TAPS + TAPS - 1 - tap
+                                  : ((o0 + o) * (long long)c_in + c0 + c) * TAPS + tap;
+            w_tile[(c * TAPS + tap) * W_PITCH + o] =
+                o0 + o < c_out && c < chunk ? w[place] : (real)0;
+        }
+        if (!BACKWARD)
+            __syncthreads();  // the chunk is there
+        else if (!__syncthreads_or(any))
+            continue;  // it is there and all zeros: adding products with 0 changes no bit
+        for (int c = 0; c < chunk; ++c)
+            #pragma unroll 1
+            for (int i = 0; i < K; ++i)
+                #pragma unroll
+                for (int m = 0; m < K; ++m) {
+                    // one column of the halo serves the K taps along y: K MAPS TILE_Y multiply-adds
+                    const real* from = x_tile + c * H::SIZE + (threadIdx.y + i) * H::PLANE +
+                                       threadIdx.x + m;
+                    real column[H::Y];
+                    #pragma unroll
+                    for (int j = 0; j < H::Y; ++j)
+                        column[j] = from[j * H::X];
+                    #pragma unroll
+                    for (int j = 0; j < K; ++j) {
+                        const real* weights = w_tile + threadIdx.z * MAPS +
+                                              (c * TAPS + (i * K + j) * K + m) * W_PITCH;
+                        #pragma unroll
+                        for (int q = 0; q < MAPS; ++q)
+                            #pragma unroll
+                            for (int r = 0; r < TILE_Y; ++r)
+                                sum[q][r] += weights[q] * column[r + j];
+                    }
+                }
+    }
+
+    int xx = x0 + threadIdx.x, zz = z0 + threadIdx.y;
+    if (xx >= width || zz >= depth) return;
+    #pragma unroll
+    for (int q = 0; q < MAPS; ++q) {
+        int o = o0 + threadIdx.z * MAPS + q;
+        if (o >= c_out) return;
+        real bias = BACKWARD ? (real)0 : b[o];
+        real* column = y + o * voxels + (zz * height + y0) * width + xx;
+        #pragma unroll
+        for (int r = 0; r < TILE_Y; ++r)
+            if (y0 + r < height)
+                column[r * width] = sum[q][r] + bias;
+    }
+}
+
+// computes  y as at the top of naive.cu, for k = 3
+// threads   a block of 16 x 4 x G threads, G <= 4, owns a tile of 16 x 8 x 4 voxels (x, y, z) in
+//           8 G output channels; thread (x, z, g) owns the column of 8 voxels at (x, z) in the 8
+//           channels of group g. Grid: tiles, groups of 8 G channels, scans.
+// memory    per block and input channel the halo of 18 x 10 x 6 elements is read once into shared
+//           memory, for 512 voxels: 2.1 elements of x a voxel and input channel instead of 27, plus
+//           the weights, 216 G elements. Writes 1 an output.
+//           From shared memory a thread reads 10 elements of a column and 3 x 8 weights (the same
+//           for the whole warp) for 3 x 64 multiply-adds.
+// work      2 x 27 C_in FLOP an output
+// no race   every output has one owner; __syncthreads() stands between filling shared memory and
+//           reading it, and between reading it and filling it again
+extern "C" __global__ void __launch_bounds__(256)
+conv3d_forward_tiled_k3(const real* __restrict__ x, const real* __restrict__ w,
+                        const real* __restrict__ b, real* __restrict__ y, int c_in, int c_out,
+                        int depth, int height, int width)
+{
+    __shared__ real x_tile[CHUNK * Halo<3>::SIZE];
+    __shared__ __align__(16) real w_tile[CHUNK * 27 * W_PITCH];
+    convolve_tile<3, false>(x, w, b, y, c_in, c_out, depth, height, width, x_tile, w_tile);
+}
+
+// computes  y for k = 1: y[n, o] = b[o] + sum_c w[o, c] x[n, c] in every voxel
+// threads   as for k = 3
+// memory    every element of x is read once per 8 G output channels; writes 1 an output
+// work      2 C_in FLOP an output
+// no race   as for k = 3
+extern "C" __global__ void __launch_bounds__(256)
+conv3d_forward_tiled_k1(const real* __restrict__ x, const real* __restrict__ w,
+                        const real* __restrict__ b, real* __restrict__ y, int c_in, int c_out,
+                        int depth, int height, int width)
+{
+    __shared__ real x_tile[CHUNK * Halo<1>::SIZE];
+    __shared__ __align__(16) real w_tile[CHUNK * W_PITCH];
+    convolve_tile<1, false>(x, w, b, y, c_in, c_out, depth, height, width, x_tile, w_tile);
+}
+
+// computes  dx for k = 3, as conv3d_backward_input_naive
+// threads, memory, no race   as conv3d_forward_tiled_k3, from dy to dx: c_in and c_out exchanged
+// work      2 x 27 C_out FLOP an output; chunks of dy that are 0 everywhere in the halo, as most are
+//           behind a global max pooling, are left out
+extern "C" __global__ void __launch_bounds__(256)
+conv3d_backward_input_tiled_k3(const real* __restrict__ dy, const real* __restrict__ w,
+                               real* __restrict__ dx, int c_in, int c_out, int depth, int height,
+                               int width)
+{
+    __shared__ real dy_tile[CHUNK * Halo<3>::SIZE];
+    __shared__ __align__(16) real w_tile[CHUNK * 27 * W_PITCH];
+    convolve_tile<3, true>(dy, w, dy, dx, c_out, c_in, depth, height, width, dy_tile, w_tile);
+}
+
+// computes  dx for k = 1: dx[n, c] = sum_o w[o, c] dy[n, o] in every voxel
+// threads, memory, no race   as conv3d_forward_tiled_k1, from dy to dx: c_in and c_out exchanged
+// work      2 C_out FLOP an output
+extern "C" __global__ void __launch_bounds__(256)
+conv3d_backward_input_tiled_k1(const real* __restrict__ dy, const real* __restrict__ w,
+                               real* __restrict__ dx, int c_in, int c_out, int depth, int height,
+                               int width)
+{
+    __shared__ real dy_tile[CHUNK * Halo<1>::SIZE];
+    __shared__ __align__(16) real w_tile[CHUNK * W_PITCH];
+    convolve_tile<1, true>(dy, w, dy, dx, c_out, c_in, depth, height, width, dy_tile, w_tile);
+}

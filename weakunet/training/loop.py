@@ -1,0 +1,254 @@
+"""The training loop, its state and how it resumes (paper, section 3).
+
+Every random number comes from a generator seeded by (seed, purpose, epoch, scan), none from one
+that runs through the whole training, so the state of a run is its weights, the optimizer's
+averages, and how far it is. A run that was killed goes on from its last epoch, one that was
+interrupted from its last batch, with the same bits as if it had not stopped.
+
+On a GPU the host only queues work, all on one stream, and waits for results when an epoch ends:
+nothing in a step is read back, and what a step needs is on the GPU when the epoch begins (volumes
+that do not fit there are sent without waiting). So the host is ahead with the next batch while the
+GPU computes; a second thread or stream would gain nothing. Picking a scan of the paper's size and
+moving it at random should take an H200 13 us (6 by the bytes), beside 10 ms a step.
+"""
+
+import time
+
+import numpy as np
+
+from weakunet.evaluation.metrics import correlation
+from weakunet.gpu import backend
+from weakunet.layers.loss import mse_backward
+from weakunet.layers.optim import Adadelta
+from weakunet.training.augment import draw_transform, warp
+from weakunet.training.checkpoint import load_checkpoint, save_checkpoint
+from weakunet.util.cli import InputError, one_line, progress, write_csv
+
+COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
+WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
+START_ON = 32  # training scans that the last layer's first weights are measured on
+
+
+class Run:
+    """All that a training run knows; OUT/last.npz is this, saved after every epoch."""
+
+    def __init__(self, model, settings, out):
+        self.model, self.settings, self.out = model, settings, out
+        self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
+        self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
+        self.epoch = self.batch = 0
+        self.history = []  # a row of COLUMNS per finished epoch
+        # counts of this epoch's training scans, in the order of training; 0 for those to come
+        self.predicted = np.zeros(0, np.float32)
+
+    def best_epoch(self):
+        """Index of the epoch with the lowest validation error; None before the first."""
+        errors = [row[COLUMNS.index("val_mse")] for row in self.history]
+        return int(np.argmin(errors)) if errors else None
+
+    def stale(self):
+        """True if the last `patience` epochs brought no better one."""
+        patience = self.settings.patience
+        return (
+            patience > 0 and bool(self.history) and self.epoch - 1 - self.best_epoch() >= patience
+        )
+
+    def order(self, n):
+        """The order in which this epoch takes the n training scans."""
+        return np.random.default_rng([self.settings.seed, ORDER, self.epoch]).permutation(n)
+
+    def save(self):
+        """Write last.npz."""
+        state = {"epoch": self.epoch, "batch": self.batch, "predicted": self.predicted}
+        state["history"] = np.array(self.history, np.float64).reshape(-1, len(COLUMNS))
+        averages = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
+        save_checkpoint(self.out / "last.npz", self.model, state | averages)
+
+    def started(self):
+        """True if `out` holds more than settings.json: then last.npz must be there."""
+        return any((self.out / name).exists() for name in ("last.npz", "best.npz", "log.csv"))
+
+    def load(self):
+        """Take up the state of last.npz.  Raises InputError when it is damaged or incomplete."""
+        path, device = self.out / "last.npz", self.model.device
+        model, state = load_checkpoint(path)
+        try:
+            if model.settings != self.model.settings:
+                raise ValueError("it is of another network than settings.json")
+            self.model.load(model.params)
+            self.epoch, self.batch = state["epoch"].item(), state["batch"].item()
+            history, predicted = state["history"], state["predicted"]
+            if not (type(self.epoch) is type(self.batch) is int and self.batch >= 0):
+                raise ValueError("its epoch is no number")
+            if history.shape != (self.epoch, len(COLUMNS)) or predicted.ndim != 1:
+                raise ValueError("its epochs and its history differ")
+            self.history = [tuple(row) for row in history.astype(float, casting="safe").tolist()]
+            self.predicted = backend.to_device(predicted.astype("f4", casting="safe"), device)
+            for name, value in self.optimizer.state.items():
+                average = state[f"optimizer.{name}"]
+                same = (average.shape, average.dtype) == (value.shape, value.dtype)
+                if not same or not np.isfinite(average).all() or (average < 0).any():
+                    raise ValueError(f"optimizer.{name} is damaged")
+                value[...] = backend.to_device(average, device)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be resumed ({one_line(error)}); train into another folder"
+            ) from None
+
+    def finish_epoch(self, counts, val_predicted, seconds):
+        """Log the epoch just trained; keep its weights if they are the best; save."""
+        order = self.order(len(counts["train"]))
+        train_error = backend.to_host(self.predicted) - counts["train"][order]
+        val_error = val_predicted - counts["val"]
+        if not np.isfinite(val_error).all():
+            raise InputError(
+                f"{self.out}: training diverged in epoch {self.epoch + 1}, its counts are no "
+                "numbers any more; train into another folder with a lower --lr or --eps"
+            )
+        row = (
+            self.epoch + 1,
+            self.optimizer.lr,
+            float((train_error**2).mean()),
+            float((val_error**2).mean()),
+            correlation(counts["val"], val_predicted),
+            round(seconds, 2),
+        )
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        if self.best_epoch() == len(self.history) - 1:
+            save_checkpoint(self.out / "best.npz", self.model)
+        self.save()
+        write_csv(self.out / "log.csv", COLUMNS, self.history)
+        print(
+            f"epoch {self.epoch}/{self.settings.epochs}  squared error of the count: training "
+            f"{row[2]:.2f}, validation {row[3]:.2f} (the mean count's: {counts['val'].var():.2f})  "
+            f"r {row[4]:.2f}  {seconds:.1f} s",
+            flush=True,
+        )
+
+
+def common_shape(volumes, multiple):
+    """The smallest (D, H, W) that holds each of the arrays and divides by `multiple`."""
+    largest = np.max([volume.shape for volume in volumes], axis=0)
+    return tuple(int(size) for size in -(-largest // multiple) * multiple)
+
+
+def pad_together(volumes, shape):
+    """Stack arrays (D, H, W) of any sizes as (n, *shape), zeros after each."""
+    stacked = np.zeros((len(volumes), *shape), np.float32)
+    for place, volume in zip(stacked, volumes, strict=True):
+        place[tuple(slice(0, size) for size in volume.shape)] = volume
+    return stacked
+
+
+def learning_rate(settings, epoch):
+    """lr, times 0.3 from 70 % and 0.1 from 90 % of the epochs on (ours)."""
+    share = epoch / settings.epochs
+    return settings.lr * (1.0 if share < 0.7 else 0.3 if share < 0.9 else 0.1)
+
+
+def train_epoch(run, volumes, counts, stop):
+    """Train on every scan once, from run.batch on; True if `stop()` ended it early.
+
+    volumes (n, D, H, W) on the model's device or the host; counts (n,) on the host.
+    """
+    settings, model = run.settings, run.model
+    order = run.order(len(counts))
+    if run.batch == 0 and run.epoch in (0, settings.restart):
+        start_last_layer(run, volumes, counts)
+    run.optimizer.lr = learning_rate(settings, run.epoch)
+    # moved to the GPU once, not in every step
+    places = backend.to_device(order, "cuda" if backend.is_cuda(volumes) else "cpu")
+    matrices = backend.to_device(_transforms(run, order, volumes.shape[1:]), model.device)
+    targets = backend.to_device(counts[order], model.device)
+    done = min(run.batch * settings.batch, len(counts))
+    before, run.predicted = run.predicted[:done], targets * 0
+    run.predicted[: len(before)] = backend.to_device(before, model.device)
+    starts = range(done, len(counts), settings.batch)
+    for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
+        batch = slice(start, start + settings.batch)
+        scans = _batch(model, volumes[places[batch]])[:, 0]
+        predicted = model.forward(warp(scans, matrices[batch])[:, None])
+        model.backward(mse_backward(predicted, targets[batch]))
+        run.optimizer.step(model.grads)
+        run.predicted[batch] = predicted
+        run.batch += 1
+        if stop():
+            return True
+    return False
+
+
+def start_last_layer(run, volumes, counts):
+    """Give the last layer its first weights and Adadelta averages of 0 (ours; see model.start).
+
+    Once more after `restart` epochs: by then the other layers have found features that follow the
+    lesions, but the last layer may weigh them so that few maps, or peaks beside the lesions, do the
+    counting, and Adadelta's steps have shrunk. From equal shares, every map has its say again.
+    """
+    if run.settings.gaussian_head:
+        return  # the paper's: drawn once, and never again
+    first = range(min(START_ON, len(counts)))
+    batches = (_batch(run.model, volumes[i : i + 1]) for i in first)
+    run.model.start(batches, float(counts.mean()))
+    run.optimizer.reset()
+
+
+def _transforms(run, order, shape):
+    """(n, 3, 4): this epoch's random transform of each scan, in the order of training."""
+    settings = run.settings
+    amounts = (settings.flips, settings.shift_vox, settings.rotate_deg, settings.scale)
+    rngs = (np.random.default_rng([settings.seed, TRANSFORM, run.epoch, i]) for i in order)
+    return np.stack([draw_transform(rng, shape, *amounts, run.in_plane) for rng in rngs])
+
+
+def predict_counts(model, volumes, batch):
+    """Predicted counts (n,), on the host, of volumes (n, D, H, W)."""
+    starts = range(0, len(volumes), batch)
+    counts = [model.predict(_batch(model, volumes[i : i + batch]))[0] for i in starts]
+    return np.concatenate([backend.to_host(count) for count in counts])
+
+
+def _batch(model, volumes):
+    """Volumes (n, D, H, W), cached anywhere in any precision, as (n, 1, D, H, W) for the model."""
+    return backend.to_device(volumes, model.device).astype(np.float32, copy=False)[:, None]
+
+
+def train(run, scans, stop=lambda: False):
+    """Train until the last epoch; True if `stop()` ended it early, with all saved to resume.
+
+    scans: dict split -> list of LoadedScan, `train` and `val` of them used. Writes last.npz,
+    best.npz and log.csv into run.out. Raises InputError when training diverges.
+    """
+    model, settings = run.model, run.settings
+    volumes, counts = {}, {}
+    arrays = {split: [scan.volume.array for scan in scans[split]] for split in ("train", "val")}
+    shape = common_shape(arrays["train"] + arrays["val"], model.multiple)
+    for split in arrays:
+        padded = pad_together(arrays[split], shape)
+        volumes[split] = backend.cache(padded, model.device)
+        counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
+    model.shape = shape
+    flat = all(len(array) == 1 for array in arrays["train"])
+    run.in_plane = flat or scans["train"][0].slice_index is not None
+    model.flips = settings.flips.replace("z", "") if run.in_plane else settings.flips
+    if run.epoch == run.batch == 0:
+        run.save()
+    while run.epoch < settings.epochs and not run.stale():
+        started = time.monotonic()
+        if train_epoch(run, volumes["train"], counts["train"], stop):
+            run.save()
+            return True
+        predicted = predict_counts(model, volumes["val"], settings.batch)
+        run.finish_epoch(counts, predicted, time.monotonic() - started)
+    warn_if_collapsed(predict_counts(model, volumes["val"], settings.batch), counts["val"])
+    return False
+
+
+def warn_if_collapsed(predicted, counts):
+    """Say so when a network predicts nearly the same count for every scan."""
+    if predicted.std() < 0.1 * counts.std():
+        print(
+            f"warning: the predictions have collapsed to about {predicted.mean():.1f} for every "
+            "scan, so the heatmaps mean nothing; try more epochs, another --seed or --pool lmax",
+            flush=True,
+        )

@@ -1,0 +1,70 @@
+"""Work on many scans in several processes; results come in order, however many there are.
+
+Each process takes one scan at a time, so memory does not grow with the cohort. The cores are shared
+out: with as many processes as cores, numpy's own products and our layers use one thread in each.
+"""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+
+from weakunet.util.cli import InputError
+
+
+def cores():
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_processes(function, items, n_jobs):
+    """Yield function(item) for every item, in order, from `n_jobs` processes; 1: from this one.
+
+    `function` is a module's; items and results can be pickled. An error that it raises ends the
+    work. Raises InputError when a process was killed.
+    """
+    with processes(min(n_jobs, len(items))) as each:
+        yield from each(function, items)
+
+
+@contextlib.contextmanager
+def processes(n_jobs):
+    """Yield map_processes without its last argument; all calls of it share `n_jobs` processes."""
+    if n_jobs <= 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # fork would copy the threads' locks
+    threads = max(1, cores() // n_jobs)
+    pool = concurrent.futures.ProcessPoolExecutor(n_jobs, context, _start_worker, (threads,))
+
+    def each(function, items):
+        try:
+            yield from pool.map(function, items)
+        except concurrent.futures.process.BrokenProcessPool:
+            raise InputError(
+                "a worker process was killed, most likely for lack of memory; "
+                "run again with --jobs 1"
+            ) from None
+
+    try:
+        yield each
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads):
+    """Leave Ctrl-C to the main process (scans in hand are finished), and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def exit_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    import numpy  # noqa: F401  its BLAS must be there to be told
+
+    from weakunet.util.threads import set_threads  # which gives the BLAS one thread
+
+    set_threads(threads)
