@@ -38,7 +38,7 @@ from weakunet.detection.output_files import (
     write_markups,
 )
 from weakunet.detection.predict_scan import predict_copies
-from weakunet.figures import overlay as figures
+from weakunet.figures.overlay import overlay
 from weakunet.gpu import backend
 from weakunet.layers.conv.precision import PRECISIONS, pick_precision
 from weakunet.training.checkpoint import load_model
@@ -67,7 +67,7 @@ def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None):
     write_markups(paths["markups"], scan.subject, [row[5:8] for row in rows], found.scores)
     # where the lesions are known, the picture judges the detections
     shown = (counted.volume.array, heatmap, found.labels, counted.centres_zyx, volume.spacing_mm)
-    figures.overlay(paths["overlay"], *shown)
+    overlay(paths["overlay"], *shown)
     return [scan.subject, count, len(rows), found.threshold], rows
 
 

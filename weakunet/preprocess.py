@@ -71,9 +71,7 @@ def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
         with atomic_path(centres) as temporary:
             shutil.copyfile(scan.centres, temporary)
     if figures:
-        from weakunet.figures.overlay import (
-            preprocess_figure,  # matplotlib, only where it is wanted
-        )
+        from weakunet.figures.preprocess import preprocess_figure  # matplotlib, only where wanted
 
         box = crop_box(roi.array)
         steps = preparation_steps(volume.array[box], roi.array[box], invert)
