@@ -15,6 +15,7 @@ what was measured: a rigid transform changes no volume.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -23,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 import numpy as np
 from scan_tools import add_scan_arguments, scans_asked_for
 
-from weakunet.data.cohort import read_table
 from weakunet.data.rigid import move_points, read_matrix, resample
+from weakunet.data.tables import parse_number, read_table
 from weakunet.data.volumes import index_to_file, read_volume, world_to_index, write_volume
 from weakunet.detection.output_files import (
     DETECTIONS,
@@ -40,11 +41,10 @@ def read_detections(path):
     """The table of `weakunet.predict` by subject: {subject: rows}, a row a dict, numbers read."""
     by_subject = {}
     for line, row in read_table(path, DETECTIONS):
-        try:
-            row |= {name: float(row[name]) for name in ("x_mm", "y_mm", "z_mm", "score")}
-            row["detection"] = int(row["detection"])
-        except ValueError as error:
-            raise InputError(f"{path}: line {line}: {error}; predict again") from None
+        row |= {name: parse_number(row[name]) for name in DETECTIONS[1:]}
+        if any(math.isnan(row[name]) for name in DETECTIONS[1:]):
+            raise InputError(f"{path}: line {line}: a cell is no number; predict again")
+        row["detection"] = int(row["detection"])
         by_subject.setdefault(row["subject"], []).append(row)
     return by_subject
 

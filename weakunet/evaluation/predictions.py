@@ -3,8 +3,9 @@
 import math
 from pathlib import Path
 
-from weakunet.data.cohort import LoadedScan, load_scan, read_centres, read_table
+from weakunet.data.cohort import LoadedScan, load_scan, read_centres
 from weakunet.data.slices import find_slice
+from weakunet.data.tables import read_table
 from weakunet.data.volumes import read_volume, require_same_grid, world_to_index
 from weakunet.detection.output_files import is_bids, output_paths
 from weakunet.util.cli import InputError, one_line
