@@ -6,14 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from weakunet.data.cohort import (
-    Scan,
-    load_scan,
-    read_centres,
-    read_cohort,
-    split_cohort,
-    write_cohort,
-)
+from weakunet.data.cohort import Scan, read_centres, read_cohort, split_cohort, write_cohort
+from weakunet.data.load import load_scan
 from weakunet.util.cli import InputError
 
 

@@ -26,16 +26,18 @@ import sys
 from pathlib import Path
 
 from weakunet.data.cohort import read_centres, read_cohort, write_cohort
+from weakunet.data.load import load_scan, read_raw
 from weakunet.data.prepare import (
     DILATION_VOX,
     SIGMA_VOX,
     TRIM,
+    change_spacing,
     crop_box,
     preparation_steps,
-    prepare,
+    voxel_size,
 )
-from weakunet.data.slices import cut_slab, find_slice, half_thickness
-from weakunet.data.volumes import read_volume, write_volume
+from weakunet.data.slices import half_thickness
+from weakunet.data.volumes import write_volume
 from weakunet.util.cli import (
     InputError,
     atomic_path,
@@ -46,7 +48,7 @@ from weakunet.util.processes import cores, map_processes
 from weakunet.util.resume import claim_folder
 
 
-def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
+def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None, spacing_mm=None):
     """Write one prepared scan into the folder `out`, unless it is there and newer than its sources.
 
     slab_mm: only the slices that lie so close to scan.slice_z_mm, which must be known then.
@@ -61,11 +63,7 @@ def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
     if all(path.is_file() for path in sources + results):
         if min(map(os.path.getmtime, results)) >= max(map(os.path.getmtime, sources)):
             return prepared_scan
-    volume, roi = read_volume(scan.image), read_volume(scan.roi)
-    prepared = prepare(volume, roi, invert, scan.image, scan.roi)
-    k = find_slice(prepared, scan.slice_z_mm, scan.roi)
-    if slab_mm is not None:
-        prepared, _ = cut_slab(prepared, k, slab_mm)
+    prepared = load_scan(scan, invert=invert, slab_mm=slab_mm, spacing_mm=spacing_mm).volume
     if centres is not None:
         read_centres(scan.centres)
         with atomic_path(centres) as temporary:
@@ -75,6 +73,9 @@ def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
             preprocess_figure,  # matplotlib, only where it is wanted
         )
 
+        volume, roi = read_raw(scan)
+        if spacing_mm is not None:
+            volume, roi = change_spacing(volume, roi, spacing_mm)
         box = crop_box(roi.array)
         steps = preparation_steps(volume.array[box], roi.array[box], invert)
         preprocess_figure(figure, steps, volume.spacing_mm)
@@ -102,6 +103,8 @@ def main(argv=None):
     parser.add_argument("--figures", action="store_true", help="a picture per scan of the steps")
     about = "keep only what is so close to the slice that was counted"
     parser.add_argument("--slab-mm", type=half_thickness, help=about)
+    about = "resample to voxels of this size first (z, y, x)"
+    parser.add_argument("--spacing-mm", type=voxel_size, nargs=3, metavar=tuple("ZYX"), help=about)
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)
     scans = read_cohort(args.data)
@@ -110,6 +113,7 @@ def main(argv=None):
             raise InputError(f"{args.data}: subject {scan.subject!r} has no roi; name its ROI mask")
         if args.slab_mm is not None and scan.slice_z_mm is None:
             raise InputError(f"{args.data}: --slab-mm needs the column slice_z_mm; add it")
+    spacing_mm = args.spacing_mm and tuple(args.spacing_mm)
     settings = {
         "data": Path(os.path.relpath(args.data, args.out)).as_posix(),
         "invert": args.invert,
@@ -119,8 +123,10 @@ def main(argv=None):
     }
     if args.slab_mm is not None:
         settings["slab_mm"] = args.slab_mm
+    if spacing_mm is not None:
+        settings["spacing_mm"] = args.spacing_mm
     claim_folder(args.out, settings)
-    work = [(scan, args.out, args.invert, args.figures, args.slab_mm) for scan in scans]
+    work = [(scan, args.out, args.invert, args.figures, args.slab_mm, spacing_mm) for scan in scans]
     done = map_processes(_prepare_or_fail, work, args.jobs)
     results = [result for _, result in zip(progress(work, "preprocess"), done, strict=True)]
     failed = [result for result in results if isinstance(result, InputError)]

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from weakunet.data.slices import find_slice
 from weakunet.data.tables import is_blank, parse_count, parse_number, read_table
-from weakunet.data.volumes import Volume, read_volume, world_to_index
+from weakunet.data.volumes import Volume
 from weakunet.util.cli import InputError, one_line, write_csv
 
 REQUIRED = ("subject", "image")
@@ -25,7 +24,6 @@ SPLITS = ("train", "val", "test")
 SHARES = (0.70, 0.15, 0.15)
 MAX_NAME = 100  # letters of a subject: file systems take 255 bytes with all that is added
 FORBIDDEN = set('/\\<>:"|?*')  # a subject names files, on every system
-RANGE_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,28 +172,3 @@ def read_centres(path):
             raise InputError(f"{path}: line {line}: a coordinate is no number; correct the line")
         points.append(point)
     return np.array(points, np.float64).reshape(-1, 3)
-
-
-def load_scan(scan):
-    """Read a prepared scan and its centres, if it names any; InputError if it is not prepared."""
-    volume = read_volume(scan.image)
-    low, high = float(volume.array.min()), float(volume.array.max())
-    if low == high:
-        raise InputError(f"{scan.image}: every voxel is {low:g}; check that this is the scan")
-    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
-        raise InputError(
-            f"{scan.image}: intensities {low:g} to {high:g}, [0, 1] expected; "
-            "prepare it with python -m weakunet.preprocess"
-        )
-    np.clip(volume.array, 0, 1, out=volume.array)
-    centres_zyx = None
-    if scan.centres is not None:
-        centres_zyx = world_to_index(volume, read_centres(scan.centres))
-        outside = (centres_zyx < -0.5) | (centres_zyx > np.array(volume.array.shape) - 0.5)
-        if len(centres_zyx) and outside.any(axis=1).all():
-            raise InputError(
-                f"{scan.centres}: every centre lies outside {scan.image}; "
-                "give world coordinates in RAS+ mm (negate x and y of LPS ones)"
-            )
-    slice_index = find_slice(volume, scan.slice_z_mm, scan.image)
-    return LoadedScan(scan.subject, volume, scan.count, centres_zyx, slice_index)
