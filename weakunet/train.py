@@ -20,7 +20,7 @@ from weakunet.detection.predict_scan import predict_copies
 from weakunet.evaluation.evaluate import evaluate_counts, evaluate_maps
 from weakunet.figures import overlay as figures
 from weakunet.gpu import backend
-from weakunet.layers.conv.precision import pick_precision
+from weakunet.layers.conv.gpu import pick_precision
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import WEIGHTS, Run, train
