@@ -294,7 +294,7 @@ def test_check_passes_where_the_kernels_are_right(stand_in, monkeypatch, capsys)
     assert files.count("layers/conv/tensor_bf16") == 8
     launched = {kernel for _, kernel in stand_in.launched}
     assert {"conv3d_backward_weight_naive", "conv3d_tensor_backward_weight"} <= launched
-    assert {"upconv3d_tensor_forward", "upconv3d_tensor_unfold"} <= launched
+    assert {"folded_tensor_forward", "folded_tensor_unfold"} <= launched
 
 
 def test_check_fails_where_a_kernel_is_wrong(stand_in, monkeypatch):

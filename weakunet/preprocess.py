@@ -38,6 +38,7 @@ from weakunet.data.prepare import (
 )
 from weakunet.data.slices import half_thickness
 from weakunet.data.volumes import write_volume
+from weakunet.util import resume
 from weakunet.util.cli import (
     InputError,
     atomic_path,
@@ -45,7 +46,6 @@ from weakunet.util.cli import (
     progress,
 )
 from weakunet.util.processes import cores, map_processes
-from weakunet.util.resume import claim_folder
 
 
 def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None, spacing_mm=None):
@@ -69,9 +69,7 @@ def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None, spacing_m
         with atomic_path(centres) as temporary:
             shutil.copyfile(scan.centres, temporary)
     if figures:
-        from weakunet.figures.overlay import (
-            preprocess_figure,  # matplotlib, only where it is wanted
-        )
+        from weakunet.figures.preprocess import preprocess_figure  # matplotlib, only where wanted
 
         volume, roi = read_raw(scan)
         if spacing_mm is not None:
@@ -125,7 +123,7 @@ def main(argv=None):
         settings["slab_mm"] = args.slab_mm
     if spacing_mm is not None:
         settings["spacing_mm"] = args.spacing_mm
-    claim_folder(args.out, settings)
+    resume.begin(args.out, settings)
     work = [(scan, args.out, args.invert, args.figures, args.slab_mm, spacing_mm) for scan in scans]
     done = map_processes(_prepare_or_fail, work, args.jobs)
     results = [result for _, result in zip(progress(work, "preprocess"), done, strict=True)]

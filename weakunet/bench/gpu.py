@@ -32,7 +32,7 @@ from weakunet.bench import gpu_steps as bench_gpu_steps
 from weakunet.bench.counts import SIZES
 from weakunet.gpu import backend
 from weakunet.layers import globalpool3d, maxpool3d, relu
-from weakunet.layers.conv import folded as upconv3d
+from weakunet.layers.conv import folded
 from weakunet.layers.conv import gpu as conv3d_cuda
 from weakunet.util.cli import progress
 
@@ -174,13 +174,13 @@ def device_limits(elements=2**28, steps=4096):
 
 def _convolve(a, kernel="tiled"):
     if a.coarse is not None:
-        return upconv3d.upconv3d_forward(a.x, a.coarse, a.w, a.b, kernel)
+        return folded.upsample_conv3d_forward(a.x, a.coarse, a.w, a.b, kernel)
     return conv3d_cuda.conv3d_forward_cuda(a.x, a.w, a.b, kernel)
 
 
 def _convolve_backward(a, kernel="tiled"):
     if a.coarse is not None:
-        return upconv3d.upconv3d_backward(a.dy, a.x, a.coarse, a.w, kernel)
+        return folded.upsample_conv3d_backward(a.dy, a.x, a.coarse, a.w, kernel)
     return conv3d_cuda.conv3d_backward_cuda(a.dy, a.x, a.w, a.x.shape[1] > 1, kernel)
 
 

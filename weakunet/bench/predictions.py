@@ -18,11 +18,10 @@ reading the maps once more, 290 MB in a step at the paper's size: 0.06 of 10.3 m
 import math
 from typing import NamedTuple
 
-from weakunet.layers.conv import folded_tensor as upconv3d_tensor
 from weakunet.layers.conv import tensor as conv3d_tensor
 
 HIDDEN = 0.8
-SIZES = conv3d_tensor.SIZES | upconv3d_tensor.SIZES
+SIZES = conv3d_tensor.SIZES
 # Kernels that a step starts in TF32, with CuPy's own (tests/test_step.py counts them), and the
 # host's seconds for each: 11 us for our Python, measured on a Xeon core of a busy machine with the
 # launch itself left out, and a guess of 6 us for CuPy's and the driver's part.
@@ -178,7 +177,7 @@ def _up_backward(layer, gpu, pair):
     blocks, traffic = volume[0] * _tiles(volume, "UP") * groups, 8 * c_out * groups + c_coarse
     back = _seconds(UP_BACK, blocks, pieces, maps * traffic, gpu, pair)
     shape = volume[0], c_coarse, *volume[1:]
-    parts, *groups = upconv3d_tensor.weight_grid(shape, c_out, pair)
+    parts, *groups = conv3d_tensor.folded_weight_grid(shape, c_out, pair)
     pieces = _ceil(volume[0] * _tiles(volume, "UP_DW", pair), parts)
     traffic = maps * (8 * c_out * groups[0] + 4 * c_coarse * groups[1])
     weights = _seconds(UP_WEIGHT, 4 * parts * math.prod(groups), pieces, traffic, gpu, pair)
@@ -200,7 +199,7 @@ def _seconds(piece, blocks, pieces, traffic, gpu, pair):
 
 
 def _tiles(volume, name, pair=1):
-    return conv3d_tensor.tiles_of(volume[1:], name, pair, SIZES)
+    return conv3d_tensor.tiles_of(volume[1:], name, pair)
 
 
 def _ceil(size, part):

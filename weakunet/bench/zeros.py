@@ -95,10 +95,10 @@ def watch(model):
     found = {}
 
     def watched(name, layer, backward):
-        def look_and_go_on(dy):
+        def look_and_go_on(dy, **how):
             flop = 2 * layer.params["w"].size * dy[:, 0].size
             found.setdefault(name, []).append({"layer": name, "flop": flop} | shares(dy))
-            return backward(dy)
+            return backward(dy, **how)
 
         return look_and_go_on
 
