@@ -169,8 +169,10 @@ def test_larger_voxels_hold_the_mean_of_what_was_there():
     stripes = np.zeros((40, 40, 40), np.float32)
     stripes[::2] = 1
     volume, mask = Volume(stripes, np.eye(4)), Volume(np.ones(stripes.shape, bool), np.eye(4))
-    image, _ = change_spacing(volume, mask, (4, 1, 1))
-    assert abs(image.array[2:-2] - 0.5).max() < 0.1
+    image, _ = change_spacing(volume, mask, (3, 1, 1))
+    assert abs(image.array[2:-2] - 0.5).max() < 0.05
+    edge = index_to_world(image, [[-0.5, -0.5, -0.5]])  # the box begins where it began
+    np.testing.assert_allclose(edge, [[-0.5, -0.5, -0.5]], atol=1e-9)
 
 
 @pytest.fixture
@@ -207,7 +209,7 @@ def run(table, out, *options):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def test_command_writes_a_cohort_ready_for_training(cohort, tmp_path):
@@ -288,12 +290,36 @@ def test_second_run_keeps_what_is_done_and_redoes_what_is_missing_or_old(cohort,
     before = contents(out)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
     (out / "s1.nii.gz").unlink()
-    later = os.stat(out / "s2.nii.gz").st_mtime + 10
-    os.utime(cohort.parent / "s2_roi.nii", (later, later))
+    os.utime(cohort.parent / "s0_roi.nii", (1, 1))  # another time, the same content
+    volume, roi = raw_scan(3)
+    write_volume(cohort.parent / "s2.nii.gz", volume.array, volume)
     assert run(cohort, out) == 0
-    assert contents(out) == before
     same = [path.name for path in times if path.stat().st_mtime_ns == times[path]]
     assert same == ["s0.nii.gz"]
+    assert contents(out)["s1.nii.gz"] == before["s1.nii.gz"]
+    again = load_scan(read_cohort(out / "cohort.csv")[2]).volume.array
+    np.testing.assert_allclose(again, prepare(volume, roi).array, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [(), ("--slab-mm", "2")])
+def test_corrected_table_is_obeyed_whatever_the_age_of_its_files(cohort, tmp_path, options):
+    folder, head = cohort.parent, "subject,image,count,roi,centres,slice_z_mm\n"
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))  # older than any result
+    wrong = {"image": "s1.nii.gz", "roi": "s1_roi.nii", "centres": "s1.csv", "z": "17.6"}
+    (folder / "s2.csv").write_text("x_mm,y_mm,z_mm\n46,-23,19\n")
+    _, roi = raw_scan(2)
+    roi.array[:] = np.roll(roi.array, 2, axis=2)
+    write_volume(folder / "s2_roi.nii", roi.array > 0, roi)
+    right = {"image": "s2.nii.gz", "roi": "s2_roi.nii", "centres": "s2.csv", "z": "18.4"}
+    for name in wrong:  # one wrong cell, corrected
+        row = right | {name: wrong[name]}
+        for cells, out in ((row, "out"), (right, "out"), (right, "fresh")):
+            line = "a,{image},3,{roi},{centres},{z}\n".format(**cells)
+            cohort.write_text(head + line)
+            assert run(cohort, tmp_path / name / out, *options) == 0
+        one, two = (contents(tmp_path / name / out) for out in ("out", "fresh"))
+        assert one == two, name
 
 
 def test_other_settings_and_a_folder_in_use_are_refused(cohort, tmp_path, capsys):
@@ -348,7 +374,8 @@ def test_spacing_option_resamples_and_places_lesions(cohort, tmp_path, capsys):
 def test_nan_outside_the_roi_is_0_and_inside_is_refused(cohort, tmp_path, capfd):
     scan = read_cohort(cohort)[1]
     volume, roi = raw_scan(1)
-    outside, inside = np.argwhere(roi.array == 0)[:40], np.argwhere(roi.array)[0]
+    near = ndimage.binary_dilation(roi.array) & (roi.array == 0)
+    outside, inside = np.argwhere(near)[:40], np.argwhere(roi.array)[0]
     volume.array[tuple(outside.T)] = [np.nan, np.inf] * 20
     write_volume(scan.image, volume.array, volume)
     assert run(cohort, tmp_path / "out") == 0

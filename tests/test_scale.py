@@ -73,7 +73,7 @@ def no_pictures(monkeypatch):
     def touch(path, *arguments, **options):
         path.write_text("")
 
-    monkeypatch.setattr(predict.figures, "overlay", touch)
+    monkeypatch.setattr(predict, "overlay", touch)
 
 
 # -- killed, and taken up again -------------------------------------------------------------------

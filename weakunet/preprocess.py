@@ -49,7 +49,7 @@ from weakunet.util.processes import cores, map_processes
 
 
 def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None, spacing_mm=None):
-    """Write one prepared scan into the folder `out`, unless it is there and newer than its sources.
+    """Write one prepared scan into the folder `out`, unless it is there and still that of its row.
 
     slab_mm: only the slices that lie so close to scan.slice_z_mm, which must be known then.
 
@@ -58,11 +58,11 @@ def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None, spacing_m
     image, figure = out / f"{scan.subject}.nii.gz", out / f"{scan.subject}_steps.png"
     centres = None if scan.centres is None else out / f"{scan.subject}_centres.csv"
     prepared_scan = dataclasses.replace(scan, image=image, roi=None, centres=centres)
-    sources = [path for path in (scan.image, scan.roi, scan.centres) if path is not None]
+    own, sources = {"slice_z_mm": scan.slice_z_mm}, (scan.image, scan.roi, scan.centres)
     results = [path for path in (centres, figure if figures else None, image) if path is not None]
-    if all(path.is_file() for path in sources + results):
-        if min(map(os.path.getmtime, results)) >= max(map(os.path.getmtime, sources)):
-            return prepared_scan
+    if resume.noted(out, scan.subject, own, sources, results):
+        return prepared_scan
+    made_from = resume.inputs(own, sources)
     prepared = load_scan(scan, invert=invert, slab_mm=slab_mm, spacing_mm=spacing_mm).volume
     if centres is not None:
         read_centres(scan.centres)
@@ -78,6 +78,7 @@ def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None, spacing_m
         steps = preparation_steps(volume.array[box], roi.array[box], invert)
         preprocess_figure(figure, steps, volume.spacing_mm)
     write_volume(image, prepared.array, prepared)
+    resume.note(out, scan.subject, made_from)
     return prepared_scan
 
 
