@@ -11,6 +11,7 @@ from weakunet.evaluation.evaluator import MAIN, NO_NETWORK
 from weakunet.evaluation.tables import named
 from weakunet.util.cli import InputError, one_line
 
+
 def read_predictions(path):
     """Read predictions.csv: subject -> predicted count. Raises InputError naming the line."""
     path, counts = Path(path), {}
@@ -82,7 +83,7 @@ def load_prediction(scan, folder, with_image):
         loaded = load_scan(scan)
     else:
         volume = read_volume(scan.image)
-        centres_zyx = world_to_index(volume, read_centres(scan.centres))
+        centres_zyx = scan.centres and world_to_index(volume, read_centres(scan.centres))
         k = find_slice(volume, scan.slice_z_mm, scan.image)
         loaded = LoadedScan(scan.subject, volume, scan.count, centres_zyx, k)
     heatmap = read_volume(path)

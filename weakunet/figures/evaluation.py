@@ -26,7 +26,7 @@ def draw_evaluation(result, out):
     if not result.cases:
         return
     # from the fewest to the most lesions
-    lesions = [score.hits[0] + score.hits[2] if score.hits else score.count or 0 for score in scores]
+    lesions = [s.hits[0] + s.hits[2] if s.hits else s.count or 0 for s in scores]
     order = np.argsort(lesions, kind="stable")
     tolerance = result.tolerance
     how_far = {"radius": tolerance.radius, "radius_mm": tolerance.radius_mm}
