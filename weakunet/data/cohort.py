@@ -1,72 +1,256 @@
-"""From rows of a cohort table, files or a phantom to scans in memory.
+"""The cohort table: which scans there are, their counts, and who trains, validates and tests.
 
-A row that names an ROI is a raw scan, which is prepared here as `weakunet.preprocess` does; a row
-without one is a prepared scan, in [0, 1].
+CSV, one row a scan: `subject,image,count[,roi][,split][,centres][,slice_z_mm]`, paths relative to
+the table. Other columns are ignored. `centres` names a CSV of lesion centres, `x_mm,y_mm,z_mm` in
+world RAS+ millimetres, which training never looks at. `slice_z_mm` is for counts that were made in
+ONE axial slice, as the paper's (at the anterior commissure): the slice's world z. The paper splits
+1642 scans into 1289 / 323 / 30; without a `split` column ours are about 70 / 15 / 15 %.
 """
 
-import sys
+import csv
+import dataclasses
+import io
+import math
+import os
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
-from weakunet.data.cohort import LoadedScan, Scan, read_centres, read_cohort, split_cohort
-from weakunet.data.phantom import simulate_cohort
-from weakunet.data.prepare import prepare
-from weakunet.data.slices import cut_slab, find_slice
-from weakunet.data.volumes import (
-    SUFFIXES,
-    read_mask,
-    read_volume,
-    require_same_grid,
-    world_to_index,
-)
-from weakunet.util.cli import InputError, progress
+from weakunet.data.slices import find_slice
+from weakunet.data.volumes import Volume, read_volume, world_to_index
+from weakunet.util.cli import InputError, one_line, write_csv
 
-PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}
+SPLITS = ("train", "val", "test")
+SHARES = (0.70, 0.15, 0.15)
+MAX_COUNT = 10**6
+MAX_TABLE = 2**23  # bytes; reading takes some 40 times as much memory at worst
+MAX_NAME = 100  # letters of a subject: file systems take 255 bytes with all that is added
+FORBIDDEN = set('/\\<>:"|?*')  # a subject names files, on every system
 RANGE_TOLERANCE = 1e-3
 
 
-def load_scans(settings, splits):
-    """dict split -> list of LoadedScan: the cohort of --data, or a simulated one."""
-    if settings.data is None:
-        wanted = {split: PHANTOM_SCANS[split] for split in splits}
-        return simulate_cohort(settings.phantom, wanted, settings.seed)
-    table = split_cohort(read_cohort(settings.data), settings.seed, settings.data)
-    rows = [scan for scan in table if scan.split in splits]
-    loaded = [load_scan(scan) for scan in progress(rows, "reading scans")]
-    return {
-        split: [scan for row, scan in zip(rows, loaded, strict=True) if row.split == split]
-        for split in splits
-    }
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One row of the table."""
+
+    subject: str
+    image: Path
+    count: int | None = None
+    roi: Path | None = None
+    split: str | None = None
+    centres: Path | None = None
+    slice_z_mm: float | None = None  # world z of the slice that was counted; None: the whole scan
 
 
-def read_raw(scan):
-    """Read a raw scan and its ROI: a Volume and a Volume of bool on the same grid."""
-    volume, roi = read_volume(scan.image, nan_ok=True), read_mask(scan.roi)
-    require_same_grid(volume, scan.image, roi, scan.roi)
-    return zero_nan(volume, roi.array, scan), roi
+@dataclasses.dataclass
+class LoadedScan:
+    """A prepared scan in memory: intensities in [0, 1], 0 outside the ROI."""
+
+    subject: str
+    volume: Volume
+    count: int | None = None
+    centres_zyx: np.ndarray | None = None  # (n, 3) voxel indices, fractions kept
+    slice_index: int | None = None  # along z, the slice that was counted; None: the whole scan
+
+    def __post_init__(self):
+        if self.count == 0 and self.centres_zyx is None:
+            self.centres_zyx = np.zeros((0, 3))  # no lesions need no list of centres
 
 
-def zero_nan(volume, roi, scan):
-    """Read NaN and infinity outside the ROI as 0, with a note on stderr: SPM writes NaN there.
+def read_cohort(path):
+    """Read and check the table; whether the files it names exist shows when they are read.
 
-    roi : (D, H, W) bool. Raises InputError where such a voxel lies inside.
+    A blank count, roi, split, centres or slice_z_mm is None. Raises InputError naming the table and
+    the line.
     """
-    if np.isfinite([volume.array.min(), volume.array.max()]).all():
-        return volume
-    bad = ~np.isfinite(volume.array)
-    if bad[roi].any():
+    path = Path(path)
+    scans, seen = [], {}
+    for line, row in read_table(path, ("subject", "image", "count")):
+        scan = _parse_row(f"{path}: line {line}", row, path.parent)
+        first = seen.setdefault(scan.subject.casefold(), line)
+        if first != line:
+            raise InputError(
+                f"{path}: line {line}: subject {scan.subject!r} is already on line {first} "
+                "(upper and lower case are the same); give each scan its own name"
+            )
+        scans.append(scan)
+    if not scans:
+        raise InputError(f"{path}: no scans, only a header; add a row a scan")
+    for column in ("split", "slice_z_mm"):
+        without = [scan.subject for scan in scans if getattr(scan, column) is None]
+        if 0 < len(without) < len(scans):
+            raise InputError(
+                f"{path}: subject {without[0]!r} has no {column} but others do; "
+                "fill the column or leave it empty everywhere"
+            )
+    return scans
+
+
+def read_table(path, columns):
+    """Yield (line number, {column: text}) of a CSV that must have these columns, maybe others.
+
+    Spaces are stripped, blank lines skipped, `columns` that a line lacks are "". Raises InputError
+    naming the table (and the line) when it is missing, not UTF-8, no CSV or over MAX_TABLE bytes.
+    """
+    try:
+        if os.path.getsize(path) > MAX_TABLE:
+            raise InputError(f"{path}: over {MAX_TABLE // 2**20} MiB; check that it is the table")
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save it as 'CSV UTF-8'") from None
+    except OSError as error:
+        raise InputError(f"{path}: not readable as CSV ({error.strerror}); save it again") from None
+    lines = _split_lines(path, text)
+    _, header = next(lines, (1, []))
+    missing = [name for name in columns if name not in header]
+    if missing:
         raise InputError(
-            f"{scan.image}: NaN or infinite voxels inside the ROI {scan.roi}; "
-            "set them to 0, shrink the ROI or convert the scan again"
+            f"{path}: no column {', '.join(missing)} (found: {one_line(', '.join(header))}); "
+            f"the first line must name {','.join(columns)}, separated by commas"
         )
-    volume.array[bad] = 0
-    about = f"{bad.sum()} NaN voxels, all of them outside the ROI, are read as 0"
-    print(f"note: {scan.image}: {about}", file=sys.stderr)
-    return volume
+    twice = [name for name, times in Counter(header).items() if name and times > 1]
+    if twice:
+        raise InputError(f"{path}: two columns are called {one_line(twice[0])!r}; rename one")
+    for number, row in lines:
+        if len(row) > len(header) and any(row[len(header) :]):
+            raise InputError(
+                f"{path}: line {number} has {len(row)} cells, the header {len(header)}; "
+                "put text with commas in double quotes"
+            )
+        yield number, dict.fromkeys(columns, "") | dict(zip(header, row, strict=False))
 
 
-def read_prepared(scan):
-    """Read a prepared scan; InputError if it is constant or not in [0, 1]."""
+def _split_lines(path, text):
+    """Yield (line number, cells) of the lines that are not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        for row in reader:
+            row = [cell.strip() for cell in row]
+            if any(row):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise InputError(f"{path}: not readable as CSV ({error}); save it again") from None
+
+
+def _parse_row(where, row, folder):
+    subject, split = row["subject"], row.get("split", "").lower()
+    odd = not subject.isprintable() or FORBIDDEN & set(subject) or len(subject) > MAX_NAME
+    if not subject or subject[0] == "." or odd:
+        raise InputError(
+            f"{where}: subject {one_line(subject)!r} cannot name a file; use letters and digits"
+        )
+    if not row["image"]:
+        raise InputError(f"{where}: no image; give the path of {subject}'s scan")
+    if split and split not in SPLITS:
+        raise InputError(
+            f"{where}: split {one_line(row['split'])!r} is unknown; use train, val or test"
+        )
+    texts = {name: row.get(name, "") for name in ("image", "roi", "centres")}
+    if not all(text.isprintable() for text in texts.values()):
+        raise InputError(f"{where}: a path holds a line break or control character; retype it")
+    paths = {name: folder / text if text else None for name, text in texts.items()}
+    count = _parse_count(where, row["count"])
+    z_mm = _parse_slice(where, row.get("slice_z_mm", ""))
+    return Scan(subject, count=count, split=split or None, slice_z_mm=z_mm, **paths)
+
+
+def _parse_count(where, text):
+    if not text:
+        return None
+    try:
+        count = float(text)  # a spreadsheet with gaps writes 3 as 3.0
+    except ValueError:
+        count = float("nan")
+    if not (0 <= count <= MAX_COUNT and count == int(count)):
+        raise InputError(
+            f"{where}: count {one_line(text)!r} is no whole number of at least 0; "
+            "correct it, or leave it empty for a scan that is only predicted on"
+        )
+    return int(count)
+
+
+def _parse_slice(where, text):
+    try:
+        z_mm = float(text) if text else None
+    except ValueError:
+        z_mm = math.nan
+    if z_mm is not None and not math.isfinite(z_mm):
+        raise InputError(
+            f"{where}: slice_z_mm {one_line(text)!r} is no number; give the slice's world z in mm, "
+            "or leave it empty where lesions were counted in the whole scan"
+        )
+    return z_mm
+
+
+def write_cohort(path, scans):
+    """Write the table; paths relative to it where possible (not across Windows drives)."""
+    header = ["subject", "image", "count"]
+    for name in ("roi", "split", "centres", "slice_z_mm"):
+        if any(getattr(scan, name) is not None for scan in scans):
+            header.append(name)
+    folder = Path(path).parent.resolve()
+
+    def cell(value):
+        if not isinstance(value, Path):
+            return "" if value is None else value
+        value = value.parent.resolve() / value.name  # the name may be a link: keep it
+        try:
+            return Path(os.path.relpath(value, folder)).as_posix()
+        except ValueError:
+            return value.as_posix()
+
+    write_csv(path, header, [[cell(getattr(scan, name)) for name in header] for scan in scans])
+
+
+def split_cohort(scans, seed, path="cohort table"):
+    """Give every scan a split: the table's own, or else a random one of 70 / 15 / 15 %.
+
+    The draw depends on the seed and the set of subject names, not on the order of the rows. Raises
+    InputError (naming `path`) when a split is empty or a scan has no count.
+    """
+    uncounted = [scan.subject for scan in scans if scan.count is None]
+    if uncounted:
+        raise InputError(
+            f"{path}: subject {uncounted[0]!r} has no count; training and testing need one "
+            "for every scan, so fill it in or remove the row"
+        )
+    if all(scan.split is None for scan in scans):
+        subjects = sorted(scan.subject for scan in scans)
+        np.random.default_rng(seed).shuffle(subjects)
+        n_val = max(1, round(SHARES[1] * len(scans)))
+        n_test = max(1, round(SHARES[2] * len(scans)))
+        names = ["val"] * n_val + ["test"] * n_test + ["train"] * (len(scans) - n_val - n_test)
+        split_of = dict(zip(subjects, names, strict=False))
+        scans = [dataclasses.replace(scan, split=split_of[scan.subject]) for scan in scans]
+    for name in SPLITS:
+        if not any(scan.split == name for scan in scans):
+            raise InputError(
+                f"{path}: the split {name!r} holds no scan; "
+                "training needs at least one scan in each of train, val and test"
+            )
+    return list(scans)
+
+
+def read_centres(path):
+    """Read lesion centres: (n, 3) world mm as (x, y, z); n may be 0. Other columns are ignored."""
+    columns = ("x_mm", "y_mm", "z_mm")
+    points = []
+    for line, row in read_table(path, columns):
+        try:
+            point = [float(row[name]) for name in columns]
+        except ValueError:
+            point = [float("nan")]
+        if not np.isfinite(point).all():
+            raise InputError(f"{path}: line {line}: a coordinate is no number; correct the line")
+        points.append(point)
+    return np.array(points, np.float64).reshape(-1, 3)
+
+
+def load_scan(scan):
+    """Read a prepared scan and its centres, if it names any; InputError if it is not prepared."""
     volume = read_volume(scan.image)
     low, high = float(volume.array.min()), float(volume.array.max())
     if low == high:
@@ -77,61 +261,14 @@ def read_prepared(scan):
             "prepare it with python -m weakunet.preprocess"
         )
     np.clip(volume.array, 0, 1, out=volume.array)
-    return volume
-
-
-def load_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None):
-    """A row of the table as a LoadedScan, prepared in memory if it is raw.
-
-    raw_as_is : leave a raw scan as it was read, for comparing with predictions on its own grid
-    invert, slab_mm, spacing_mm : how a raw scan is prepared, as for `weakunet.preprocess`
-    """
-    return read_scan(scan, raw_as_is, invert, slab_mm, spacing_mm)[1]
-
-
-def read_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None):
-    """The scan as it is in its file (a Volume), and as `load_scan` returns it."""
-    if scan.roi is None:
-        volume = prepared = read_prepared(scan)
-    else:
-        volume, roi = read_raw(scan)
-        prepared = volume
-        if not raw_as_is:
-            prepared = prepare(volume, roi, invert, scan.image, scan.roi, spacing_mm)
     centres_zyx = None
     if scan.centres is not None:
-        centres_mm = read_centres(scan.centres)
-        _require_near(world_to_index(volume, centres_mm), volume, scan)
-        centres_zyx = world_to_index(prepared, centres_mm)
-    k = find_slice(prepared, scan.slice_z_mm, scan.image if prepared is volume else scan.roi)
-    if slab_mm is not None and prepared is not volume:
-        prepared, first = cut_slab(prepared, k, slab_mm)
-        k -= first
-        centres_zyx = None if centres_zyx is None else centres_zyx - (first, 0, 0)
-    return volume, LoadedScan(scan.subject, prepared, scan.count, centres_zyx, k)
-
-
-def _require_near(centres_zyx, volume, scan):
-    outside = (centres_zyx < -0.5) | (centres_zyx > np.array(volume.array.shape) - 0.5)
-    if len(centres_zyx) and outside.any(axis=1).all():
-        raise InputError(
-            f"{scan.centres}: every centre lies outside {scan.image}; "
-            "give world coordinates in RAS+ mm (negate x and y of LPS ones)"
-        )
-
-
-def scans_from_files(paths, roi, slice_z_mm):
-    """A Scan per image path, named after the file. Raises InputError when two share a name."""
-    scans = {}
-    for path in paths:
-        name = path.name
-        for suffix in sorted(SUFFIXES, key=len, reverse=True):
-            if name.lower().endswith(suffix):
-                name = name[: -len(suffix)]
-                break
-        if name.casefold() in scans:
+        centres_zyx = world_to_index(volume, read_centres(scan.centres))
+        outside = (centres_zyx < -0.5) | (centres_zyx > np.array(volume.array.shape) - 0.5)
+        if len(centres_zyx) and outside.any(axis=1).all():
             raise InputError(
-                f"{path}: a second scan called {name}; use --data, where each has its own name"
+                f"{scan.centres}: every centre lies outside {scan.image}; "
+                "give world coordinates in RAS+ mm (negate x and y of LPS ones)"
             )
-        scans[name.casefold()] = Scan(name, path, roi=roi, slice_z_mm=slice_z_mm)
-    return list(scans.values())
+    slice_index = find_slice(volume, scan.slice_z_mm, scan.image)
+    return LoadedScan(scan.subject, volume, scan.count, centres_zyx, slice_index)

@@ -1,150 +1,138 @@
-"""Rigid transforms: 4x4 matrices between worlds in millimetres, their files, and resampling.
+"""The one evaluator: detect, match and measure on all scans, whoever asks.
 
-A world has RAS+ millimetres: a scanner's, or a template's. A matrix M carries a point from one to
-the other,
-
-    (x, y, z, 1)_template = M (x, y, z, 1)_scan
-
-and is stored as four lines of four numbers, `np.loadtxt(path)`. nibabel resamples images through
-the world, whatever their grids.
+Each scan is scored at its predicted count, at its true count and at the multiples of the FROC. A
+second pass scores it at the thresholds of the FROC by threshold, which depend on all scans.
 """
 
-import io
-import warnings
+import functools
+from dataclasses import dataclass, field
 
 import numpy as np
-from nibabel.processing import resample_from_to
-from nibabel.spatialimages import SpatialImage
-from scipy import ndimage
 
-from weakunet.data.volumes import MAX_VOXELS, Volume, index_to_world, world_to_index
-from weakunet.util.cli import InputError, one_line, write_text
+from weakunet.evaluation.froc import SCALES, froc_curve, froc_thresholds
+from weakunet.evaluation.metrics import count_metrics, detection_metrics
+from weakunet.evaluation.score_scan import Score, Tolerance, hits_above, score_scan
+from weakunet.util.cli import progress
+from weakunet.util.processes import processes
 
-LAST_ROW = (0, 0, 0, 1)
-
-
-def write_matrix(path, matrix, header):
-    """Write a matrix (4, 4) as text, every digit of it, below the lines of `header` (with #)."""
-    text = io.StringIO()
-    np.savetxt(text, matrix, fmt="%24.17g", header=header)
-    write_text(path, text.getvalue())
+MAIN, NO_NETWORK = "regression_fcn", "intensities"  # methods: the heatmap's, the image's
 
 
-def read_matrix(path):
-    """Read a matrix (4, 4) from text; InputError unless it is one and can be inverted."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of an empty file, which is refused below
-            matrix = np.loadtxt(path, ndmin=2)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not readable as a matrix ({one_line(error)})") from None
-    usable = matrix.shape == (4, 4) and np.isfinite(matrix).all()
-    if not usable or tuple(matrix[3]) != LAST_ROW or abs(np.linalg.det(matrix)) < 1e-3:
-        raise InputError(
-            f"{path}: no 4x4 matrix from world to world, the last row 0 0 0 1; "
-            "give the file that register_to_mni.py wrote"
-        )
-    return matrix
+@dataclass
+class Evaluation:
+    """What an evaluation finds; dicts are by method."""
+
+    scores: dict  # lists of Score, one per scan
+    metrics: dict = field(default_factory=dict)  # rates, intervals and, for networks, counts
+    curves: dict = field(default_factory=dict)  # FROC by count (see froc.froc_by_count)
+    by_threshold: dict = field(default_factory=dict)  # FROC by threshold
+    cases: list = field(default_factory=list)  # to draw a few scans from
+    tolerance: Tolerance = Tolerance()
 
 
-def move_points(matrix, points_mm):
-    """World points (n, 3) through a matrix (4, 4); n may be 0."""
-    points_mm = np.asarray(points_mm, np.float64).reshape(-1, 3)
-    return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
-
-
-def resample(volume, like, order, matrix=None, fill=0):
-    """Interpolate a Volume onto the grid of the Volume `like`, by world coordinates: an array.
+def evaluate_maps(scans, counts, maps, tolerance=None, seed=0, threshold_froc=True):
+    """`evaluate_cases` of scans in memory.
 
     Parameters
     ----------
-    order : of the spline; 0 the nearest voxel (labels), 1 linear, 3 cubic, which may overshoot
-    matrix : (4, 4) from the world of `volume` to that of `like`; None: they are the same
-    fill : the value outside `volume`, whose voxels reach half a voxel beyond their centres
+    scans : list of LoadedScan
+    counts : a predicted count for each scan, not rounded; or method -> such a list
+    maps : method -> a map (D, H, W) for each scan
     """
-    affine = volume.affine if matrix is None else matrix @ volume.affine
-    grid = like.array.T.shape, like.affine  # nibabel's axes are (x, y, z)
-
-    def on_grid(array, order, mode):
-        image = resample_from_to(SpatialImage(array.T, affine), grid, order, mode, out_class=None)
-        return np.ascontiguousarray(np.asarray(image.dataobj).T)
-
-    # scipy's own filling would blend the outermost voxels with `fill`, and splines would ring
-    array = on_grid(volume.array, order, "nearest")
-    array[on_grid(np.ones(volume.array.shape, np.uint8), 0, "grid-constant") == 0] = fill
-    return array
+    if not isinstance(counts, dict):
+        counts = dict.fromkeys(maps, counts)
+    counts = {method: counts[method] for method in maps}
+    cases = []
+    for scan, *own in zip(scans, *maps.values(), strict=True):
+        cases.append(functools.partial(tuple, (scan, dict(zip(maps, own, strict=True)))))
+    return evaluate_cases(cases, counts, tolerance, seed, threshold_froc=threshold_froc)
 
 
-def resample_labels(labels, like, matrix=None):
-    """As `resample`, for a Volume of whole numbers: nearest neighbour.
+def evaluate_cases(cases, counts, tolerance=None, seed=0, n_jobs=1, threshold_froc=True):
+    """Detect lesions in every map at its predicted count, match them with the truth, and measure.
 
-    A label too small for the voxels of `like` keeps the one at its centre.
+    Scans without known centres are judged by their counts only.
+
+    Parameters
+    ----------
+    cases : list of functions without arguments (see score_scan.py); pickled if n_jobs > 1
+    counts : method -> a predicted count for each case
+    tolerance : Tolerance of a hit; None: the paper's
+    seed : of the bootstrap intervals
+    n_jobs : processes; each has one scan in memory
+    threshold_froc : also sweep one threshold over all scans, which opens each scan again
+
+    Returns
+    -------
+    Evaluation
     """
-    array = resample(labels, like, 0, matrix)
-    missing = np.setdiff1d(labels.array, array)
-    if len(missing):
-        centres = ndimage.center_of_mass(labels.array > 0, labels.array, missing)
-        centres_mm = move_points(
-            np.eye(4) if matrix is None else matrix, index_to_world(labels, centres)
-        )
-        places = np.round(world_to_index(like, centres_mm)).astype(int)
-        for label, place in zip(missing, places, strict=True):
-            inside = ((place >= 0) & (place < array.shape)).all()
-            if inside and array[tuple(place)] == 0:
-                array[tuple(place)] = label
-    return array
+    tolerance = tolerance or Tolerance()
+    own_counts = [dict(zip(counts, row, strict=True)) for row in zip(*counts.values(), strict=True)]
+    tasks = list(zip(cases, own_counts, strict=True))
+    with processes(min(n_jobs, len(cases))) as each:
+        found = list(_watch(each(functools.partial(score_scan, tolerance), tasks), tasks, "score"))
+        scores = {method: [one[method] for one in found] for method in counts}
+        result = Evaluation(scores, cases=cases, tolerance=tolerance)
+        for method, own in scores.items():
+            _measure(result, method, own, seed)
+        if threshold_froc and result.curves:
+            _sweep_threshold(result, each)
+    return result
 
 
-def resample_image(volume, like, order):
-    """As `resample`, for intensities: larger voxels average, and splines do not overshoot."""
-    ratio = np.array(like.spacing_mm) / volume.spacing_mm
-    blur = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))  # a Gaussian as wide as the voxels differ
-    smoothed = Volume(ndimage.gaussian_filter(volume.array, blur), volume.affine)
-    array = resample(smoothed, like, order)
-    return array.clip(volume.array.min(), volume.array.max()) if order > 1 else array
+def evaluate_counts(scans, counts_predicted):
+    """Evaluation of predicted counts alone, of scans whose lesions were counted but not located."""
+    pairs = zip(scans, counts_predicted, strict=True)
+    scores = [Score(scan.subject, scan.count, float(count)) for scan, count in pairs]
+    result = Evaluation({MAIN: scores})
+    _measure(result, MAIN, scores, seed=0)
+    return result
 
 
-def box_grid(volume, spacing_mm):
-    """An empty grid along the world's axes that fills the box of `volume`, edge to edge.
+def located(scores):
+    """The scores of scans whose lesions are known by place.
 
-    `spacing_mm` is (x, y, z). The last voxels may reach past the box by half a voxel. The array is
-    a constant that takes no memory. Raises InputError when a spacing is no length that fits.
+    None where only scans without lesions are: they say nothing about the others.
     """
-    spacing_mm = np.asarray(spacing_mm, np.float64)
-    corners = np.indices((2, 2, 2)).reshape(3, -1).T * np.array(volume.array.shape) - 0.5
-    corners_mm = index_to_world(volume, corners)
-    low_mm, size_mm = corners_mm.min(axis=0), np.ptp(corners_mm, axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shape = np.round(size_mm / spacing_mm)
-    if not ((spacing_mm > 0).all() and (shape >= 1).all() and shape.prod() <= MAX_VOXELS):
-        raise InputError(
-            f"a spacing of {spacing_mm.tolist()} mm does not suit a box of "
-            f"{size_mm.round(1).tolist()} mm; give three sizes of a voxel in mm"
-        )
-    affine = np.diag([*spacing_mm, 1.0])
-    affine[:3, 3] = low_mm + spacing_mm / 2
-    return Volume(np.broadcast_to(np.float32(0), shape.astype(int)[::-1]), affine)
+    known = [score for score in scores if score.hits is not None]
+    if len(known) < len(scores) and all(score.count == 0 for score in known):
+        return []
+    return known
 
 
-def spacing_grid(volume, spacing_mm, path):
-    """An empty grid along the axes of `volume` that fills its box with voxels of (z, y, x) mm."""
-    spacing_mm = np.asarray(spacing_mm, np.float64)
-    ratio = spacing_mm / volume.spacing_mm
-    shape = np.maximum(1, np.round(volume.array.shape / ratio))
-    if shape.prod() > MAX_VOXELS:
-        raise InputError(f"{path}: too many voxels of {spacing_mm.tolist()} mm; take larger ones")
-    affine = volume.affine.copy()
-    affine[:3, 3] = index_to_world(volume, ratio / 2 - 0.5)[0]  # the corner of the box stays
-    affine[:3, :3] *= ratio[::-1]
-    return Volume(np.broadcast_to(np.float32(0), shape.astype(int)), affine)
+def known_counts(scores):
+    """True and predicted counts of the scans whose true count is known."""
+    known = [(score.count, score.count_predicted) for score in scores if score.count is not None]
+    return np.array(known, float).reshape(-1, 2).T
 
 
-def plane(volume, axis, index):
-    """An empty grid, one voxel thick: the slice `index` across `axis` (0, 1, 2 for z, y, x)."""
-    shape = list(volume.array.shape)
-    shape[axis] = 1
-    affine = volume.affine.copy()
-    affine[:3, 3] += index * affine[:3, 2 - axis]
-    return Volume(np.broadcast_to(np.float32(0), shape), affine)
+def _measure(result, method, scores, seed):
+    """Add a method's metrics and FROC by count to `result`."""
+    known, figures = located(scores), {}
+    if known:
+        figures = detection_metrics([score.hits for score in known], seed)
+        figures |= {"scans": len(known), "lesions": sum(s.hits[0] + s.hits[2] for s in known)}
+        result.curves[method] = froc_curve("scale", SCALES, [s.hits_by_scale for s in known])
+    if method != NO_NETWORK:
+        true, predicted = known_counts(scores)
+        figures |= count_metrics(true, predicted) | {"count_scans": len(true)}
+    if figures:
+        result.metrics[method] = figures | {"missing": 0}  # scans without a prediction
+
+
+def _sweep_threshold(result, each):
+    """Add the FROC by threshold; `each` maps a function over the cases."""
+    levels = {}
+    for method, scores in result.scores.items():
+        levels[method] = froc_thresholds([score.candidates for score in located(scores)])
+    found = each(functools.partial(hits_above, result.tolerance, levels), result.cases)
+    found = list(_watch(found, result.cases, "threshold FROC"))
+    for method in result.curves:
+        hits = [one[method] for one in found if one[method] is not None]
+        result.by_threshold[method] = froc_curve("threshold", levels[method], hits)
+
+
+def _watch(results, items, what):
+    """The results of all items, with progress."""
+    for result, _ in zip(results, progress(items, what), strict=True):
+        yield result
