@@ -134,7 +134,7 @@ def test_every_row_is_checked_and_timed(stand_in, tmp_path, capsys):
     rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     whole = {"step:tiny", "predict:tiny"}
     assert whole < set(rows) and not any("relu" in name for name in rows)
-    assert {"conv3d 2->3 backward", "upconv3d 2+3->2 forward"} < set(rows)
+    assert {"conv3d 2->3 backward", "upsample_conv3d 2+3->2 forward"} < set(rows)
     for name, row in rows.items():
         assert row["device"] == "stand-in for an H200" and row["ours_s"] > row["floor_s"] > 0
         assert row["share"] == pytest.approx(row["floor_s"] / row["ours_s"])
@@ -203,7 +203,7 @@ def test_check_passes_where_the_kernels_are_right(stand_in, monkeypatch, capsys)
     assert "agrees with numpy" in capsys.readouterr().out
     launched = {kernel for _, kernel in stand_in.launched}
     assert {"conv3d_backward_weight_naive", "conv3d_tensor_backward_weight"} <= launched
-    assert {"upconv3d_tensor_forward", "upconv3d_tensor_unfold"} <= launched
+    assert {"folded_tensor_forward", "folded_tensor_unfold"} <= launched
 
 
 def test_check_fails_where_a_kernel_is_wrong(stand_in, monkeypatch):

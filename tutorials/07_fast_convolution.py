@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from weakunet.bench import counts as bench_counts
-from weakunet.figures.overlay import LINES, save_figure
+from weakunet.figures.drawing import LINES, save_figure
 from weakunet.layers.conv import cpu as conv3d_fast
 from weakunet.layers.conv import gpu as conv3d_cuda
 from weakunet.layers.conv.conv3d import conv3d_forward

@@ -11,7 +11,7 @@ import numpy as np
 
 from weakunet.gpu import backend
 from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
-from weakunet.layers.conv.folded import upconv3d_backward, upconv3d_forward
+from weakunet.layers.conv.folded import upsample_conv3d_backward, upsample_conv3d_forward
 from weakunet.layers.conv.gpu import KERNELS, conv3d_backward_cuda, conv3d_forward_cuda
 from weakunet.layers.conv.tensor import PAIR
 from weakunet.layers.loss import mse_backward, mse_forward
@@ -100,8 +100,8 @@ def results(pooling, dtype, device):
     dy, skip, coarse = whole(1, 17, 4, 6, 8), whole(1, 9, 4, 6, 8), whole(1, 8, 2, 3, 4)
     w = whole(17, 17, 3, 3, 3)
     for rung in PAIR:
-        gradients = upconv3d_backward(dy, skip, coarse, w, rung)
-        values = upconv3d_forward(skip, coarse, w, b, rung), *gradients
+        gradients = upsample_conv3d_backward(dy, skip, coarse, w, rung)
+        values = upsample_conv3d_forward(skip, coarse, w, b, rung), *gradients
         found |= {f"{rung} upconv {i}": value for i, value in enumerate(values)}
     return {name: backend.to_host(value) for name, value in found.items()}
 

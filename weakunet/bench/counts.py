@@ -3,7 +3,7 @@
 A layer cannot be faster than its arithmetic at the device's peak, nor than its traffic (every input
 read once, every output written once, in float32) at the memory's speed. The slower of the two is
 its floor: a limit, not a prediction. `floor_tf32_s` takes the tensor cores' peak for convolutions.
-The first convolution of a decoder level (upconv3d) is counted with its upsampling folded in, as
+The first convolution of a decoder level (upsample_conv3d) is counted with its upsampling folded in, as
 conv/folded.py explains. The floor of a step is the sum over its layers, each a kernel of its own;
 fused layers move fewer bytes and can go below it.
 """
@@ -65,7 +65,7 @@ COLUMNS = [
 class Layer(NamedTuple):
     """One layer of a network: its kind, channels, batch and volume.
 
-    volume is (N, D, H, W), the larger one of a pooling or an upsampling. Of an upconv3d, c_in are
+    volume is (N, D, H, W), the larger one of a pooling or an upsampling. Of an upsample_conv3d, c_in are
     the skip connection's channels, and c_coarse upsampled ones join them.
     """
 
@@ -77,7 +77,7 @@ class Layer(NamedTuple):
 
     @property
     def is_convolution(self):
-        return self.kind in ("conv3d", "upconv3d")
+        return self.kind in ("conv3d", "upsample_conv3d")
 
     @property
     def name(self):
@@ -101,7 +101,7 @@ def layers_of(network, shape):
         if i < last:
             layers.append(Layer("maxpool3d", channels[i], channels[i], volumes[i]))
     for i in reversed(range(last)):
-        level(Layer("upconv3d", channels[i], channels[i], volumes[i], channels[i + 1]), i)
+        level(Layer("upsample_conv3d", channels[i], channels[i], volumes[i], channels[i + 1]), i)
     layers.append(Layer("localmax", channels[0], channels[0], volumes[0]))
     return layers
 

@@ -146,7 +146,7 @@ def _arrays(layer, device):
 
 def _forward(a, rung):
     if a.coarse is not None and rung != "naive":
-        return folded.upconv3d_forward(a.x, a.coarse, a.w, a.b, rung)
+        return folded.upsample_conv3d_forward(a.x, a.coarse, a.w, a.b, rung)
     x = _with_coarse(a)
     if backend.is_cuda(x):
         return gpu.conv3d_forward_cuda(x, a.w, a.b, rung)
@@ -155,7 +155,7 @@ def _forward(a, rung):
 
 def _backward(a, rung):
     if a.coarse is not None and rung != "naive":
-        return folded.upconv3d_backward(a.dy, a.x, a.coarse, a.w, rung)
+        return folded.upsample_conv3d_backward(a.dy, a.x, a.coarse, a.w, rung)
     x, needs_dx = _with_coarse(a), a.x.shape[1] > 1  # a network's first convolution needs no dx
     if backend.is_cuda(x):
         dx, dw, db = gpu.conv3d_backward_cuda(a.dy, x, a.w, needs_dx, rung)
