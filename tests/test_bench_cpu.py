@@ -26,6 +26,7 @@ def test_rows_have_what_the_json_promises(tmp_path, capsys):
     assert "conv3d 16->32 forward" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_step_and_prediction_are_timed_and_the_step_is_weighed(monkeypatch, capsys):
     tiny = counts.Step("tiny", counts.NETWORK | {"channels": (2, 3)}, (2, 1, 4, 4, 4))
     monkeypatch.setattr(counts, "STEPS", [tiny, tiny])

@@ -3,9 +3,8 @@
 A layer cannot be faster than its arithmetic at the device's peak, nor than its traffic (every input
 read once, every output written once, in float32) at the memory's speed. The slower of the two is
 its floor: a limit, not a prediction. `floor_tf32_s` takes the tensor cores' peak for convolutions.
-The first convolution of a decoder level (upsample_conv3d) is counted with its upsampling folded in, as
-conv/folded.py explains. The floor of a step is the sum over its layers, each a kernel of its own;
-fused layers move fewer bytes and can go below it.
+The decoder's upsample_conv3d is counted as conv/folded.py computes it. The floor of a step is the
+sum over its layers, each a kernel of its own; fused layers move fewer bytes and can go below it.
 """
 
 from typing import NamedTuple
@@ -65,8 +64,8 @@ COLUMNS = [
 class Layer(NamedTuple):
     """One layer of a network: its kind, channels, batch and volume.
 
-    volume is (N, D, H, W), the larger one of a pooling or an upsampling. Of an upsample_conv3d, c_in are
-    the skip connection's channels, and c_coarse upsampled ones join them.
+    volume is (N, D, H, W), the larger one of a pooling or an upsampling. An upsample_conv3d has
+    c_in channels from the skip connection and c_coarse upsampled ones.
     """
 
     kind: str
