@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -153,3 +154,12 @@ def test_pages_name_only_files_that_exist(page):
     assert links and all((page.parent / link).exists() for link in links), links
     for name in re.findall(r"`((?:weakunet|tutorials|tests|data_tools)/[\w./-]+)`", PAGES[page]):
         assert (ROOT / name).exists(), name
+
+
+def test_read_it_is_the_packages_map_and_leaves_no_folder_out():
+    rows = re.findall(r"^\| `weakunet/(\S+)` \| (.+) \|$", section("Read it"), re.M)
+    package_map = runpy.run_path(str(ROOT / ".ci" / "lines.py"))["package_map"]()
+    assert rows == [(place, what) for place, _, what in package_map]
+    folders = {path.parent for path in (ROOT / "weakunet").glob("*/**/*.py")}
+    places = {f"{path.relative_to(ROOT / 'weakunet').as_posix()}/" for path in folders}
+    assert places == {place for place, _ in rows if place.endswith("/")}
