@@ -18,11 +18,9 @@ needs_nvrtc = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 # in float for the newest cards; the others are many, and slow
 TARGETS = [
-    (file, *target) for file in cuda_source.cu_files() for target in bench_compile.targets(file)
-]
-TARGETS = [
-    target if target[1:] == ("float", "sm_90") else pytest.param(*target, marks=pytest.mark.slow)
-    for target in TARGETS
+    pytest.param(file, *target, marks=[] if target == ("float", "sm_90") else pytest.mark.slow)
+    for file in cuda_source.cu_files()
+    for target in bench_compile.targets(file)
 ]
 
 
