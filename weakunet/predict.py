@@ -40,7 +40,7 @@ from weakunet.detection.output_files import (
 from weakunet.detection.predict_scan import predict_copies
 from weakunet.figures.overlay import overlay
 from weakunet.gpu import backend
-from weakunet.layers.conv.precision import PRECISIONS, pick_precision
+from weakunet.layers.conv.gpu import PRECISIONS, pick_precision
 from weakunet.training.checkpoint import load_model
 from weakunet.util import resume
 from weakunet.util.cli import InputError, command, progress, write_csv

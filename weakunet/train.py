@@ -22,7 +22,7 @@ from weakunet.evaluation.tables import text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
 from weakunet.figures.training import training_curves
 from weakunet.gpu import backend
-from weakunet.layers.conv.precision import pick_precision
+from weakunet.layers.conv.gpu import pick_precision
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import WEIGHTS, Run, train
