@@ -8,7 +8,6 @@ different ones, so that it is shared by several voxels.
 import numpy as np
 from rounding import to_bf16
 
-from weakunet.gpu import backend
 from weakunet.layers import concat, globalpool3d, linear, loss, maxpool3d, optim, relu, upsample3d
 from weakunet.layers.conv import conv3d, folded, tensor
 from weakunet.layers.conv import gpu as conv3d_cuda
@@ -166,27 +165,6 @@ def _warps(rng):
     yield f"warp {shape}, a batch", *_pair(augment, "warp"), batch
 
 
-def _limits(rng):
-    """bench.cu: a copy, and sums of numbers that each went through s <- a s + b."""
-
-    def copy_cuda(x):
-        y = backend.array_module(x).empty_like(x)
-        backend.launch("bench/bench", "copy", 100, (x, y, x.size))  # fewer threads than elements
-        return y
-
-    def multiply_add(y, a, b, steps):
-        start = np.arange(8.0)
-        return np.full(y.shape, (a**steps * start + b * (1 - a**steps) / (1 - a)).sum(), y.dtype)
-
-    def multiply_add_cuda(y, a, b, steps):
-        result = backend.array_module(y).empty_like(y)
-        backend.launch("bench/bench", "multiply_add", y.size, (result, a, b, steps, y.size))
-        return result
-
-    yield "copy", np.copy, copy_cuda, (_values(rng, 1001),)
-    yield "multiply_add", multiply_add, multiply_add_cuda, (np.zeros(300), 0.5, 1.0, 21)
-
-
 def _all():
     rng = np.random.default_rng(11)
     for generate in (
@@ -196,7 +174,6 @@ def _all():
         _upsample_convolutions,
         _last_layer_and_training,
         _warps,
-        _limits,
     ):
         for name, on_cpu, on_gpu, args in generate(rng):
             yield name, (on_cpu, on_gpu, args)

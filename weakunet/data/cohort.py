@@ -49,6 +49,10 @@ class LoadedScan:
     centres_zyx: np.ndarray | None = None  # (n, 3) voxel indices, fractions kept
     slice_index: int | None = None  # along z, the slice that was counted; None: the whole scan
 
+    def __post_init__(self):
+        if self.count == 0 and self.centres_zyx is None:
+            self.centres_zyx = np.zeros((0, 3))  # no lesions need no list of centres
+
 
 def read_cohort(path):
     """Read and check the table; whether the files it names exist shows when they are read.
