@@ -75,6 +75,12 @@ def to_host(array):
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
+def move(layer, device):
+    """Move a layer's `params` and `grads` (name -> array) to `device`."""
+    for arrays in (layer.params, layer.grads):
+        arrays.update({name: to_device(value, device) for name, value in arrays.items()})
+
+
 def device_name(device):
     """What a run says about the device ('cpu' or 'cuda') it works on: the GPU's name and memory."""
     if device == "cpu":

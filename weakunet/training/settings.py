@@ -6,7 +6,7 @@ import json
 import math
 
 from weakunet.data.phantom import PRESETS
-from weakunet.layers.conv.precision import PRECISIONS
+from weakunet.layers.conv.gpu import PRECISIONS
 from weakunet.training.checkpoint import FLIPS
 from weakunet.util.cli import InputError
 
