@@ -47,7 +47,7 @@ def stub(monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out what takes longest."""
-    monkeypatch.setattr(predict.figures, "overlay", lambda *arguments: None)
+    monkeypatch.setattr(predict, "overlay", lambda *arguments: None)
 
 
 def raw_head():

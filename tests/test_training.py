@@ -81,7 +81,7 @@ def finished(cohort, tmp_path_factory):
 def no_pictures(finished, monkeypatch):
     """Testing draws a dozen pictures; the tests of training leave that to the `finished` run."""
     monkeypatch.setattr(train, "test_best", lambda *args: None)
-    monkeypatch.setattr(train.figures, "training_curves", lambda *args: None)
+    monkeypatch.setattr(train, "training_curves", lambda *args: None)
 
 
 def test_run_leaves_the_files_that_the_contract_names(finished):

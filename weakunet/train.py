@@ -17,7 +17,9 @@ import numpy as np
 
 from weakunet.data.load import load_scans
 from weakunet.detection.predict_scan import predict_copies
-from weakunet.evaluation.evaluate import evaluate_counts, evaluate_maps
+from weakunet.evaluation.evaluator import evaluate_maps
+from weakunet.evaluation.tables import text_table, write_tables
+from weakunet.figures.evaluation import draw_evaluation
 from weakunet.figures.training import training_curves
 from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import pick_precision
@@ -101,14 +103,14 @@ def test_best(out, scans, device, precision="fp32"):
     model = load_model(out / "best.npz").to(device, precision)
     predicted = [predict_copies(model, scan.volume) for scan in progress(scans, "testing")]
     counts = [count for count, _ in predicted]
-    if any(scan.centres_zyx is None for scan in scans):
-        evaluate_counts([scan.count for scan in scans], counts, out / "test")
-        return
     maps = {
         "intensities": [scan.volume.array for scan in scans],
         "regression_fcn": [heatmap for _, heatmap in predicted],
     }
-    evaluate_maps(scans, counts, maps, out / "test")
+    result = evaluate_maps(scans, counts, maps)
+    write_tables(result, out / "test")
+    draw_evaluation(result, out / "test")
+    print(text_table(result))
 
 
 def require_same_scans(path, rows):
