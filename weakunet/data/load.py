@@ -93,11 +93,12 @@ def read_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None
     """The scan as it is in its file (a Volume), and as `load_scan` returns it."""
     if scan.roi is None:
         volume = prepared = read_prepared(scan)
+    elif raw_as_is:
+        volume = prepared = read_volume(scan.image, nan_ok=True)
+        np.nan_to_num(volume.array, copy=False, posinf=0, neginf=0)
     else:
         volume, roi = read_raw(scan)
-        prepared = volume
-        if not raw_as_is:
-            prepared = prepare(volume, roi, invert, scan.image, scan.roi, spacing_mm)
+        prepared = prepare(volume, roi, invert, scan.image, scan.roi, spacing_mm)
     centres_zyx = None
     if scan.centres is not None:
         centres_mm = read_centres(scan.centres)
