@@ -105,11 +105,11 @@ def test_killed_prediction_goes_on_with_the_bytes_of_one_process(cohort):
 def begun(cohort, monkeypatch, scans):
     """Predict on the first scans only: the run ends as if it was killed there."""
 
-    def stop(*arguments, **how):
+    def stop(*arguments, **options):
         if stop.left == 0:
             raise KeyboardInterrupt
         stop.left -= 1
-        return write(*arguments, **how)
+        return write(*arguments, **options)
 
     write, stop.left = predict.write_prediction, scans
     with monkeypatch.context() as patch:
@@ -122,9 +122,9 @@ def redone(cohort, monkeypatch):
     """Go on; the subjects that were predicted on now."""
     subjects = []
 
-    def watch(model, scan, *arguments, **how):
+    def watch(model, scan, *arguments, **options):
         subjects.append(scan.subject)
-        return write(model, scan, *arguments, **how)
+        return write(model, scan, *arguments, **options)
 
     write = predict.write_prediction
     with monkeypatch.context() as patch:
