@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-from weakunet.data.cohort import LoadedScan, load_scan, read_centres, read_table
-from weakunet.data.slices import find_slice
-from weakunet.data.volumes import read_volume, require_same_grid, world_to_index
+from weakunet.data.load import load_scan
+from weakunet.data.tables import read_table
+from weakunet.data.volumes import read_volume, require_same_grid
 from weakunet.detection.output_files import is_bids, output_paths
 from weakunet.evaluation.evaluator import MAIN, NO_NETWORK
 from weakunet.evaluation.tables import named
@@ -79,13 +79,7 @@ def load_prediction(scan, folder, with_image):
     path = output_paths(folder, scan.subject, is_bids(folder))["heatmap"]
     if not path.is_file():
         raise InputError(f"{path}: no such file; predict on {scan.subject} again")
-    if scan.roi is None:
-        loaded = load_scan(scan)
-    else:
-        volume = read_volume(scan.image)
-        centres_zyx = scan.centres and world_to_index(volume, read_centres(scan.centres))
-        k = find_slice(volume, scan.slice_z_mm, scan.image)
-        loaded = LoadedScan(scan.subject, volume, scan.count, centres_zyx, k)
+    loaded = load_scan(scan, raw_as_is=True)
     heatmap = read_volume(path)
     require_same_grid(loaded.volume, scan.image, heatmap, path)
     maps = {NO_NETWORK: loaded.volume.array} if with_image else {}
