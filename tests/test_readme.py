@@ -27,6 +27,7 @@ BLOCK = re.compile(r"^```\n(.*?)^```", flags=re.M | re.S)
 # Commands that another test runs, and which.
 ELSEWHERE = {
     r"python3 -m venv \.venv && \.venv/bin/pip install -r requirements\.txt && .*": ".ci/run",
+    r"python -m pytest -m slow": ".ci/run",
     r"pip install (-r data_tools/requirements\.txt|torch)": ".ci/run",
     r"python tutorials/\d\d_\w+\.py": "tests/test_tutorials.py",
     r"python tutorials/to_notebooks\.py": "tests/test_notebooks.py",
@@ -163,3 +164,13 @@ def test_read_it_is_the_packages_map_and_leaves_no_folder_out():
     folders = {path.parent for path in (ROOT / "weakunet").glob("*/**/*.py")}
     places = {f"{path.relative_to(ROOT / 'weakunet').as_posix()}/" for path in folders}
     assert places == {place for place, _ in rows if place.endswith("/")}
+
+
+def test_requirements_are_what_the_package_depends_on_and_what_its_tests_need():
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    listed = [line for line in listed if line and not line.startswith("#")]
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert sorted(listed) == sorted(re.findall(r"^    '(.+)',$", declared, re.M))
+    assert {"pytest", "ruff"} == set(
+        re.findall(r"\w+(?=>)", declared.split("dev = [")[1].split("]")[0])
+    )
