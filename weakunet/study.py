@@ -32,7 +32,7 @@ from weakunet.training.checkpoint import load_model, save_checkpoint
 from weakunet.training.loop import WEIGHTS, Run, train
 from weakunet.training.settings import Settings
 from weakunet.util import resume
-from weakunet.util.cli import InputError, command, progress, write_csv
+from weakunet.util.cli import Help, InputError, command, progress, write_csv
 from weakunet.util.processes import cores, map_processes
 from weakunet.util.threads import set_threads
 
@@ -187,7 +187,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         "python -m weakunet.study",
         description=__doc__,
-        formatter_class=DefaultsHelp,
+        formatter_class=Help,
     )
     about = f"studies to run: {', '.join(STUDIES)} (default: all)"
     parser.add_argument("study", nargs="*", default=[], metavar="STUDY", help=about)

@@ -8,7 +8,6 @@ table1.md, metrics.json, per_scan.csv, figure2.png, figure3.png, counts.png and 
 """
 
 import argparse
-import functools
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from weakunet.compare.statistics import summarise
 from weakunet.compare.tables import text_table
 from weakunet.gpu import backend
 from weakunet.util import resume
-from weakunet.util.cli import InputError, command, progress
+from weakunet.util.cli import Help, InputError, command, progress
 from weakunet.util.processes import cores, map_processes
 
 
@@ -42,14 +41,13 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         "python -m weakunet.compare",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
     )
-    add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
-    data = parser.add_mutually_exclusive_group()
+    add, data = parser.add_argument, parser.add_mutually_exclusive_group()
     about = "simulated scans, and the networks that fit them"
     data.add_argument("--cohort", choices=tuple(COHORTS), default="quick", help=about)
     about = "cohort table of your own prepared scans, with lesion centres, instead of --cohort"
-    data.add_argument("--data", type=Path, default=argparse.SUPPRESS, help=about)
+    data.add_argument("--data", type=Path, help=about)
     seeds = ", ".join(f"{cohort.seeds} for {name}" for name, cohort in COHORTS.items())
     about = f"number of runs, each with a random seed of its own (default: {seeds}, 3 for --data)"
     add("--seeds", type=int, help=about)
@@ -57,14 +55,12 @@ def parse_arguments(argv):
     add("--pool", nargs="+", choices=POOLS, default=POOLS, help=about)
     add("--epochs", type=int, help="fewer epochs than the cohort's, to try it out")
     about = "add Grad-CAM and guided backpropagation"
-    add("--extra", action="store_true", default=False, help=about)
+    add("--extra", action="store_true", help=about)
     add("--out", type=Path, help="folder of the results (default: runs/compare-COHORT)")
     add("--jobs", type=int, help="processes (default: one per core; always 1 on a GPU)")
     about = "where to compute; auto: the GPU where there is one"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)
     args = parser.parse_args(argv)
-    for name in ("data", "seeds", "epochs", "jobs", "out"):
-        setattr(args, name, getattr(args, name, None))
     args.out = args.out or Path("runs") / f"compare-{args.data.stem if args.data else args.cohort}"
     args.pool = list(dict.fromkeys(args.pool))
     if args.seeds is None:
