@@ -3,7 +3,6 @@
 Used by register_to_mni.py, detections_to_scan.py and roi_from_freesurfer.py.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from weakunet.data.cohort import read_cohort
 from weakunet.data.load import scans_from_files
 from weakunet.data.rigid import plane, resample
 from weakunet.data.volumes import index_to_world
-from weakunet.figures.overlay import new_figure, save_figure
+from weakunet.figures.drawing import new_figure, save_figure
 
 ORANGE = "#FF8C00"  # seen on black, grey and white, and by the colour-blind
 RIGHT, FRONT, UP = "x, towards the patient's right", "y, towards the front", "z, upwards"
@@ -35,13 +34,6 @@ def scans_asked_for(parser, args):
         if args.data
         else scans_from_files(args.scan, roi=None, slice_z_mm=None)
     )
-
-
-def is_up_to_date(results, sources):
-    """Whether all these files exist and no source is newer than a result."""
-    if not all(path.is_file() for path in (*results, *sources)):
-        return False
-    return min(map(os.path.getmtime, results)) >= max(map(os.path.getmtime, sources))
 
 
 def check_picture(path, grid, middle_zyx, rows):

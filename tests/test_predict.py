@@ -39,7 +39,7 @@ class Stub:
 @pytest.fixture
 def stub(monkeypatch):
     monkeypatch.setattr(predict, "load_model", lambda path: Stub())
-    monkeypatch.setattr(predict, "file_digest", str)
+    monkeypatch.setattr(predict.resume, "file_digest", str)
     monkeypatch.setattr(copies, "SMOOTHING_VOX", 0)  # its map is known voxel by voxel
     return Stub
 
@@ -47,7 +47,7 @@ def stub(monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out what takes longest."""
-    monkeypatch.setattr(predict.figures, "overlay", lambda *arguments: None)
+    monkeypatch.setattr(predict, "overlay", lambda *arguments: None)
 
 
 def raw_head():
@@ -94,6 +94,8 @@ def test_raw_scan_is_predicted_on_its_own_whole_grid(stub, tmp_path):
         "Head 1_overlay.png",
         "predictions.csv",
         "detections.csv",
+        "settings.json",
+        ".done",
     }
     heatmap = nibabel.load(out / "Head 1_heatmap.nii.gz")
     labels = nibabel.load(out / "Head 1_lesions.nii.gz")
@@ -288,7 +290,7 @@ def test_cohort_of_prepared_scans_goes_straight_in_and_keeps_its_order(no_pictur
     assert [row["subject"] for row in predictions] == ["z", "a", "m"]
     heatmap = nibabel.load(tmp_path / "one" / "m_heatmap.nii.gz")
     assert heatmap.shape == (7, 8, 11)
-    for path in (tmp_path / "one").iterdir():
+    for path in (tmp_path / "one").glob("[!.]*"):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
@@ -342,7 +344,7 @@ def test_failed_scan_is_named_and_the_others_are_predicted(stub, no_pictures, tm
     xyz, roi = raw_head()
     mask = save(tmp_path / "roi.nii.gz", roi)
     scans = [save(tmp_path / f"{name}.nii", xyz) for name in "abc"]
-    xyz[3, 3, 3] = np.nan
+    xyz[tuple(np.argwhere(roi)[0])] = np.nan
     save(scans[1], xyz)
     assert run(*scans, "--roi", mask, "--model", "m.npz", "--out", tmp_path / "out") == 2
     errors = capsys.readouterr().err

@@ -26,16 +26,9 @@ from scipy.spatial.distance import cdist
 
 from weakunet.data import phantom
 from weakunet.detection.detect import detect_lesions, fill_outside, whole_count
-from weakunet.evaluation import metrics
-from weakunet.figures.overlay import (
-    GREEN,
-    LINES,
-    MARKS,
-    OUTLINE,
-    near_slice,
-    save_figure,
-    show_slice,
-)
+from weakunet.evaluation import froc, metrics
+from weakunet.figures.drawing import GREEN, LINES, OUTLINE, near_slice, save_figure, show_slice
+from weakunet.figures.marks import MARKS
 
 rng = np.random.default_rng(11)
 
@@ -224,7 +217,7 @@ for name, own in (("as they are", hits["spots"]), ("with 40 empty scans", dilute
 
 # %%
 curves = {
-    name: metrics.froc_by_count(own, counts, [scan.centres_zyx for scan in scans])
+    name: froc.froc_by_count(own, counts, [scan.centres_zyx for scan in scans])
     for name, own in maps.items()
 }
 for point in curves["spots"]:
@@ -241,7 +234,7 @@ for point in curves["spots"]:
 # %%
 heatmap = np.zeros((1, 9, 9))
 heatmap[0, 2, 2], heatmap[0, 6, 6] = 0.9, 0.3
-end = metrics.froc_by_threshold([heatmap], [np.array([[0, 6, 6]])])
+end = froc.froc_by_threshold([heatmap], [np.array([[0, 6, 6]])])
 print([(point["threshold"], point["tpr"], point["fp_per_scan"]) for point in end])
 assert end[-1]["tpr"] == 1
 
@@ -295,7 +288,7 @@ print(f"TPR of spots minus brightness, 95 % [{low:.1%}, {high:.1%}]")
 
 # %%
 def judged(scan, own):
-    """The places of one scan by what they are, named as in `figures.MARKS`."""
+    """The places of one scan by what they are, named as in `marks.MARKS`."""
     found, lesions = detect_lesions(own, scan.count).centres_zyx, scan.centres_zyx
     pairs = np.array(metrics.match_detections(found, lesions), int).reshape(-1, 2)
     return {

@@ -25,15 +25,15 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from weakunet.compare import baselines
-from weakunet.compare.networks import METHODS
-from weakunet.compare.results import PAPER
+from weakunet.compare.methods import METHODS, PAPER
 from weakunet.data.phantom import simulate_cohort
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.predict_scan import predict_scan
 from weakunet.evaluation import metrics
+from weakunet.evaluation.froc import froc_by_count
 from weakunet.evaluation.metrics import count_hits
-from weakunet.figures.methods import ABOVE
-from weakunet.figures.overlay import LINES, busiest_slices, draw_rings, save_figure, show_slice
+from weakunet.figures.drawing import ABOVE, LINES, busiest_slices, save_figure, show_slice
+from weakunet.figures.marks import draw_rings
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
@@ -311,7 +311,7 @@ for panel, (name, title) in zip(places, METHODS.items(), strict=True):
 froc, sweep = panels[:, 3]
 lesions = [scan.centres_zyx for scan in test]
 for (name, title), (colour, line, marker) in zip(METHODS.items(), LINES, strict=False):
-    curve = metrics.froc_by_count(maps[name], own_counts[name], lesions)
+    curve = froc_by_count(maps[name], own_counts[name], lesions)
     x, y = np.array([(point["fp_per_scan"], point["tpr"]) for point in curve]).T
     froc.plot(x, 100 * y, color=colour, linestyle=line)
     mark = {"color": colour, "linestyle": line, "marker": marker, "markersize": 9}
