@@ -19,6 +19,9 @@ Without the upsampling path it is the regression network that the paper compares
 and d): the encoder's last maps are pooled, and M, small, is brought up to the input's size.
 """
 
+import itertools
+import math
+
 import numpy as np
 
 from weakunet.backend import is_cuda, to_device, to_host
@@ -26,7 +29,7 @@ from weakunet.layers.conv3d import Conv3D, conv3d_forward
 from weakunet.layers.conv3d_cuda import KERNEL_OF
 from weakunet.layers.conv3d_tensor import SIZES as TENSOR_SIZES
 from weakunet.layers.enlarge3d import enlarge3d
-from weakunet.layers.globalpool3d import GlobalPool3D
+from weakunet.layers.globalpool3d import GlobalPool3D, localmax_forward
 from weakunet.layers.linear import Linear, linear_forward
 from weakunet.layers.maxpool3d import MaxPool3D
 from weakunet.layers.relu import ReLU, relu_forward
@@ -46,6 +49,8 @@ class WeakUNet:
     convs_per_level: 3x3x3 convolutions per level, going down and going up.
     pooling: 'max' | 'mean' | 'lmax'; block: edge of lmax's blocks, in voxels of the INPUT
     (see globalpool3d.py). upsampling: False leaves the decoder out.
+    region: lmax's blocks overlap and its count is that of the ROI; False: blocks side by side, and
+    the count is that of the whole box, as older networks' is.
     rng: draws the Gaussian weights. dtype: float32, or float64 for gradient checks.
 
     The paper's scale is channels=(32, 64, 128), convs_per_level=2. Sizes must divide by `multiple`.
@@ -58,6 +63,7 @@ class WeakUNet:
         pooling="lmax",
         block=8,
         upsampling=True,
+        region=True,
         *,
         rng,
         dtype=np.float32,
@@ -68,9 +74,10 @@ class WeakUNet:
             "pooling": pooling,
             "block": block,
             "upsampling": upsampling,
+            "region": region and pooling == "lmax",
         }
         self.multiple = 2 ** (len(channels) - 1)
-        # (D, H, W) of the padded scans it was trained on: averaging global poolings depend on it
+        # (D, H, W) of the padded scans it was trained on: a mean over the whole box depends on it
         self.shape = (1, 1, 1)
         self.flips = ""  # axes of 'zyx' along which training mirrored its scans, see copies.py
 
@@ -94,7 +101,11 @@ class WeakUNet:
         ]
         # how many input voxels a voxel of the last maps covers, along each axis
         self.coarseness = 1 if upsampling else self.multiple
-        self.global_pool = GlobalPool3D(pooling, max(1, block // self.coarseness))
+        overlap = 2 if self.settings["region"] else 1
+        k = overlap * max(1, block // self.coarseness // overlap)
+        self.global_pool = GlobalPool3D(pooling, k, overlap)
+        # voxels after which the grids of pooling and blocks repeat
+        self.period = math.lcm(self.multiple, k // overlap * self.coarseness)
         self.linear = Linear(channels[0 if upsampling else -1], rng=rng, dtype=dtype)
 
     # -- the passes ---------------------------------------------------------------------------
@@ -105,34 +116,69 @@ class WeakUNet:
         Without upsampling they are `coarseness` times smaller along each axis.
         """
         h = (scans - INPUT_CENTRE) * INPUT_GAIN
+        masks = [None] * len(self.encoder)
+        if self.settings["region"]:
+            # all maps are 0 outside the ROI, as they are outside the array: the network cannot
+            # tell one from the other, and zeros around a scan change nothing
+            masks = [_coarse(scans > 0, 2**i).astype(scans.dtype) for i in range(len(masks))]
+            h *= masks[0]
+            self.inside = masks[0]
         skips = []
         for i, stack in enumerate(self.encoder):
-            h = _forward(stack, h, keep)
+            h = _forward(stack, h, keep, masks[i])
             if i < len(self.pools):
                 skips.append(h)
                 h = self.pools[i].forward(h, keep)
         for i in reversed(range(len(self.decoder))):
             upconv, *rest = self.decoder[i]  # upsamples h, puts the skip before it, convolves
-            h = _forward(rest, upconv.forward(skips.pop(), h, keep), keep)
+            h = _forward(rest, upconv.forward(skips.pop(), h, keep), keep, masks[i])
         return h
 
-    def forward(self, scans):
-        """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
-        return self.linear.forward(self.global_pool.forward(self.features(scans, keep=True)))
+    def region(self, scans, counted=None):
+        """Where lesions were counted, (N, d, h, w) uint8 of the last feature maps' size.
 
-    def start(self, batches, count):
+        It is the ROI (scans > 0), and where one slice was counted the part of it in `counted`, bool
+        and broadcastable to the scans' shape. None: the whole box, as for older networks.
+        """
+        if not self.settings["region"]:
+            return None
+        inside = scans > 0 if counted is None else (scans > 0) & counted
+        return _coarse(inside, self.coarseness)[:, 0].astype(np.uint8)
+
+    def measure_blocks(self, batches, slabs=None):
+        """Set the constant of the global pooling: the mean number of blocks that touch the region.
+
+        batches: iterable of training scans (n, 1, D, H, W); slabs: where each batch was counted.
+        """
+        if not self.settings["region"]:
+            return
+        pool, touching = self.global_pool, []
+        for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False):
+            region = self.region(scans, counted)
+            ones = region[:, None].astype(np.float32)  # each block that touches the region adds 1
+            touching.append(to_host(localmax_forward(ones, pool.k, region, 1, pool.overlap)[0]))
+        pool.blocks = float(np.concatenate(touching).mean())
+
+    def forward(self, scans, counted=None):
+        """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
+        f = self.features(scans, keep=True)
+        return self.linear.forward(self.global_pool.forward(f, self.region(scans, counted)))
+
+    def start(self, batches, count, slabs=None):
         """Set the last layer so that the mean prediction over `batches` is the mean `count`.
 
         w_i = count / (C mean x_i), b = 0, with x = G(f) over all scans of the batches (iterable of
-        (n, 1, D, H, W)): every feature map contributes an equal share. A map that is zero
-        everywhere gets the mean w of the others.
+        (n, 1, D, H, W); slabs: where each was counted): every feature map contributes an equal
+        share, but a map that is weaker than the average gets no larger weight for it: where a map
+        is 0 almost everywhere, its first stirring would otherwise be a jump of the count.
         """
-        pooled = [to_host(self.global_pool.forward(self.features(scans))) for scans in batches]
+        pooled = [
+            to_host(self.global_pool.forward(self.features(scans), self.region(scans, counted)))
+            for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False)
+        ]
         level = np.concatenate(pooled).mean(axis=0)
-        alive = level > 0
-        w = np.full(level.shape, 1 / len(level))
-        w[alive] = count / (len(level) * level[alive])
-        w[~alive] = w[alive].mean() if alive.any() else 1 / len(level)
+        w = 1 / np.maximum(level, level.mean()) if level.any() else np.ones(level.shape)
+        w *= count / (w @ level) if level.any() else 1 / len(w)
         self.load(self.params | {"linear.w": w, "linear.b": np.zeros(1)})
 
     def backward(self, dcount, to_image=False, guided=False):
@@ -154,7 +200,9 @@ class WeakUNet:
                     # a skip connection splits the forward path in two, so here two gradients add up
                     dh = dh + dskips.pop()
             dh = _backward(self.encoder[i], dh, guided)
-        return dh * INPUT_GAIN if to_image else None
+        if not to_image:
+            return None
+        return dh * INPUT_GAIN * (self.inside if self.settings["region"] else 1)
 
     def backward_decoder(self, df, guided=False):
         """The gradients in the bottom's maps and in each skip connection, from df; sets its own.
@@ -168,14 +216,15 @@ class WeakUNet:
             dskips.append(dskip)
         return dh, dskips
 
-    def predict(self, scans, interpolate="linear"):
+    def predict(self, scans, interpolate="linear", counted=None):
         """Counts (N,) and heatmaps (N, 1, D, H, W) of scans, from one pass (eqs. 2 and 3).
 
         Without upsampling the heatmap is brought up, 'linear' or 'nearest' (see enlarge3d.py).
         """
         f = self.features(scans)
         w, b = self.linear.params["w"], self.linear.params["b"]
-        count = linear_forward(self.global_pool.forward(f, keep=False), w, b)
+        x = self.global_pool.forward(f, self.region(scans, counted), keep=False)
+        count = linear_forward(x, w, b)
         return count, enlarge3d(self.heatmap(f), self.coarseness, interpolate)
 
     def heatmap(self, f):
@@ -253,8 +302,16 @@ class WeakUNet:
         return self
 
 
-def _forward(stack, h, keep):
+def _coarse(mask, m):
+    """mask (N, 1, D, H, W): True where any of m x m x m voxels is."""
+    n, c, d, h, w = mask.shape
+    return mask.reshape(n, c, d // m, m, h // m, m, w // m, m).any(axis=(3, 5, 7))
+
+
+def _forward(stack, h, keep, mask):
     for layer in stack:
+        if isinstance(layer, ReLU) and mask is not None:
+            h = h * mask  # backward needs no mask of its own: where a ReLU gave 0, nothing passes
         h = layer.forward(h, keep)
     return h
 

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from weakunet import backend, figures, resume
 from weakunet.checkpoint import load_model
@@ -30,7 +31,7 @@ from weakunet.outputs import is_bids, output_paths, start_bids, write_markups
 from weakunet.parallel import cores, map_processes
 from weakunet.precision import PRECISIONS, pick_precision
 from weakunet.preprocess import crop_box, prepare, put_back
-from weakunet.slices import cut_slab, find_slice, half_thickness, in_slice
+from weakunet.slices import cut_slab, find_slice, front_padding, half_thickness, in_slice
 from weakunet.volumes import (
     SUFFIXES,
     index_to_file,
@@ -44,40 +45,68 @@ PREDICTIONS = ("subject", "count_predicted", "n_detected", "threshold")
 DETECTIONS = "subject,detection,i,j,k,x_mm,y_mm,z_mm,score,volume_mm3".split(",")
 
 
-def predict_scan(model, volume):
+def predict_scan(model, volume, slice_index=None):
     """Count and heatmap of a prepared scan, from one pass.
 
     Parameters
     ----------
-    model : WeakUNet, or anything with its `predict`, `multiple`, `shape` and `device`
-    volume : Volume in [0, 1], 0 outside the ROI; padded with zeros as in training
+    model : WeakUNet, or anything with its `predict`, `settings`, `multiple`, `shape` and `device`
+    volume : Volume in [0, 1], 0 outside the ROI
+    slice_index : along z, the slice that is counted; None: the whole scan
 
     Returns
     -------
     count : float, not rounded
     heatmap : (D, H, W) like the scan; outside the ROI the lowest value inside, never a detection
     """
-    count, heatmap = model.predict(to_network(model, volume))
-    return float(backend.to_host(count)[0]), from_network(heatmap, volume)
+    scan, counted = to_network(model, volume, slice_index)
+    count, heatmap = model.predict(scan, counted=counted)
+    return float(backend.to_host(count)[0]), from_network(model, heatmap, volume, slice_index)
 
 
-def predict_copies(model, volume):
+def predict_copies(model, volume, slice_index=None):
     """As `predict_scan`, from the scan's mirrored copies that training would make (copies.py)."""
-    return mirrored(functools.partial(predict_scan, model), volume, model.flips)
+    return mirrored(functools.partial(predict_scan, model), volume, model.flips, slice_index)
 
 
-def to_network(model, volume):
-    """The scan as the network takes it, (1, 1, D, H, W) on its device, padded as in training."""
-    sizes = np.maximum(volume.array.shape, model.shape)
+def to_network(model, volume, slice_index=None):
+    """(scan (1, 1, D, H, W), counted) on the network's device, as it takes them (model.region)."""
+    box, padding = placement(model, volume, slice_index)
+    array, counted = np.pad(volume.array[box], padding), None
+    if slice_index is not None:
+        counted = np.arange(len(array)) == slice_index - box[0].start + padding[0][0]
+        counted = backend.to_device(counted[:, None, None], model.device)
+    return backend.to_device(array[None, None], model.device), counted
+
+
+def from_network(model, heatmap, volume, slice_index=None):
+    """A map (1, 1, D, H, W) of `to_network`'s size, put on the scan and filled outside its ROI."""
+    box, padding = placement(model, volume, slice_index)
+    heatmap = backend.to_host(heatmap)[0, 0]
+    whole = np.zeros(volume.array.shape, heatmap.dtype)
+    whole[box] = heatmap[
+        tuple(slice(a, n - b) for (a, b), n in zip(padding, heatmap.shape, strict=True))
+    ]
+    return fill_outside(whole, volume.array > 0)
+
+
+def placement(model, volume, slice_index=None):
+    """The part of a scan that the network sees, and how many zeros come before and after it.
+
+    It is the ROI's box, placed by `front_padding`. Older networks, whose count is that of the box,
+    see the whole scan, padded to the size that they were trained on.
+    """
+    if model.settings["region"]:
+        box = ndimage.find_objects((volume.array > 0).view(np.uint8))[0]
+        k = None if slice_index is None else slice_index - box[0].start
+        front = front_padding(volume.array[box], model.period, k)
+        sizes = front + [side.stop - side.start for side in box]
+    else:
+        box, front = tuple(slice(0, n) for n in volume.array.shape), np.zeros(3, int)
+        sizes = np.maximum(volume.array.shape, model.shape)
     sizes += -sizes % model.multiple
-    padding = [(0, n - own) for n, own in zip(sizes, volume.array.shape, strict=True)]
-    return backend.to_device(np.pad(volume.array, padding)[None, None], model.device)
-
-
-def from_network(heatmap, volume):
-    """A map (1, 1, D, H, W) of `to_network`'s size, cut to the scan and filled outside its ROI."""
-    kept = tuple(slice(0, n) for n in volume.array.shape)
-    return fill_outside(backend.to_host(heatmap)[0, 0][kept], volume.array > 0)
+    before_and_own = [f + side.stop - side.start for f, side in zip(front, box, strict=True)]
+    return box, [(f, n - own) for f, n, own in zip(front, sizes, before_and_own, strict=True)]
 
 
 def read_scan(scan, invert=False, slab_mm=None):
@@ -108,7 +137,7 @@ def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None):
     detection n is the label n of the label image.
     """
     volume, prepared, box = read_scan(scan, invert, slab_mm)
-    count, heatmap = predict_copies(model, prepared.volume)
+    count, heatmap = predict_copies(model, prepared.volume, prepared.slice_index)
     shape, paths = volume.array.shape, output_paths(out, scan.subject, bids)
     write_volume(paths["heatmap"], put_back(heatmap, box, shape, heatmap.min()), volume)
     if prepared.slice_index is not None:  # all that follows is in the slice that was counted

@@ -182,7 +182,9 @@ class Interrupt:
 def test_best(out, scans, device, precision="fp32"):
     """Read the test scans once: predict them with best.npz, write test/ and print its table."""
     model = load_model(out / "best.npz").to(device, precision)
-    predicted = [predict_copies(model, scan.volume) for scan in progress(scans, "testing")]
+    predicted = [
+        predict_copies(model, scan.volume, scan.slice_index) for scan in progress(scans, "testing")
+    ]
     counts = [count for count, _ in predicted]
     if any(scan.centres_zyx is None for scan in scans):
         evaluate_counts([scan.count for scan in scans], counts, out / "test")
