@@ -155,7 +155,7 @@ class SeedResult:
 def network_maps(scans, function, model):
     """(counts, maps) over scans of a function of model and Volume, from mirrored copies."""
     bound = functools.partial(function, model)
-    pairs = [mirrored(bound, scan.volume, model.flips) for scan in scans]
+    pairs = [mirrored(bound, scan.volume, model.flips, scan.slice_index) for scan in scans]
     return [count for count, _ in pairs], [array for _, array in pairs]
 
 
