@@ -35,16 +35,21 @@ BOUND_SD = 3.0  # an error counts as at most so many standard deviations of the 
 
 
 class Run:
-    """All that a training run knows; OUT/last.npz is this, saved after every epoch."""
+    """All that a training run knows; OUT/last.npz is this, saved after every epoch.
+
+    What is learned is decided by `prepare`, `learn`, `validate` and `finish_epoch`; compare's
+    VoxelwiseRun overrides them.
+    """
+
+    columns = COLUMNS  # of log.csv
 
     def __init__(self, model, settings, out):
         self.model, self.settings, self.out = model, settings, out
         self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
         self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
-        self.slabs = {
-            "train": None,
-            "val": None,
-        }  # split -> (n, 1, D, 1, 1) bool, where lesions were counted, or None
+        # split -> (n, 1, D, 1, 1) bool, the slice that was counted; None: all of the ROI
+        self.slabs = {"train": None, "val": None}
+        self.common, self.bound = 1.0, np.inf  # of the loss: the paper's
         self.epoch = self.batch = 0
         self.history = []  # a row of COLUMNS per finished epoch
         # counts of this epoch's training scans, in the order of training; 0 for those to come
@@ -106,36 +111,55 @@ class Run:
                 f"{path}: cannot be resumed ({one_line(error)}); train into another folder"
             ) from None
 
+    def prepare(self, scans, volumes):
+        """Get ready to train on `volumes` (split -> (n, D, H, W)), which are the scans, padded."""
+
+    def learn(self, scans, targets, places, matrices):
+        """The gradients of one batch; returns what is predicted for each scan (N,).
+
+        scans (N, 1, D, H, W), transformed; targets (N,), true counts; places (N,), indices of the
+        scans; matrices (N, 3, 4), their transforms.
+        """
+        # scans whose slice was counted move within it only, so the slabs stay
+        counted = _slabs(self.model, self.slabs["train"], places)
+        predicted = self.model.forward(scans, counted)
+        self.model.backward(mse_backward(predicted, targets, self.common, self.bound))
+        return predicted
+
+    def validate(self, volumes):
+        """Predicted counts (n,), on the host, of the validation scans."""
+        return predict_counts(self.model, volumes, self.settings.batch, self.slabs["val"])
+
     def finish_epoch(self, counts, val_predicted, seconds):
         """Log the epoch just trained; keep its weights if they are the best; save."""
         order = self.order(len(counts["train"]))
         train_error = backend.to_host(self.predicted) - counts["train"][order]
         val_error = val_predicted - counts["val"]
-        if not np.isfinite(val_error).all():
-            raise InputError(
-                f"{self.out}: training diverged in epoch {self.epoch + 1}, its counts are no "
-                "numbers any more; train into another folder with a lower --lr or --eps"
-            )
-        row = (
-            self.epoch + 1,
-            self.optimizer.lr,
-            float((train_error**2).mean()),
-            float((val_error**2).mean()),
-            correlation(counts["val"], val_predicted),
-            round(seconds, 2),
-        )
-        self.history.append(row)
-        self.epoch, self.batch = self.epoch + 1, 0
-        if self.best_epoch() == len(self.history) - 1:
-            save_checkpoint(self.out / "best.npz", self.model)
-        self.save()
-        write_csv(self.out / "log.csv", COLUMNS, self.history)
+        r = correlation(counts["val"], val_predicted)
+        row = self.keep_epoch((train_error**2).mean(), (val_error**2).mean(), r, seconds)
         print(
             f"epoch {self.epoch}/{self.settings.epochs}  squared error of the count: training "
             f"{row[2]:.2f}, validation {row[3]:.2f} (the mean count's: {counts['val'].var():.2f})  "
             f"r {row[4]:.2f}  {seconds:.1f} s",
             flush=True,
         )
+
+    def keep_epoch(self, train_error, val_error, r, seconds):
+        """Add the epoch's row of `columns` to the history and save; returns the row."""
+        if not np.isfinite(val_error):
+            raise InputError(
+                f"{self.out}: training diverged in epoch {self.epoch + 1}, its outputs are no "
+                "numbers any more; train into another folder with a lower --lr or --eps"
+            )
+        errors = float(train_error), float(val_error), r
+        row = (self.epoch + 1, self.optimizer.lr, *errors, round(seconds, 2))
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        if self.best_epoch() == len(self.history) - 1:
+            save_checkpoint(self.out / "best.npz", self.model)
+        self.save()
+        write_csv(self.out / "log.csv", self.columns, self.history)
+        return row
 
 
 def common_shape(volumes, multiple):
@@ -176,15 +200,13 @@ def train_epoch(run, volumes, counts, stop):
     before, run.predicted = run.predicted[:done], targets * 0
     run.predicted[: len(before)] = backend.to_device(before, model.device)
     starts = range(done, len(counts), settings.batch)
-    common, bound = (1.0, np.inf) if settings.gaussian_head else (COMMON, BOUND_SD * counts.std())
+    if not settings.gaussian_head:
+        run.common, run.bound = COMMON, BOUND_SD * float(counts.std())
     for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
         batch = slice(start, start + settings.batch)
         scans = _batch(model, volumes[places[batch]])[:, 0]
         moved = warp(scans, matrices[batch])[:, None]
-        # scans whose slice was counted move within it only, so the slabs stay
-        counted = _slabs(model, run.slabs["train"], places[batch])
-        predicted = model.forward(moved, counted)
-        model.backward(mse_backward(predicted, targets[batch], common, bound))
+        predicted = run.learn(moved, targets[batch], places[batch], matrices[batch])
         run.optimizer.step(model.grads)
         run.predicted[batch] = predicted
         run.batch += 1
@@ -283,6 +305,7 @@ def train(run, scans, stop=lambda: False):
         run.slabs[split] = slabs_of(scans[split], volumes[split])
     model.shape = shape
     model.flips = settings.flips.replace("z", "") if run.in_plane else settings.flips
+    run.prepare(scans, volumes)
     if run.epoch == run.batch == 0:
         if model.global_pool.blocks is None:
             each = [slice(i, i + 1) for i in range(len(volumes["train"]))]
@@ -294,10 +317,9 @@ def train(run, scans, stop=lambda: False):
         if train_epoch(run, volumes["train"], counts["train"], stop):
             run.save()
             return True
-        predicted = predict_counts(model, volumes["val"], settings.batch, run.slabs["val"])
+        predicted = run.validate(volumes["val"])
         run.finish_epoch(counts, predicted, time.monotonic() - started)
-    predicted = predict_counts(model, volumes["val"], settings.batch, run.slabs["val"])
-    warn_if_collapsed(predicted, counts["val"])
+    warn_if_collapsed(run.validate(volumes["val"]), counts["val"])
     return False
 
 
