@@ -317,6 +317,7 @@ def test_bad_input_is_refused_in_one_line(stub, tmp_path, capsys):
     mask = save(tmp_path / "roi.nii.gz", roi)
     moved = save(tmp_path / "moved.nii", roi, AFFINE + np.eye(4)[0][:, None] * np.eye(4)[3])
     same = save(tmp_path / "again" / "S.nii", xyz)
+    latin_1 = save(tmp_path / "M\udcfcller.nii", xyz)
     used = tmp_path / "used"
     used.mkdir()
     (used / "predictions.csv").write_text("")
@@ -325,6 +326,7 @@ def test_bad_input_is_refused_in_one_line(stub, tmp_path, capsys):
         "moved.nii: not on the grid of": [scan, "--roi", moved],
         "missing.nii: no such file": [scan, "--roi", tmp_path / "missing.nii"],
         "a second scan called S": [scan, same, "--roi", mask],
+        r"M\udcfcller.nii: its name has odd characters": [latin_1, "--roi", mask],
         "holds predictions already": [scan, "--roi", mask, "--out", used],
         "not a folder": [scan, "--roi", mask, "--out", scan],
         "the table has a column roi for it": ["--data", "cohort.csv", "--roi", mask],
