@@ -162,7 +162,17 @@ class WeakUNet:
     def forward(self, scans, counted=None):
         """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
         f = self.features(scans, keep=True)
-        return self.linear.forward(self.global_pool.forward(f, self.region(scans, counted)))
+        count = self.linear.forward(self.global_pool.forward(f, self.region(scans, counted)))
+        return count + self._bias_of_more(self.linear.params["b"])
+
+    def _bias_of_more(self, b):
+        """What a scan whose region is larger or smaller than usual has more of b than one b.
+
+        Each block brings its share of the bias (ours), or the counts of two regions would not add
+        up: y = w . x + b size, where size is the region's blocks over their mean in training.
+        """
+        known = self.settings["region"] and self.global_pool.blocks is not None
+        return b * (self.global_pool.size - 1) if known else 0
 
     def start(self, batches, count, slabs=None):
         """Set the last layer so that the mean prediction over `batches` is the mean `count`.
@@ -187,6 +197,7 @@ class WeakUNet:
         Returns the gradient in the scans (N, 1, D, H, W) where `to_image` asks for it, else None.
         """
         df = self.global_pool.backward(self.linear.backward(dcount))
+        self.linear.grads["b"] += np.sum(self._bias_of_more(dcount))
         return self.backward_features(df, to_image, guided)
 
     def backward_features(self, df, to_image=False, guided=False):
@@ -224,7 +235,7 @@ class WeakUNet:
         f = self.features(scans)
         w, b = self.linear.params["w"], self.linear.params["b"]
         x = self.global_pool.forward(f, self.region(scans, counted), keep=False)
-        count = linear_forward(x, w, b)
+        count = linear_forward(x, w, b) + self._bias_of_more(b)
         return count, enlarge3d(self.heatmap(f), self.coarseness, interpolate)
 
     def heatmap(self, f):

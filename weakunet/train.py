@@ -21,6 +21,7 @@ from weakunet.cli import InputError, command, progress, write_csv, write_json
 from weakunet.cohort import load_scan, read_cohort, split_cohort
 from weakunet.evaluate import evaluate_counts, evaluate_maps
 from weakunet.model import WeakUNet
+from weakunet.parallel import cores
 from weakunet.phantom import PRESETS, simulate_cohort
 from weakunet.precision import PRECISIONS, pick_precision
 from weakunet.predict import predict_copies
@@ -149,7 +150,7 @@ def load_scans(settings, splits):
     """dict split -> list of LoadedScan: the cohort of --data, or a simulated one."""
     if settings.data is None:
         wanted = {split: PHANTOM_SCANS[split] for split in splits}
-        return simulate_cohort(settings.phantom, wanted, settings.seed)
+        return simulate_cohort(settings.phantom, wanted, settings.seed, cores(), show=True)
     table = split_cohort(read_cohort(settings.data), settings.seed, settings.data)
     rows = [scan for scan in table if scan.split in splits]
     loaded = [load_scan(scan) for scan in progress(rows, "reading scans")]
