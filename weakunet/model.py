@@ -79,6 +79,7 @@ class WeakUNet:
         self.multiple = 2 ** (len(channels) - 1)
         # (D, H, W) of the padded scans it was trained on: a mean over the whole box depends on it
         self.shape = (1, 1, 1)
+        self.spacing_mm = None  # (z, y, x) of the scans it was trained on; None: not known
         self.flips = ""  # axes of 'zyx' along which training mirrored its scans, see copies.py
 
         def level(c_in, c_out, first=Conv3D, needs_dx=True):
@@ -174,11 +175,13 @@ class WeakUNet:
         known = self.settings["region"] and self.global_pool.blocks is not None
         return b * (self.global_pool.size - 1) if known else 0
 
-    def start(self, batches, count, slabs=None):
+    def start(self, batches, count, slabs=None, keep_w=False):
         """Set the last layer so that the mean prediction over `batches` is the mean `count`.
 
         w_i = count / (C mean x_i), b = 0, with x = G(f) over all scans of the batches (iterable of
-        (n, 1, D, H, W); slabs: where each was counted): every feature map contributes an equal
+        (n, 1, D, H, W); slabs: where each was counted). keep_w: w stays, and b makes up for the
+        rest, for a network that has learned on other scans what a lesion is. Else every feature map
+        contributes an equal
         share, but a map that is weaker than the average gets no larger weight for it: where a map
         is 0 almost everywhere, its first stirring would otherwise be a jump of the count.
         """
@@ -187,6 +190,10 @@ class WeakUNet:
             for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False)
         ]
         level = np.concatenate(pooled).mean(axis=0)
+        if keep_w:
+            b = count - to_host(self.linear.params["w"]) @ level
+            self.load(self.params | {"linear.b": b[None]})
+            return
         w = 1 / np.maximum(level, level.mean()) if level.any() else np.ones(level.shape)
         w *= count / (w @ level) if level.any() else 1 / len(w)
         self.load(self.params | {"linear.w": w, "linear.b": np.zeros(1)})

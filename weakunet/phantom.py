@@ -240,7 +240,8 @@ def simulate_cohort(preset, n, seed, n_jobs=1, show=False):
     with threadpool_limits(1, user_api="blas"):
         simulated = map_processes(_prepared_scan, wanted, n_jobs)
         if show:
-            simulated = (scan for _, scan in zip(progress(wanted, "simulating"), simulated))
+            bar = progress(wanted, "simulating scans")
+            simulated = (scan for _, scan in zip(bar, simulated, strict=True))
         simulated = list(simulated)
     scans = iter(simulated)
     return {split: list(itertools.islice(scans, n[split])) for split in n}

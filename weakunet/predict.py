@@ -37,6 +37,7 @@ from weakunet.volumes import (
     index_to_file,
     index_to_world,
     read_volume,
+    require_spacing,
     world_to_index,
     write_volume,
 )
@@ -137,6 +138,7 @@ def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None):
     detection n is the label n of the label image.
     """
     volume, prepared, box = read_scan(scan, invert, slab_mm)
+    require_spacing(prepared.volume, getattr(model, "spacing_mm", None), scan.image)
     count, heatmap = predict_copies(model, prepared.volume, prepared.slice_index)
     shape, paths = volume.array.shape, output_paths(out, scan.subject, bids)
     write_volume(paths["heatmap"], put_back(heatmap, box, shape, heatmap.min()), volume)

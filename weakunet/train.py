@@ -26,6 +26,7 @@ from weakunet.phantom import PRESETS, simulate_cohort
 from weakunet.precision import PRECISIONS, pick_precision
 from weakunet.predict import predict_copies
 from weakunet.training import WEIGHTS, Run, train
+from weakunet.volumes import require_spacing
 
 SPLIT_COLUMNS = ("subject", "split", "count")
 PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}
@@ -46,12 +47,12 @@ class Settings:
     batch: int = option(4, "scans per step")
     channels: tuple = option((8, 16, 32), "feature maps per level (the paper's scale: 32 64 128)")
     convs_per_level: int = option(1, "3x3x3 convolutions per level (the paper's scale: 2)")
-    pool: str = option("lmax", "global pooling: lmax (mean of local maxima), max (paper) or mean")
-    block: int = option(4, "edge of lmax's blocks, in voxels")
+    pool: str = option("lmax", "global pooling: lmax (sum of local maxima), max (paper) or mean")
+    block: int = option(8, "edge of lmax's blocks, in voxels, even")
     gaussian_head: bool = option(
         False, "draw the last layer from a Gaussian too, as the paper does"
     )
-    restart: int = option(6, "epochs after which the last layer starts again, once; 0: never")
+    restart: int = option(0, "epochs after which the last layer starts again, once; 0: never")
     start_from: str | None = option(None, "start from the weights of this best.npz, same network")
     lr: float = option(1.0, "Adadelta's factor on its own step; falls at 70 % and 90 % of the end")
     rho: float = option(0.95, "Adadelta's decay of its running averages")
@@ -183,6 +184,8 @@ class Interrupt:
 def test_best(out, scans, device, precision="fp32"):
     """Read the test scans once: predict them with best.npz, write test/ and print its table."""
     model = load_model(out / "best.npz").to(device, precision)
+    for scan in scans:
+        require_spacing(scan.volume, model.spacing_mm, scan.subject)
     predicted = [
         predict_copies(model, scan.volume, scan.slice_index) for scan in progress(scans, "testing")
     ]
@@ -241,7 +244,9 @@ def main(argv=None):
         run.load()
     else:
         if settings.start_from:
-            model.load(same_network(settings.start_from, model).params)
+            trained = same_network(settings.start_from, model)
+            model.load(trained.params)
+            model.global_pool.blocks = trained.global_pool.blocks  # w belongs to it
         write_json(out / "settings.json", dataclasses.asdict(settings))
         write_csv(out / "split.csv", SPLIT_COLUMNS, rows)
     with backend.explain_out_of_memory(), Interrupt() as stop:

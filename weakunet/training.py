@@ -25,13 +25,21 @@ from weakunet.loss import mse_backward
 from weakunet.metrics import correlation
 from weakunet.optim import Adadelta
 from weakunet.slices import front_padding
-from weakunet.volumes import Volume
+from weakunet.volumes import Volume, require_spacing
 
-COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
+COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "train_worst", "seconds")
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
 START_ON = 32  # training scans that the last layer's first weights are measured on
-COMMON = 0.1  # weight of a batch's common error, see loss.py
-BOUND_SD = 3.0  # an error counts as at most so many standard deviations of the training counts
+# Weight of the error that a batch's scans have in common (see loss.py). The level of the count is
+# what all weights change, so its error drowns the differences between scans, which say where the
+# lesions are: weighed down, learning starts some epochs earlier.
+COMMON = 0.1
+# An error counts as at most so many standard deviations of the training counts. A jump comes from
+# one scan whose count is far off, say because a map that was 0 everywhere has come alive: its
+# gradient is as large as its error, Adadelta's step follows before its averages do, the next error
+# is larger, and so on. With bounded errors the gradient cannot run away; near the truth nothing
+# changes. `train_worst` in log.csv is the largest error of an epoch's scans, not bounded.
+BOUND_SD = 3.0
 
 
 class Run:
@@ -121,6 +129,7 @@ class Run:
             float((train_error**2).mean()),
             float((val_error**2).mean()),
             correlation(counts["val"], val_predicted),
+            float(abs(train_error).max()),
             round(seconds, 2),
         )
         self.history.append(row)
@@ -135,6 +144,13 @@ class Run:
             f"r {row[4]:.2f}  {seconds:.1f} s",
             flush=True,
         )
+
+
+def common_spacing(scans):
+    """The voxel size of the first scan; InputError where another scan's is different."""
+    for scan in scans:
+        require_spacing(scan.volume, scans[0].volume.spacing_mm, scan.subject)
+    return scans[0].volume.spacing_mm
 
 
 def common_shape(volumes, multiple):
@@ -204,7 +220,8 @@ def start_last_layer(run, volumes, counts):
     first = [slice(i, i + 1) for i in range(min(START_ON, len(counts)))]
     scans = (_batch(run.model, volumes[i]) for i in first)
     slabs = (_slabs(run.model, run.slabs["train"], i) for i in first)
-    run.model.start(scans, float(counts.mean()), slabs)
+    learned_elsewhere = run.settings.start_from is not None and run.epoch == 0
+    run.model.start(scans, float(counts.mean()), slabs, keep_w=learned_elsewhere)
     run.optimizer.reset()
 
 
@@ -269,6 +286,7 @@ def train(run, scans, stop=lambda: False):
     best.npz and log.csv into run.out. Raises InputError when training diverges.
     """
     model, settings = run.model, run.settings
+    model.spacing_mm = common_spacing(scans["train"] + scans["val"])
     volumes, counts = {}, {}
     flat = all(len(scan.volume.array) == 1 for scan in scans["train"])
     run.in_plane = flat or scans["train"][0].slice_index is not None
@@ -296,15 +314,40 @@ def train(run, scans, stop=lambda: False):
         predicted = predict_counts(model, volumes["val"], settings.batch, run.slabs["val"])
         run.finish_epoch(counts, predicted, time.monotonic() - started)
     predicted = predict_counts(model, volumes["val"], settings.batch, run.slabs["val"])
-    warn_if_collapsed(predicted, counts["val"])
+    warn_if_nothing_learned(settings, predicted, counts)
     return False
 
 
-def warn_if_collapsed(predicted, counts):
-    """Say so when a network predicts nearly the same count for every scan."""
-    if predicted.std() < 0.1 * counts.std():
+def warn_if_nothing_learned(settings, predicted, counts):
+    """Say so in one line when the validation counts were not learned, with a remedy not yet in use.
+
+    predicted: of the validation scans; counts: dict split -> true counts, `train` and `val`.
+    """
+    true = counts["val"]
+    if np.ptp(counts["train"]) == 0:
         print(
-            f"warning: the predictions have collapsed to about {predicted.mean():.1f} for every "
-            "scan, so the heatmaps mean nothing; try more epochs, another --seed or --pool lmax",
+            f"warning: nothing to learn, every training scan has the count {counts['train'][0]:g}; "
+            "check the table's column count",
             flush=True,
         )
+        return
+    if np.ptp(true) == 0:
+        return  # one scan, or equal counts: they cannot tell
+    r2 = 1 - ((predicted - true) ** 2).mean() / true.var()
+    if r2 < 0.1 or predicted.std() < 0.1 * true.std():
+        print(
+            f"warning: the counts were not learned (R2 {r2:.2f} on the validation scans, the "
+            f"predictions' spread is {predicted.std() / true.std():.0%} of the counts'), so the "
+            f"heatmaps mean nothing; try {_remedy(settings)}",
+            flush=True,
+        )
+
+
+def _remedy(settings):
+    if settings.gaussian_head:
+        return "to leave out --gaussian-head"
+    if settings.pool != "lmax":
+        return "--pool lmax"
+    if settings.start_from is None:
+        return "--start-from the best.npz of a run on small simulated scans"
+    return f"--epochs {2 * settings.epochs}, or more scans"

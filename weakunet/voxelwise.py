@@ -27,7 +27,15 @@ from weakunet.training import TRANSFORM, Run, common_shape, learning_rate, pad_t
 
 LABEL_RADIUS_MM = 0.85
 POSITIVE_WEIGHT = 10.0
-COLUMNS = ("epoch", "lr", "train_loss", "val_loss", "val_r", "seconds")  # as training.COLUMNS
+COLUMNS = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "val_loss",
+    "val_r",
+    "train_worst",
+    "seconds",
+)  # as training.COLUMNS
 # which share of the voxels may pass the threshold of `components_threshold`
 SHARES = np.geomspace(1e-5, 0.1, 300)
 
@@ -103,7 +111,7 @@ def forward_backward(model, scans, labels, counts):
 
 
 def _train_epoch(run, scans, volumes, stop):
-    """Mean loss over the batches of one epoch; None if `stop()` ended it early."""
+    """The losses of the batches of one epoch; None if `stop()` ended it early."""
     settings, order, losses = run.settings, run.order(len(scans)), []
     run.optimizer.lr = learning_rate(settings, run.epoch)
     starts = range(0, len(scans), settings.batch)
@@ -113,7 +121,7 @@ def _train_epoch(run, scans, volumes, stop):
         run.optimizer.step(run.model.grads)
         if stop():
             return None
-    return float(np.mean(losses))
+    return losses
 
 
 def _validate(run, scans, volumes):
@@ -154,11 +162,11 @@ def train_voxelwise(model, settings, scans, out, stop=lambda: False):
         run.save()
     while run.epoch < settings.epochs and not run.stale():
         started = time.monotonic()
-        loss = _train_epoch(run, scans["train"], volumes["train"], stop)
-        if loss is None:
+        losses = _train_epoch(run, scans["train"], volumes["train"], stop)
+        if losses is None:
             return True
         val_loss, r = _validate(run, scans["val"], volumes["val"])
-        _finish_epoch(run, loss, val_loss, r, time.monotonic() - started)
+        _finish_epoch(run, losses, val_loss, r, time.monotonic() - started)
     return False
 
 
@@ -171,7 +179,7 @@ def _log_odds(run, scans, volumes):
     return np.log(POSITIVE_WEIGHT * max(lesion, 1) / max(inside - lesion, 1))
 
 
-def _finish_epoch(run, loss, val_loss, r, seconds):
+def _finish_epoch(run, losses, val_loss, r, seconds):
     """As Run.finish_epoch, with the loss of the voxels for the count's squared error."""
     if not np.isfinite(val_loss):
         raise InputError(
@@ -179,7 +187,9 @@ def _finish_epoch(run, loss, val_loss, r, seconds):
             "train into another folder with a lower --lr or --eps"
         )
     run.epoch += 1
-    run.history.append((run.epoch, run.optimizer.lr, loss, val_loss, r, round(seconds, 2)))
+    loss, worst = float(np.mean(losses)), float(np.max(losses))
+    row = (run.epoch, run.optimizer.lr, loss, val_loss, r, worst, round(seconds, 2))
+    run.history.append(row)
     if run.best_epoch() == len(run.history) - 1:
         save_checkpoint(run.out / "best.npz", run.model)
     run.save()
