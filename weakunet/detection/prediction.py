@@ -21,7 +21,7 @@ def write_prediction(model, scan, out, bids=False, **preparation):
     """
     volume, prepared = read_scan(scan, **preparation)
     paths = output_paths(out, scan.subject, bids)
-    count, heatmap = predict_with_flips(model, prepared.volume)
+    count, heatmap = predict_with_flips(model, prepared.volume, prepared.slice_index)
     # from the prepared scan's grid to the file's
     whole = put_back(heatmap, prepared.volume, volume, heatmap.min())
     write_volume(paths["heatmap"], whole, volume)
