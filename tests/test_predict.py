@@ -47,7 +47,7 @@ def stub(monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out what takes longest."""
-    monkeypatch.setattr(predict, "overlay", lambda *arguments: None)
+    monkeypatch.setattr("weakunet.detection.prediction.overlay", lambda *arguments: None)
 
 
 def raw_head():
@@ -348,7 +348,7 @@ def test_failed_scan_is_named_and_the_others_are_predicted(stub, no_pictures, tm
     save(scans[1], xyz)
     assert run(*scans, "--roi", mask, "--model", "m.npz", "--out", tmp_path / "out") == 2
     errors = capsys.readouterr().err
-    assert f"failed: b: {scans[1]}: NaN" in errors and "1 of 3 scans failed" in errors
+    assert f"failed: {scans[1]}: NaN" in errors and "1 of 3 scans failed" in errors
     assert [row["subject"] for row in rows(tmp_path / "out" / "predictions.csv")] == ["a", "c"]
     found = [row["subject"] for row in rows(tmp_path / "out" / "detections.csv")]
     assert [name for name, _ in itertools.groupby(found)] == ["a", "c"]
