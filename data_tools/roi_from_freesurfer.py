@@ -109,7 +109,7 @@ def files_for(scan, labels, transform):
 def write_roi(scan, labels, transform, structures, out):
     """Write one scan's mask and its picture; return the Scan with its roi."""
     labels_path, matrix_path = files_for(scan, labels, transform)
-    made_from = resume.inputs({}, (labels_path, matrix_path, scan.image))
+    made_from = resume.inputs({"structures": structures}, (labels_path, matrix_path, scan.image))
     matrix = np.eye(4) if matrix_path is None else read_matrix(matrix_path)
     labels, image = read_labels(labels_path), read_volume(scan.image, nan_ok=True)
     np.nan_to_num(image.array, copy=False, posinf=0, neginf=0)  # only the picture shows it
@@ -141,10 +141,11 @@ def roi_files(scan, out):
     return out / f"{scan.subject}_roi.nii.gz", out / f"{scan.subject}_roi.png"
 
 
-def kept_scan(scan, labels, transform, out):
+def kept_scan(scan, labels, transform, structures, out):
     """The row of a scan whose mask is still that of its labels, or None."""
     sources = (*files_for(scan, labels, transform), scan.image)
-    if resume.noted(out, scan.subject, {}, sources, roi_files(scan, out)):
+    own = {"structures": structures}
+    if resume.noted(out, scan.subject, own, sources, roi_files(scan, out)):
         return dataclasses.replace(scan, roi=roi_files(scan, out)[0])
     return None
 
@@ -201,12 +202,10 @@ def main(argv=None):
         require_atlas(args.labels, args.transform, args.scans)
     if args.data and (args.out / "cohort.csv").resolve() == args.data.resolve():
         raise InputError(f"{args.data}: would be overwritten; choose another --out")
-    how = {"labels": args.labels, "transform": args.transform}
-    settings = how | {"structures": args.structures}
-    work = functools.partial(write_roi, structures=args.structures, out=args.out, **how)
-    kept = functools.partial(kept_scan, out=args.out, **how)
+    how = {name: getattr(args, name) for name in ("labels", "transform", "structures", "out")}
+    work, kept = functools.partial(write_roi, **how), functools.partial(kept_scan, **how)
     args.scans = choose_part(args, args.scans)
-    run_command(args, settings, work, kept, "roi", "cohort.csv", write_table, mixed=True)
+    run_command(args, {}, work, kept, "roi", "cohort.csv", write_table, mixed=True)
 
 
 def write_table(path, scans):
