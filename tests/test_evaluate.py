@@ -430,7 +430,7 @@ def test_command_on_bad_input_says_so_in_one_line(harm, named, folders, capsys):
         ("subject,count_predicted\na,nan\n", "line 2: count_predicted"),
         ("subject,count_predicted\na\n", "line 2: count_predicted"),
         ("subject,count_predicted\na,1\na,2\n", "line 3: a is there twice"),
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"\xff\xfe\x00", "unknown encoding"),
     ],
 )
 def test_damaged_predictions_table_is_refused_by_name(text, fault, tmp_path):

@@ -134,5 +134,6 @@ def _rows(path, text, delimiter):
                 yield reader.line_num, [cell.strip() for cell in row]
     except csv.Error as error:
         raise InputError(
-            f"{path}: line {reader.line_num}: not readable as a table ({error}); save it again"
+            f"{path}: line {reader.line_num}: not readable as a table ({one_line(error)}); "
+            "save it again"
         ) from None

@@ -12,10 +12,13 @@ GPU computes; a second thread or stream would gain nothing. Picking a scan of th
 moving it at random should take an H200 13 us (6 by the bytes), beside 10 ms a step.
 """
 
+import dataclasses
 import time
 
 import numpy as np
 
+from weakunet.data.slices import front_padding
+from weakunet.data.volumes import Volume
 from weakunet.evaluation.metrics import correlation
 from weakunet.gpu import backend
 from weakunet.layers.loss import mse_backward
@@ -27,15 +30,26 @@ from weakunet.util.cli import InputError, one_line, progress, write_csv
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
 START_ON = 32  # training scans that the last layer's first weights are measured on
+COMMON = 0.1  # weight of a batch's common error, see loss.py
+BOUND_SD = 3.0  # an error counts as at most so many standard deviations of the training counts
 
 
 class Run:
-    """All that a training run knows; OUT/last.npz is this, saved after every epoch."""
+    """All that a training run knows; OUT/last.npz is this, saved after every epoch.
+
+    What is learned is decided by `prepare`, `learn`, `validate` and `finish_epoch`; compare's
+    VoxelwiseRun overrides them.
+    """
+
+    columns = COLUMNS  # of log.csv
 
     def __init__(self, model, settings, out):
         self.model, self.settings, self.out = model, settings, out
         self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
         self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
+        # split -> (n, 1, D, 1, 1) bool, the slice that was counted; None: all of the ROI
+        self.slabs = {"train": None, "val": None}
+        self.common, self.bound = 1.0, np.inf  # of the loss: the paper's
         self.epoch = self.batch = 0
         self.history = []  # a row of COLUMNS per finished epoch
         # counts of this epoch's training scans, in the order of training; 0 for those to come
@@ -76,13 +90,15 @@ class Run:
             if model.settings != self.model.settings:
                 raise ValueError("it is of another network than settings.json")
             self.model.load(model.params)
+            self.model.global_pool.blocks = model.global_pool.blocks
             self.epoch, self.batch = state["epoch"].item(), state["batch"].item()
             history, predicted = state["history"], state["predicted"]
             if not (type(self.epoch) is type(self.batch) is int and self.batch >= 0):
                 raise ValueError("its epoch is no number")
             if history.shape != (self.epoch, len(COLUMNS)) or predicted.ndim != 1:
                 raise ValueError("its epochs and its history differ")
-            self.history = [tuple(row) for row in history.astype(float, casting="safe").tolist()]
+            rows = history.astype(float, casting="safe").tolist()
+            self.history = [(int(epoch), *row) for epoch, *row in rows]
             self.predicted = backend.to_device(predicted.astype("f4", casting="safe"), device)
             for name, value in self.optimizer.state.items():
                 average = state[f"optimizer.{name}"]
@@ -95,36 +111,55 @@ class Run:
                 f"{path}: cannot be resumed ({one_line(error)}); train into another folder"
             ) from None
 
+    def prepare(self, scans, volumes):
+        """Get ready to train on `volumes` (split -> (n, D, H, W)), which are the scans, padded."""
+
+    def learn(self, scans, targets, places, matrices):
+        """The gradients of one batch; returns what is predicted for each scan (N,).
+
+        scans (N, 1, D, H, W), transformed; targets (N,), true counts; places (N,), indices of the
+        scans; matrices (N, 3, 4), their transforms.
+        """
+        # scans whose slice was counted move within it only, so the slabs stay
+        counted = _slabs(self.model, self.slabs["train"], places)
+        predicted = self.model.forward(scans, counted)
+        self.model.backward(mse_backward(predicted, targets, self.common, self.bound))
+        return predicted
+
+    def validate(self, volumes):
+        """Predicted counts (n,), on the host, of the validation scans."""
+        return predict_counts(self.model, volumes, self.settings.batch, self.slabs["val"])
+
     def finish_epoch(self, counts, val_predicted, seconds):
         """Log the epoch just trained; keep its weights if they are the best; save."""
         order = self.order(len(counts["train"]))
         train_error = backend.to_host(self.predicted) - counts["train"][order]
         val_error = val_predicted - counts["val"]
-        if not np.isfinite(val_error).all():
-            raise InputError(
-                f"{self.out}: training diverged in epoch {self.epoch + 1}, its counts are no "
-                "numbers any more; train into another folder with a lower --lr or --eps"
-            )
-        row = (
-            self.epoch + 1,
-            self.optimizer.lr,
-            float((train_error**2).mean()),
-            float((val_error**2).mean()),
-            correlation(counts["val"], val_predicted),
-            round(seconds, 2),
-        )
-        self.history.append(row)
-        self.epoch, self.batch = self.epoch + 1, 0
-        if self.best_epoch() == len(self.history) - 1:
-            save_checkpoint(self.out / "best.npz", self.model)
-        self.save()
-        write_csv(self.out / "log.csv", COLUMNS, self.history)
+        r = correlation(counts["val"], val_predicted)
+        row = self.keep_epoch((train_error**2).mean(), (val_error**2).mean(), r, seconds)
         print(
             f"epoch {self.epoch}/{self.settings.epochs}  squared error of the count: training "
             f"{row[2]:.2f}, validation {row[3]:.2f} (the mean count's: {counts['val'].var():.2f})  "
             f"r {row[4]:.2f}  {seconds:.1f} s",
             flush=True,
         )
+
+    def keep_epoch(self, train_error, val_error, r, seconds):
+        """Add the epoch's row of `columns` to the history and save; returns the row."""
+        if not np.isfinite(val_error):
+            raise InputError(
+                f"{self.out}: training diverged in epoch {self.epoch + 1}, its outputs are no "
+                "numbers any more; train into another folder with a lower --lr or --eps"
+            )
+        errors = float(train_error), float(val_error), r
+        row = (self.epoch + 1, self.optimizer.lr, *errors, round(seconds, 2))
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        if self.best_epoch() == len(self.history) - 1:
+            save_checkpoint(self.out / "best.npz", self.model)
+        self.save()
+        write_csv(self.out / "log.csv", self.columns, self.history)
+        return row
 
 
 def common_shape(volumes, multiple):
@@ -165,11 +200,13 @@ def train_epoch(run, volumes, counts, stop):
     before, run.predicted = run.predicted[:done], targets * 0
     run.predicted[: len(before)] = backend.to_device(before, model.device)
     starts = range(done, len(counts), settings.batch)
+    if not settings.gaussian_head:
+        run.common, run.bound = COMMON, BOUND_SD * float(counts.std())
     for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
         batch = slice(start, start + settings.batch)
         scans = _batch(model, volumes[places[batch]])[:, 0]
-        predicted = model.forward(warp(scans, matrices[batch])[:, None])
-        model.backward(mse_backward(predicted, targets[batch]))
+        moved = warp(scans, matrices[batch])[:, None]
+        predicted = run.learn(moved, targets[batch], places[batch], matrices[batch])
         run.optimizer.step(model.grads)
         run.predicted[batch] = predicted
         run.batch += 1
@@ -187,9 +224,10 @@ def start_last_layer(run, volumes, counts):
     """
     if run.settings.gaussian_head:
         return  # the paper's: drawn once, and never again
-    first = range(min(START_ON, len(counts)))
-    batches = (_batch(run.model, volumes[i : i + 1]) for i in first)
-    run.model.start(batches, float(counts.mean()))
+    first = [slice(i, i + 1) for i in range(min(START_ON, len(counts)))]
+    scans = (_batch(run.model, volumes[i]) for i in first)
+    slabs = (_slabs(run.model, run.slabs["train"], i) for i in first)
+    run.model.start(scans, float(counts.mean()), slabs)
     run.optimizer.reset()
 
 
@@ -201,11 +239,45 @@ def _transforms(run, order, shape):
     return np.stack([draw_transform(rng, shape, *amounts, run.in_plane) for rng in rngs])
 
 
-def predict_counts(model, volumes, batch):
-    """Predicted counts (n,), on the host, of volumes (n, D, H, W)."""
-    starts = range(0, len(volumes), batch)
-    counts = [model.predict(_batch(model, volumes[i : i + batch]))[0] for i in starts]
+def predict_counts(model, volumes, batch, slabs=None):
+    """Predicted counts (n,), on the host, of volumes (n, D, H, W); slabs as Run.slabs."""
+    chosen = [slice(i, i + batch) for i in range(0, len(volumes), batch)]
+    counts = [
+        model.predict(_batch(model, volumes[i]), counted=_slabs(model, slabs, i))[0] for i in chosen
+    ]
     return np.concatenate([backend.to_host(count) for count in counts])
+
+
+def place_slices(model, scans):
+    """The scans, each with the slice that was counted, or is all there is, where predict puts it.
+
+    Training moves a scan within its slices only, so along z the grids would never vary.
+    """
+    placed = []
+    for scan in scans:
+        array, k = scan.volume.array, scan.slice_index
+        if model.settings["region"] and (k is not None or len(array) == 1):
+            front = int(front_padding(array, model.period, k)[0])
+            volume = Volume(np.pad(array, ((front, 0), (0, 0), (0, 0))), scan.volume.affine)
+            scan = dataclasses.replace(
+                scan, volume=volume, slice_index=None if k is None else k + front
+            )
+        placed.append(scan)
+    return placed
+
+
+def slabs_of(scans, volumes):
+    """(n, 1, D, 1, 1) bool, the slice of each scan that was counted, held where `volumes` are."""
+    if scans[0].slice_index is None:
+        return None
+    slices = np.array([scan.slice_index for scan in scans])
+    counted = (np.arange(volumes.shape[1]) == slices[:, None])[:, None, :, None, None]
+    return backend.to_device(counted, "cuda" if backend.is_cuda(volumes) else "cpu")
+
+
+def _slabs(model, slabs, chosen):
+    """Where the chosen scans were counted, on the model's device; None: everywhere."""
+    return None if slabs is None else backend.to_device(slabs[chosen], model.device)
 
 
 def _batch(model, volumes):
@@ -221,26 +293,33 @@ def train(run, scans, stop=lambda: False):
     """
     model, settings = run.model, run.settings
     volumes, counts = {}, {}
-    arrays = {split: [scan.volume.array for scan in scans[split]] for split in ("train", "val")}
+    flat = all(len(scan.volume.array) == 1 for scan in scans["train"])
+    run.in_plane = flat or scans["train"][0].slice_index is not None
+    scans = {split: place_slices(model, scans[split]) for split in ("train", "val")}
+    arrays = {split: [scan.volume.array for scan in scans[split]] for split in scans}
     shape = common_shape(arrays["train"] + arrays["val"], model.multiple)
     for split in arrays:
         padded = pad_together(arrays[split], shape)
         volumes[split] = backend.cache(padded, model.device)
         counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
+        run.slabs[split] = slabs_of(scans[split], volumes[split])
     model.shape = shape
-    flat = all(len(array) == 1 for array in arrays["train"])
-    run.in_plane = flat or scans["train"][0].slice_index is not None
     model.flips = settings.flips.replace("z", "") if run.in_plane else settings.flips
+    run.prepare(scans, volumes)
     if run.epoch == run.batch == 0:
+        if model.global_pool.blocks is None:
+            each = [slice(i, i + 1) for i in range(len(volumes["train"]))]
+            slabs = (_slabs(model, run.slabs["train"], i) for i in each)
+            model.measure_blocks((_batch(model, volumes["train"][i]) for i in each), slabs)
         run.save()
     while run.epoch < settings.epochs and not run.stale():
         started = time.monotonic()
         if train_epoch(run, volumes["train"], counts["train"], stop):
             run.save()
             return True
-        predicted = predict_counts(model, volumes["val"], settings.batch)
+        predicted = run.validate(volumes["val"])
         run.finish_epoch(counts, predicted, time.monotonic() - started)
-    warn_if_collapsed(predict_counts(model, volumes["val"], settings.batch), counts["val"])
+    warn_if_collapsed(run.validate(volumes["val"]), counts["val"])
     return False
 
 
