@@ -279,8 +279,8 @@ def test_resume_refuses_a_phantom_that_has_changed(tmp_path, monkeypatch, capsys
     train.main(["--out", str(tmp_path / "run"), *options])
     simulate = load.simulate_cohort
 
-    def brighter(*arguments):
-        cohort = simulate(*arguments)
+    def brighter(*arguments, **options):
+        cohort = simulate(*arguments, **options)
         cohort["val"][0].volume.array[:] *= 0.999
         return cohort
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from weakunet.data.load import load_scans
 from weakunet.data.volumes import require_spacing
-from weakunet.detection.predict_scan import predict_copies
+from weakunet.detection.predict_scan import predict_with_flips
 from weakunet.evaluation.evaluator import evaluate_maps
 from weakunet.evaluation.tables import text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
@@ -91,7 +91,8 @@ def evaluate_best(out, scans, device, precision="fp32"):
     for scan in scans:
         require_spacing(scan.volume, model.spacing_mm, scan.subject)
     predicted = [
-        predict_copies(model, scan.volume, scan.slice_index) for scan in progress(scans, "testing")
+        predict_with_flips(model, scan.volume, scan.slice_index)
+        for scan in progress(scans, "testing")
     ]
     counts = [count for count, _ in predicted]
     maps = {
