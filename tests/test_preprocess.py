@@ -296,3 +296,18 @@ def test_scan_without_roi_is_refused_before_anything_is_written(cohort, tmp_path
     assert run(cohort, tmp_path / "out") == 2
     assert "'s1' has no roi" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_stray_voxel_of_the_roi_changes_nothing():
+    rng = np.random.default_rng(0)
+    image = Volume(rng.uniform(100, 200, (20, 20, 20)).astype(np.float32), np.eye(4))
+    mask = np.zeros(image.array.shape)
+    mask[3:9, 4:9, 5:9] = 1
+    expected = preprocess.prepare(image, Volume(mask.copy(), np.eye(4)))
+    mask[17, 16, 17] = mask[16, 16, 16] = 1
+    found = preprocess.prepare(image, Volume(mask, np.eye(4)))
+    np.testing.assert_array_equal(found.array, expected.array)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+    alone = np.zeros(mask.shape)
+    alone[9, 9, 9] = 1  # a small ROI that is all there is stays
+    assert preprocess.prepare(image, Volume(alone, np.eye(4))).array.shape == (7, 7, 7)

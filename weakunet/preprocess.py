@@ -45,12 +45,25 @@ from weakunet.volumes import Volume, read_volume, require_same_grid, write_volum
 DILATION_VOX = 3
 SIGMA_VOX = 2.0
 TRIM = 0.01
+STRAY_VOX = 8
 SMALLEST_WEIGHT = 0.01
+
+
+def without_strays(mask):
+    """The mask without its parts of at most STRAY_VOX voxels, unless there is nothing else.
+
+    A voxel that was marked by mistake would become, dilated and smoothed, a bright spot in the dark
+    that looks like a lesion.
+    """
+    parts, n_parts = ndimage.label(mask, np.ones((3, 3, 3)))
+    kept = np.bincount(parts.ravel(), minlength=n_parts + 1) > STRAY_VOX
+    kept[0] = False
+    return kept[parts] if kept.any() else mask
 
 
 def crop_box(roi):
     """The dilated ROI's box: three slices inside the array. The ROI may not be empty."""
-    box = ndimage.find_objects((roi > 0).astype(np.uint8))[0]
+    box = ndimage.find_objects(without_strays(roi > 0).astype(np.uint8))[0]
     return tuple(
         slice(max(0, side.start - DILATION_VOX), min(n, side.stop + DILATION_VOX))
         for side, n in zip(box, roi.shape, strict=True)
@@ -110,7 +123,7 @@ def prepare(volume, roi, invert=False, image_path="image", roi_path="ROI"):
     if not (roi.array > 0).any():
         raise InputError(f"{roi_path}: empty ROI, no voxel is above 0; check that it is the mask")
     box = crop_box(roi.array)
-    image, mask = volume.array[box], roi.array[box] > 0
+    image, mask = volume.array[box], without_strays(roi.array > 0)[box]
     inside = image[dilate_mask(mask)]
     if inside.min() == np.quantile(inside, 1 - TRIM):
         raise InputError(
