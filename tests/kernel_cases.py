@@ -80,6 +80,15 @@ def _global_pooling(rng):
             yield name, *_pair(globalpool3d, "localmax_forward"), (x, k)
             name = f"localmax_backward {s}, blocks of {k}"
             yield name, *_pair(globalpool3d, "localmax_backward"), (dy, argmax, s, k)
+        region = (rng.random((s[0], *s[2:])) < 0.2).astype(np.uint8)
+        for overlap in (1, 2):
+            more = 4, region, 2.5, overlap
+            argmax = globalpool3d.localmax_forward(x, *more)[1]
+            name = f"localmax_forward {s}, in a region, overlap {overlap}"
+            yield name, *_pair(globalpool3d, "localmax_forward"), (x, *more)
+            name = f"localmax_backward {s}, in a region, overlap {overlap}"
+            more = 4, 2.5, overlap
+            yield name, *_pair(globalpool3d, "localmax_backward"), (dy, argmax, s, *more)
 
 
 def _convolutions(rng):
@@ -138,6 +147,7 @@ def _last_layer_and_training(rng):
         y, t, w, g = (_values(rng, n) for _ in range(4))
         yield f"mse_forward {n}", *_pair(loss, "mse_forward"), (y, t)
         yield f"mse_backward {n}", *_pair(loss, "mse_backward"), (y, t)
+        yield f"mse_backward {n}, bounded", *_pair(loss, "mse_backward"), (y, t, 0.25, 1.0)
         update, update_cuda = _pair(optim, "adadelta_update")
         args = w, g, y**2, t**2, 0.5, 0.9375, 2.0**-20
         yield f"adadelta_update {n}", _returning(update), _returning(update_cuda), args
