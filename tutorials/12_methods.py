@@ -86,9 +86,9 @@ for name, model in (("fcn", fcn), ("coarse", coarse)):
 # %% [markdown]
 # ## Asking the gradient: (b) and (c)
 #
-# A **saliency map** (Simonyan et al. 2014) is the gradient of the count in the image, without its
-# sign: how much does the count change if this voxel does? It is one backward pass, all the way to
-# the image. (b) asks the coarse network, (c) the FCN.
+# A **saliency map** (Simonyan et al. 2014) is the gradient of the count with respect to the image,
+# without its sign: how much does the count change if this voxel does? It is one backward pass, all
+# the way to the image. (b) asks the coarse network, (c) the FCN.
 
 
 # %%
@@ -112,7 +112,7 @@ print("saliency by hand and weakunet: equal")
 #
 # The count is w . G(f) + b, with the pooled last maps G(f). Leave the pooling out, and the same
 # weights give a map, M = sum w_i f_i (eq. 3; lesson 9). (e) is the M of the FCN. (d) is the M of
-# the coarse network, brought up to the scan's size by linear interpolation: one number for each 4 x
+# the coarse network, upsampled to the scan's size by linear interpolation: one number for each 4 x
 # 4 x 4 voxels, and many a lesion is no larger than that.
 
 
@@ -237,7 +237,7 @@ print(f"the FCN counts {sum(map(whole_count, counts['fcn']))} in all")
 #
 # Is it the resolution, one number for 4 x 4 x 4 voxels? Then no map of that resolution could do
 # better. Make the ideal one: a soft spot on each lesion, averaged over the 4 x 4 x 4 voxels of each
-# cell, brought up as (d) is, cut at the true count.
+# cell, upsampled as (d) is, cut at the true count.
 
 
 # %%
@@ -343,12 +343,13 @@ sweep.set(title="(f); stars: chosen on validation", ylabel="TPR (% of the lesion
 sweep.set(xlabel="weight: 0 is (a), 1 is (e)")
 sweep.legend(frameon=False)
 sweep.grid(alpha=0.3)
+figure.suptitle("ringed: true lesions; outlined: what reaches the method's threshold")
 save_figure(figure, "runs/tutorials/12_methods.png")
 
 best = max(METHODS, key=lambda name: table[name]["tpr"])
 low, high = table[best]["tpr_ci95"]
 print(f"most lesions are found by {METHODS[best]}: {table[best]['tpr']:.1%}", end=" ")
-print(f"[{low:.1%}, {high:.1%}] at {table[best]['fp_per_scan']:.2f} false positives a scan")
+print(f"[{low:.1%}, {high:.1%}] at {table[best]['fp_per_scan']:.2f} false positives per scan")
 print("picture: runs/tutorials/12_methods.png")
 
 # %% [markdown]

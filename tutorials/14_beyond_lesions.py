@@ -199,13 +199,13 @@ for k, (name, each) in enumerate(maps.items()):
     curve = froc_by_count(each, [count for count, _ in predicted], centres)
     points = [(point["fp_per_scan"], 100 * point["tpr"]) for point in curve]
     panels[1, 3].plot(*np.transpose(points), label=name, **drawing.line_style(k, markersize=5))
-panels[1, 3].set(xlabel="false positives a sheet", ylabel="threes found (%)", ylim=(0, 103))
+panels[1, 3].set(xlabel="false positives per sheet", ylabel="threes found (%)", ylim=(0, 103))
 panels[1, 3].legend(frameon=False, loc="center right")
 drawing.save_figure(figure, "runs/tutorials/14_beyond_lesions.png")
 
 print(f"R2 of the count on {len(predicted)} sheets by other writers: {agreement['count_r2']:.2f}")
 for name, rate in rates.items():
-    print(f"threes found by {name}: {rate['tpr']:.1%}; {rate['fp_per_scan']:.2f} wrong a sheet")
+    print(f"threes found by {name}: {rate['tpr']:.1%}; {rate['fp_per_scan']:.2f} wrong per sheet")
 print("picture: runs/tutorials/14_beyond_lesions.png")
 
 # %% [markdown]
