@@ -11,16 +11,11 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from weakunet.data.cohort import read_centres
+from weakunet.data.headers import read_header
 from weakunet.data.load import RANGE_TOLERANCE, zero_nan
 from weakunet.data.prepare import TRIM
 from weakunet.data.slices import HALF_VOXEL, find_slice
-from weakunet.data.volumes import (
-    mask_of,
-    read_header,
-    read_volume,
-    require_same_grid,
-    world_to_index,
-)
+from weakunet.data.volumes import mask_of, read_volume, require_same_grid, world_to_index
 from weakunet.util.cli import InputError
 
 LARGEST_REGION = 0.9  # fraction of the image: more is no mask

@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import numpy as np  # noqa: E402
 from damage import checkpoints, images, tables  # noqa: E402
 
-from weakunet.data import cohort, volumes  # noqa: E402
+from weakunet.data import cohort, headers, volumes  # noqa: E402
 from weakunet.evaluation import predictions  # noqa: E402
 from weakunet.training import checkpoint  # noqa: E402
 from weakunet.util.cli import InputError  # noqa: E402
@@ -97,8 +97,8 @@ READERS = {
     "resume": (resume, checkpoints.damaged),
 }
 CHECKS = {  # what --without takes away: then the fuzzer must find something
-    "affine": (volumes, "_checked_affine", lambda path, header: header.get_best_affine()),
-    "limits": (volumes, "_check_limits", lambda *arguments: None),
+    "affine": (volumes, "checked_affine", lambda path, header: header.get_best_affine()),
+    "limits": (volumes, "check_limits", lambda *arguments: None),
     "count": (cohort, "parse_count", lambda text: int(float(text)) if text else None),
     "number": (predictions.math, "isfinite", lambda count: True),
     "settings": (checkpoint, "_check_settings", lambda *arguments: None),
@@ -180,7 +180,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", choices=READERS)
     parser.add_argument("--without", choices=CHECKS)
     args = parser.parse_args()
-    volumes.MAX_VOXELS = MAX_VOXELS
+    headers.MAX_VOXELS = MAX_VOXELS
     if args.without:
         setattr(*CHECKS[args.without])
     signal.signal(signal.SIGPROF, stop)

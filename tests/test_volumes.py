@@ -9,8 +9,8 @@ import pytest
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from weakunet.data.headers import MAX_HEADER
 from weakunet.data.volumes import (
-    MAX_HEADER,
     Volume,
     index_to_file,
     index_to_world,

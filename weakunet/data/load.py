@@ -9,16 +9,11 @@ import sys
 import numpy as np
 
 from weakunet.data.cohort import LoadedScan, Scan, read_centres, read_cohort, split_cohort
+from weakunet.data.headers import SUFFIXES
 from weakunet.data.phantom import simulate_cohort
 from weakunet.data.prepare import prepare
 from weakunet.data.slices import cut_slab, find_slice
-from weakunet.data.volumes import (
-    SUFFIXES,
-    read_mask,
-    read_volume,
-    require_same_grid,
-    world_to_index,
-)
+from weakunet.data.volumes import read_mask, read_volume, require_same_grid, world_to_index
 from weakunet.util.cli import InputError, progress
 
 PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}

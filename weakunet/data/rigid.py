@@ -17,7 +17,8 @@ from nibabel.processing import resample_from_to
 from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
-from weakunet.data.volumes import MAX_VOXELS, Volume, index_to_world, world_to_index
+from weakunet.data.headers import MAX_VOXELS
+from weakunet.data.volumes import Volume, index_to_world, world_to_index
 from weakunet.util.cli import InputError, one_line, write_text
 
 LAST_ROW = (0, 0, 0, 1)
