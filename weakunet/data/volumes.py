@@ -1,13 +1,13 @@
 """Image files in and out: the only place where the file's (i, j, k) becomes the array's (z, y, x).
 
-A file may store its axes in any of 48 ways (6 orders, 8 directions) and either endianness. Reading
-flips and permutes them, without interpolating, to the closest RAS+ order (x grows to the right, y
-to the front, z upwards) and returns them as `(D, H, W)` = `(z, y, x)`. With the affine A
+A file may store its axes in any of 48 ways (6 orders, 8 directions). Reading flips and permutes
+them, without interpolation, to the closest RAS+ order (x grows to the right, y to the front, z
+upwards) and returns `(D, H, W)` = `(z, y, x)`. With the affine A
 
     (x, y, z, 1)_mm = A (x, y, z, 1)_voxel
 
-each voxel keeps its place in the world (NIfTI's RAS+ millimetres). Writing undoes the flips: a
-result lands on the file's own grid, in its own orientation, on its own affine.
+each voxel keeps its place in the world (NIfTI's RAS+ millimetres). Writing undoes the flips, so a
+result has the grid, the orientation and the affine of the file it was made from.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from weakunet.util.cli import InputError, atomic_path, one_line
 
 MEMORY_PER_VOXEL = 24  # bytes that reading takes at most (of doubles; 8 of float32)
 MAX_TRAILER = 2**20  # bytes that may follow the voxels (an .mgz keeps its history there)
-GRID_TOLERANCE = 0.05  # how far, in voxels, the corners of one and the same grid may lie apart
+GRID_TOLERANCE = 0.05  # voxels: how far apart the corners of the same grid may lie
 RAS = np.array([[0, 1], [1, 1], [2, 1]])  # nibabel's orientation of an array in RAS+ order
 
 
 @dataclasses.dataclass
 class FileGrid:
-    """How a file stores its voxels: what writing a result beside it needs."""
+    """How a file stores its voxels, for writing a result on the same grid."""
 
     shape: tuple  # (i, j, k) as stored; a 2-D image or a trailing axis of length 1 is kept
     affine: np.ndarray  # (4, 4), (i, j, k) -> mm
@@ -79,11 +79,11 @@ def read_volume(path, nan_ok=False):
 
 
 def read_labels(path):
-    """As `read_volume`, but integers stay what they are: float32 merges numbers above 2^24."""
+    """As `read_volume`, but integers stay integers: float32 merges numbers above 2^24."""
     volume = _read(Path(path), None)
     if volume.array.dtype.kind == "f":
         if (volume.array % 1 != 0).any():  # NaN as well
-            raise InputError(f"{path}: voxels that are no whole numbers; give the label image")
+            raise InputError(f"{path}: voxels that are not whole numbers; give the label image")
         volume.array = volume.array.astype(np.int64)
     return volume
 
@@ -94,12 +94,12 @@ def read_mask(path):
 
 
 def mask_of(volume, path):
-    """The mask that the file's `volume` holds; InputError where splines have been through it."""
+    """The mask in the Volume of a file; InputError if splines have interpolated it."""
     negative = volume.array[volume.array < 0]
     if (negative % 1 != 0).any():
         low, high = np.nanmin(negative), np.nanmax(volume.array)
         raise InputError(
-            f"{path}: no mask, its values are {low:.3g} to {high:.3g}, as splines leave them; "
+            f"{path}: not a mask: values {low:.3g} to {high:.3g}, as splines leave them; "
             "resample it with the nearest neighbour, or keep what is at least 0.5"
         )
     return Volume(volume.array > 0, volume.affine, volume.native)
