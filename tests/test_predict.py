@@ -14,7 +14,7 @@ from weakunet import predict, preprocess
 from weakunet.data.cohort import Scan, write_cohort
 from weakunet.data.slices import front_padding
 from weakunet.data.volumes import Volume, write_volume
-from weakunet.detection import tta as copies
+from weakunet.detection import tta
 from weakunet.detection.predict_scan import predict_scan
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import save_checkpoint
@@ -42,7 +42,7 @@ class Stub:
 def stub(monkeypatch):
     monkeypatch.setattr(predict, "load_model", lambda path: Stub())
     monkeypatch.setattr(predict.resume, "file_digest", str)
-    monkeypatch.setattr(copies, "SMOOTHING_VOX", 0)  # its map is known voxel by voxel
+    monkeypatch.setattr(tta, "SMOOTHING_VOX", 0)  # its map is known voxel by voxel
     return Stub
 
 

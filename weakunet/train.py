@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from weakunet.data.load import load_scans
-from weakunet.detection.predict_scan import predict_copies
+from weakunet.detection.predict_scan import predict_with_flips
 from weakunet.evaluation.evaluator import evaluate_maps
 from weakunet.evaluation.tables import text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
@@ -88,7 +88,8 @@ def evaluate_best(out, scans, device, precision="fp32"):
     """Predict the test scans with best.npz, write test/ and print its table."""
     model = load_model(out / "best.npz").to(device, precision)
     predicted = [
-        predict_copies(model, scan.volume, scan.slice_index) for scan in progress(scans, "testing")
+        predict_with_flips(model, scan.volume, scan.slice_index)
+        for scan in progress(scans, "testing")
     ]
     counts = [count for count, _ in predicted]
     maps = {
