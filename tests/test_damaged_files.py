@@ -314,7 +314,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(reader, problems_of):
         ("volume", volumes, "checked_affine", lambda path, h: h.get_best_affine(), "Orientation"),
         ("volume", volumes, "check_limits", lambda *arguments: None, "MiB"),
         ("cohort", cohort, "parse_count", lambda text: int(float(text)) if text else None, "Error"),
-        ("predictions", predictions.math, "isfinite", lambda count: True, "AssertionError"),
+        ("predictions", predictions.math, "isnan", lambda count: False, "AssertionError"),
         ("checkpoint", checkpoint, "_check_settings", lambda *arguments: None, "Hang"),
     ],
 )

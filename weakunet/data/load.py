@@ -15,6 +15,7 @@ from weakunet.data.prepare import prepare
 from weakunet.data.slices import cut_slab, find_slice
 from weakunet.data.volumes import read_mask, read_volume, require_same_grid, world_to_index
 from weakunet.util.cli import InputError, progress
+from weakunet.util.processes import cores
 
 PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}
 RANGE_TOLERANCE = 1e-3
@@ -24,7 +25,7 @@ def load_scans(settings, splits):
     """Load the cohort of --data, or simulate one: dict split -> list of LoadedScan."""
     if settings.data is None:
         wanted = {split: PHANTOM_SCANS[split] for split in splits}
-        return simulate_cohort(settings.phantom, wanted, settings.seed)
+        return simulate_cohort(settings.phantom, wanted, settings.seed, cores(), show=True)
     table = split_cohort(read_cohort(settings.data), settings.seed, settings.data)
     rows = [scan for scan in table if scan.split in splits]
     loaded = [load_scan(scan) for scan in progress(rows, "reading scans")]

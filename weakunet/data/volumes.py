@@ -31,6 +31,7 @@ from weakunet.util.cli import InputError, atomic_path, one_line
 
 MEMORY_PER_VOXEL = 24  # bytes that reading takes at most (of doubles; 8 of float32)
 MAX_TRAILER = 2**20  # bytes that may follow the voxels (an .mgz keeps its history there)
+SPACING_TOLERANCE = 0.05
 GRID_TOLERANCE = 0.05  # voxels: how far apart the corners of the same grid may lie
 RAS = np.array([[0, 1], [1, 1], [2, 1]])  # nibabel's orientation of an array in RAS+ order
 
@@ -200,6 +201,23 @@ def require_same_grid(a, path_a, b, path_b):
             f"{path_b}: not on the grid of {path_a}: size (x, y, z) {b.array.shape[::-1]} against "
             f"{a.array.shape[::-1]}, affine {_short(b.affine)} against {_short(a.affine)}; "
             f"resample it to the grid of {path_a}"
+        )
+
+
+def require_spacing(volume, spacing_mm, name):
+    """InputError naming the scan unless its voxels are as large as `spacing_mm` (z, y, x).
+
+    5 % are allowed along each axis; along an axis with one voxel any size is. None is any, too.
+    """
+    if spacing_mm is None:
+        return
+    ratio = np.where(np.array(volume.array.shape) > 1, volume.spacing_mm, spacing_mm) / spacing_mm
+    if abs(np.log(ratio)).max() > np.log(1 + SPACING_TOLERANCE):
+        own, wanted = (" x ".join(f"{mm:.3g}" for mm in s) for s in (volume.spacing_mm, spacing_mm))
+        raise InputError(
+            f"{name}: its voxels are {own} mm (z, y, x), the others' or the network's {wanted} mm; "
+            "resample it: python -m weakunet.preprocess --spacing-mm "
+            + " ".join(f"{mm:.3g}" for mm in spacing_mm)
         )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from weakunet.data.load import read_scan
 from weakunet.data.prepare import places_in, put_back
 from weakunet.data.slices import in_slice
-from weakunet.data.volumes import index_to_file, index_to_world, write_volume
+from weakunet.data.volumes import index_to_file, index_to_world, require_spacing, write_volume
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.output_files import output_paths, write_markups
 from weakunet.detection.predict_scan import predict_with_flips
@@ -20,6 +20,7 @@ def write_prediction(model, scan, out, bids=False, **preparation):
     label n of the label image.
     """
     volume, prepared = read_scan(scan, **preparation)
+    require_spacing(prepared.volume, getattr(model, "spacing_mm", None), scan.image)
     paths = output_paths(out, scan.subject, bids)
     count, heatmap = predict_with_flips(model, prepared.volume, prepared.slice_index)
     # from the prepared scan's grid to the file's

@@ -26,6 +26,7 @@ def save_checkpoint(path, model, training=None):
     arrays |= {f"training.{name}": to_host(value) for name, value in (training or {}).items()}
     header = {"format": FORMAT, "settings": model.settings}
     header |= {"shape": model.shape, "flips": model.flips, "blocks": model.global_pool.blocks}
+    header |= {"spacing_mm": model.spacing_mm}
     header = json.dumps(header)
     with atomic_path(path) as temporary:
         np.savez(temporary, header=np.array(header), **arrays)
@@ -53,6 +54,11 @@ def load_checkpoint(path):
         model.global_pool.blocks = header.get("blocks")
         if not (header.get("blocks") is None or 0 < header["blocks"] <= MAX_VOXELS):
             raise ValueError(f"it divides by {header['blocks']!r} blocks")
+        spacing_mm = header.get("spacing_mm")  # older files do not say
+        if spacing_mm is not None:
+            model.spacing_mm = tuple(float(mm) for mm in spacing_mm)
+            if len(spacing_mm) != 3 or not 0 < min(model.spacing_mm) <= max(model.spacing_mm) < 1e6:
+                raise ValueError(f"it was trained on voxels of {spacing_mm} mm")
         if model.flips not in FLIPS:
             raise ValueError(f"it was trained on scans flipped along {model.flips!r}")
         with np.errstate(over="ignore"):  # too large becomes infinite, which load refuses
