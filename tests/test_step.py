@@ -28,10 +28,13 @@ from weakunet.training.settings import Settings
 class OnGpu(np.ndarray):
     """An array that no expression turns into a plain one, and that nobody may look into."""
 
-    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         plain = [np.asarray(a) if isinstance(a, OnGpu) else a for a in inputs]
         self.gpu.launches[ufunc.__name__] += 1
-        return self.gpu.computed(lambda: getattr(ufunc, method)(*plain, **kwargs))
+        if out is None:
+            return self.gpu.computed(lambda: getattr(ufunc, method)(*plain, **kwargs))
+        self.gpu.do(lambda: getattr(ufunc, method)(*plain, out=np.asarray(out[0]), **kwargs))
+        return out[0]  # in place
 
     def __getitem__(self, place):
         if isinstance(place, OnGpu):
@@ -79,6 +82,10 @@ class Gpu:
         array[...] = values
         return array
 
+    def do(self, what):
+        """Do it, or, while a graph is captured, note it down."""
+        what() if self.captured is None else self.captured.append(what)
+
     def computed(self, make):
         """The array that make() computes; while a graph is captured, not yet."""
         array = self.array_of(make())
@@ -102,10 +109,7 @@ class Gpu:
 
     def launch(self, file, kernel, threads, args):
         self.launches[kernel] += 1
-        if self.captured is None:
-            self._launch(file, kernel, threads, args)
-        else:
-            self.captured.append(lambda: self._launch(file, kernel, threads, args))
+        self.do(lambda: self._launch(file, kernel, threads, args))
 
 
 class Stream:
