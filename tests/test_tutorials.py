@@ -15,6 +15,7 @@ SECONDS = 300  # at most 120 on 2 free cores
 NEEDS = {"14_beyond_lesions": ("sklearn", "no scikit-learn: pip install scikit-learn")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_tutorial_draws_and_prints_a_number_when_run_from_anywhere(script, tmp_path):
     if script.stem in NEEDS:
