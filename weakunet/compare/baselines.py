@@ -44,7 +44,7 @@ def grad_cam(model, volume, slice_index=None):
     """ReLU(sum_i alpha_i A_i), alpha_i = mean of d count / d A_i (Selvaraju et al. 2017).
 
     A are the maps at the bottom of the encoder; the sum is upsampled trilinearly. Without the
-    upsampling path alpha_i is proportional to w_i, so it is proportional to the ReLU of eq. 3's map.
+    upsampling path alpha_i is proportional to w_i, so the result is to the ReLU of eq. 3's map.
     """
     count = model.forward(*to_network(model, volume, slice_index))
     bottom = to_host(model.encoder[-1].y)
