@@ -22,6 +22,7 @@ from weakunet.figures import overlay as figures
 from weakunet.gpu import backend
 from weakunet.layers.conv.precision import pick_precision
 from weakunet.model import WeakUNet
+from weakunet.training import mpi
 from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import WEIGHTS, Run, train
 from weakunet.training.settings import CHOICES, Settings
@@ -133,14 +134,32 @@ def same_network(path, model):
     return trained
 
 
+def begin_or_resume(run, rows, resume):
+    """Write what a new run begins with, or take up the state that the run's folder holds."""
+    if resume and run.started():
+        require_same_scans(run.out / "split.csv", rows)
+        run.load()
+        return
+    if run.settings.start_from:
+        run.model.load(same_network(run.settings.start_from, run.model).params)
+    write_json(run.out / "settings.json", dataclasses.asdict(run.settings))
+    write_csv(run.out / "split.csv", SPLIT_COLUMNS, rows)
+
+
 @command
 def main(argv=None):
+    with mpi.join() as ranks:
+        run_training(argv, ranks)
+
+
+def run_training(argv, ranks):
     settings, out, device, resume, given = parse_arguments(argv)
-    settings, out = open_run(settings, out, resume, given)
+    settings, out = ranks.first(open_run, settings, out, resume, given)
     device = backend.pick_device(device)
+    ranks.settle(settings.batch, device)
     precision = pick_precision(settings.precision, device)
     print(f"device: {backend.device_name(device)}, {precision}; run: {out}", flush=True)
-    scans = load_scans(settings, ("train", "val"))
+    scans = ranks.first(load_scans, settings, ("train", "val"))
     model = WeakUNet(
         settings.channels,
         settings.convs_per_level,
@@ -148,21 +167,17 @@ def main(argv=None):
         settings.block,
         rng=np.random.default_rng([settings.seed, WEIGHTS]),
     )
-    run = Run(model.to(device, precision), settings, out)
+    run = Run(model.to(device, precision), settings, out, ranks)
     rows = [(scan.subject, split, scan.count) for split in scans for scan in scans[split]]
-    if resume and run.started():
-        require_same_scans(out / "split.csv", rows)
-        run.load()
-    else:
-        if settings.start_from:
-            model.load(same_network(settings.start_from, model).params)
-        write_json(out / "settings.json", dataclasses.asdict(settings))
-        write_csv(out / "split.csv", SPLIT_COLUMNS, rows)
+    ranks.first(begin_or_resume, run, rows, resume)
+    ranks.take_up(run)
     with backend.explain_out_of_memory(), Interrupt() as stop:
         stopped = train(run, scans, stop)
     if stopped:
         print(f"stopped; go on with: python -m weakunet.train --out {out} --resume")
         sys.exit(130)
+    if ranks.rank > 0:
+        return
     val_counts = np.array([scan.count for scan in scans["val"]])
     figures.training_curves(out / "curves.png", run.history, float(val_counts.var()))
     if device == "cuda":

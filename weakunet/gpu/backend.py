@@ -75,6 +75,17 @@ def to_host(array):
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
+def join_gpus(rank, size, place):
+    """NCCL's communicator of `size` processes, one GPU each: the n-th process (`place`) of a
+    computer takes its n-th GPU. Not tried yet: it needs a computer with two.
+    """
+    import cupy
+    import cupyx.distributed
+
+    cupy.cuda.Device(place % cupy.cuda.runtime.getDeviceCount()).use()
+    return cupyx.distributed.init_process_group(size, rank, use_mpi=True)
+
+
 def device_name(device):
     """What a run says about the device ('cpu' or 'cuda') it works on: the GPU's name and memory."""
     if device == "cpu":

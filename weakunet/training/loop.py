@@ -22,6 +22,7 @@ from weakunet.layers.loss import mse_backward
 from weakunet.layers.optim import Adadelta
 from weakunet.training.augment import draw_transform, warp
 from weakunet.training.checkpoint import load_checkpoint, save_checkpoint
+from weakunet.training.mpi import Ranks
 from weakunet.util.cli import InputError, one_line, progress, write_csv
 
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
@@ -32,8 +33,9 @@ START_ON = 32  # training scans that the last layer's first weights are measured
 class Run:
     """All that a training run knows; OUT/last.npz is this, saved after every epoch."""
 
-    def __init__(self, model, settings, out):
+    def __init__(self, model, settings, out, ranks=None):
         self.model, self.settings, self.out = model, settings, out
+        self.ranks = ranks or Ranks()  # the processes that train it
         self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
         self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
         self.epoch = self.batch = 0
@@ -59,6 +61,8 @@ class Run:
 
     def save(self):
         """Write last.npz."""
+        if self.ranks.rank > 0:
+            return  # rank 0 writes
         state = {"epoch": self.epoch, "batch": self.batch, "predicted": self.predicted}
         state["history"] = np.array(self.history, np.float64).reshape(-1, len(COLUMNS))
         averages = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
@@ -115,6 +119,8 @@ class Run:
         )
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
+        if self.ranks.rank > 0:
+            return
         if self.best_epoch() == len(self.history) - 1:
             save_checkpoint(self.out / "best.npz", self.model)
         self.save()
@@ -164,16 +170,21 @@ def train_epoch(run, volumes, counts, stop):
     done = min(run.batch * settings.batch, len(counts))
     before, run.predicted = run.predicted[:done], targets * 0
     run.predicted[: len(before)] = backend.to_device(before, model.device)
-    starts = range(done, len(counts), settings.batch)
-    for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
-        batch = slice(start, start + settings.batch)
+
+    def compute(batch):
+        """The predicted counts of a slice of scans; sets model.grads."""
         scans = _batch(model, volumes[places[batch]])[:, 0]
         predicted = model.forward(warp(scans, matrices[batch])[:, None])
         model.backward(mse_backward(predicted, targets[batch]))
-        run.optimizer.step(model.grads)
-        run.predicted[batch] = predicted
+        return predicted
+
+    starts = range(done, len(counts), settings.batch)
+    for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
+        batch = slice(start, min(start + settings.batch, len(counts)))
+        run.predicted[batch], grads = run.ranks.gradient(compute, batch, model)
+        run.optimizer.step(grads)
         run.batch += 1
-        if stop():
+        if run.ranks.any(stop()):
             return True
     return False
 
@@ -238,7 +249,10 @@ def train(run, scans, stop=lambda: False):
         if train_epoch(run, volumes["train"], counts["train"], stop):
             run.save()
             return True
-        predicted = predict_counts(model, volumes["val"], settings.batch)
+        predicted = run.ranks.counts(
+            lambda part: predict_counts(model, volumes["val"][part], settings.batch),
+            len(counts["val"]),
+        )
         run.finish_epoch(counts, predicted, time.monotonic() - started)
     warn_if_collapsed(predict_counts(model, volumes["val"], settings.batch), counts["val"])
     return False
