@@ -216,4 +216,27 @@ MISTAKES = [
         "(marked == digit).sum()",
         "marked twice is two hits",
     ),
+    (
+        "15_several_processes",
+        "[n * r // size for r in range(size + 1)]",
+        "[n // size * r for r in range(size + 1)]",
+        "scans are in no part",
+    ),
+    ("15_several_processes", "busy = scans > 0", "busy = scans >= 0", "0 times NaN is NaN"),
+    (
+        "15_several_processes",
+        "(scans[busy] / scans.sum()) @ gradients[busy]",
+        "gradients[busy].mean(axis=0)",
+        "a rank of 4 scans counts as one of 1",
+    ),
+    ("15_several_processes", "for adding in (True, False)", "for adding in (True,)", "go round"),
+    ("15_several_processes", "n // ranks).copy()", "n // ranks)", "changed its argument"),
+    (
+        "15_several_processes",
+        "return chunks.reshape(ranks, n), received",
+        "return np.tile(arrays.sum(axis=0), (ranks, 1)), received",
+        "the order of the ranks",
+    ),
+    ("15_several_processes", "compute / ranks +", "compute +", "not divided by the number"),
+    ("15_several_processes", "+ (ranks - 1) * send", "+ send", "more is not always better"),
 ]

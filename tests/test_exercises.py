@@ -39,7 +39,7 @@ def grade(name, folder):
 
 
 def test_every_set_has_a_stub_a_test_and_a_solution():
-    assert len(SETS) == 14
+    assert len(SETS) == 15
     assert sorted(folder.name for folder in SOLUTIONS.iterdir()) == SETS
     for name in SETS:
         stubs = {path.name for path in (EXERCISES / name).iterdir()} - {"__pycache__"}
