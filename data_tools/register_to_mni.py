@@ -32,9 +32,9 @@ from scipy.spatial.transform import Rotation
 from weakunet.data.cohort import read_centres, write_cohort
 from weakunet.data.rigid import box_grid, move_points, read_matrix, resample, write_matrix
 from weakunet.data.volumes import Volume, index_to_world, read_volume, write_volume
+from weakunet.util import resume
 from weakunet.util.cli import InputError, command, progress, write_csv
 from weakunet.util.processes import cores, map_processes
-from weakunet.util.resume import claim_folder
 
 PAPER_SPACING_MM = (0.49, 0.49, 0.8)  # x, y, z
 INSTALL = f"python -m pip install -r {Path(__file__).with_name('requirements.txt')}"
@@ -132,7 +132,7 @@ def main(argv=None):
         "template": Path(os.path.relpath(args.template, args.out)).as_posix(),
         "spacing_mm": list(args.spacing_mm),
     }
-    claim_folder(args.out, settings)
+    resume.begin(args.out, settings)
     work = [(scan, args.template, args.spacing_mm, args.out) for scan in args.scans]
     done = map_processes(_register_or_fail, work, args.jobs)
     results = [result for _, result in zip(progress(work, "register"), done, strict=True)]

@@ -13,7 +13,7 @@ from weakunet.data.cohort import read_cohort
 from weakunet.data.load import scans_from_files
 from weakunet.data.rigid import plane, resample
 from weakunet.data.volumes import index_to_world
-from weakunet.figures.overlay import new_figure, save_figure
+from weakunet.figures.drawing import new_figure, save_figure
 
 ORANGE = "#FF8C00"  # seen on black, grey and white, and by the colour-blind
 RIGHT, FRONT, UP = "x, towards the patient's right", "y, towards the front", "z, upwards"

@@ -6,14 +6,11 @@ different ones, so that it is shared by several voxels.
 """
 
 import numpy as np
+from rounding import to_bf16
 
-from weakunet.gpu import backend
 from weakunet.layers import concat, globalpool3d, linear, loss, maxpool3d, optim, relu, upsample3d
-from weakunet.layers.conv import conv3d
-from weakunet.layers.conv import folded as upconv3d
+from weakunet.layers.conv import conv3d, folded, tensor
 from weakunet.layers.conv import gpu as conv3d_cuda
-from weakunet.layers.conv import tensor as conv3d_tensor
-from weakunet.layers.conv.rounding import to_bf16
 from weakunet.training import augment
 
 VOLUMES = [(1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (1, 2, 1, 1, 33), (1, 1, 17, 1, 2), (2, 1, 13, 15, 16)]
@@ -29,7 +26,7 @@ CONVOLUTIONS = [
     ((2, 17, 5, 9, 17), 4),
 ]
 # N, C_a, C_b, (D, H, W) of coarse, C_out: channels around 8, 16, 32, 64, tiles of 2 x 8 x 16
-UPCONVOLUTIONS = [
+UPSAMPLE_CONVOLUTIONS = [
     (1, 8, 8, (1, 1, 1), 1),
     (2, 9, 10, (3, 2, 17), 17),
     (1, 8, 66, (1, 9, 2), 4),
@@ -101,7 +98,7 @@ def _convolutions(rng):
             yield f"conv3d_backward {where}", backward, _with(backward_cuda, kernel), (dy, x, w)
 
 
-def _upconvolutions(rng):
+def _upsample_convolutions(rng):
     def values(*shape):
         """Few digits: TF32 and bfloat16 hold the sums of 8 weights exactly, too."""
         return rng.integers(-32, 33, shape) / 16
@@ -116,16 +113,16 @@ def _upconvolutions(rng):
         dskip, dup = concat.concat_backward(dx, skip.shape[1])
         return dskip, upsample3d.upsample3d_backward(dup), dw, db
 
-    for n, c_a, c_b, volume, c_out in UPCONVOLUTIONS:
+    for n, c_a, c_b, volume, c_out in UPSAMPLE_CONVOLUTIONS:
         fine = [2 * size for size in volume]
         skip, coarse, dy = values(n, c_a, *fine), values(n, c_b, *volume), values(n, c_out, *fine)
         w, b = values(c_out, c_a + c_b, 3, 3, 3), values(c_out)
-        for kernel in conv3d_tensor.PAIR:
+        for kernel in tensor.PAIR:
             where = f"{kernel}, {n, c_a, c_b}, {volume} -> {c_out}"
-            on_gpu = _with(upconv3d.upconv3d_forward, kernel)
-            yield f"upconv3d_forward {where}", forward, on_gpu, (skip, coarse, w, b)
-            on_gpu = _with(upconv3d.upconv3d_backward, kernel)
-            yield f"upconv3d_backward {where}", backward, on_gpu, (dy, skip, coarse, w)
+            on_gpu = _with(folded.upsample_conv3d_forward, kernel)
+            yield f"upsample_conv3d_forward {where}", forward, on_gpu, (skip, coarse, w, b)
+            on_gpu = _with(folded.upsample_conv3d_backward, kernel)
+            yield f"upsample_conv3d_backward {where}", backward, on_gpu, (dy, skip, coarse, w)
 
 
 def _with(function, kernel):
@@ -168,37 +165,15 @@ def _warps(rng):
     yield f"warp {shape}, a batch", *_pair(augment, "warp"), batch
 
 
-def _limits(rng):
-    """bench.cu: a copy, and sums of numbers that each went through s <- a s + b."""
-
-    def copy_cuda(x):
-        y = backend.array_module(x).empty_like(x)
-        backend.launch("bench/bench", "copy", 100, (x, y, x.size))  # fewer threads than elements
-        return y
-
-    def multiply_add(y, a, b, steps):
-        start = np.arange(8.0)
-        return np.full(y.shape, (a**steps * start + b * (1 - a**steps) / (1 - a)).sum(), y.dtype)
-
-    def multiply_add_cuda(y, a, b, steps):
-        result = backend.array_module(y).empty_like(y)
-        backend.launch("bench/bench", "multiply_add", y.size, (result, a, b, steps, y.size))
-        return result
-
-    yield "copy", np.copy, copy_cuda, (_values(rng, 1001),)
-    yield "multiply_add", multiply_add, multiply_add_cuda, (np.zeros(300), 0.5, 1.0, 21)
-
-
 def _all():
     rng = np.random.default_rng(11)
     for generate in (
         _plain_layers,
         _global_pooling,
         _convolutions,
-        _upconvolutions,
+        _upsample_convolutions,
         _last_layer_and_training,
         _warps,
-        _limits,
     ):
         for name, on_cpu, on_gpu, args in generate(rng):
             yield name, (on_cpu, on_gpu, args)

@@ -93,7 +93,7 @@ def test_grad_cam_weighs_a_bottom_map_by_what_raising_all_of_it_adds_to_the_coun
             counts.append(model.forward(scans)[0])
             bias[i] -= h
         alpha.append((counts[0] - counts[1]) / 2e-5 / (2 * 3 * 4))
-    bottom = model.encoder[1][1].y
+    bottom = model.encoder[1].y
     assert bottom.min() > 0
     cam = np.maximum(np.tensordot(alpha, bottom, axes=(0, 1)), 0)[:, None]
     inside = v.array > 0

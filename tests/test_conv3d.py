@@ -1,15 +1,22 @@
 """The convolution's variants against scipy, numerical gradients, the plain version and PyTorch."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import ndimage
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from weakunet.layers.concat import concat_forward
 from weakunet.layers.conv import conv3d
 from weakunet.layers.conv import cpu as conv3d_fast
-from weakunet.layers.conv import sparse as conv3d_sparse
 from weakunet.layers.conv.conv3d import Conv3D
-from weakunet.layers.conv.folded import UpConv3D, upconv3d_backward, upconv3d_forward
+from weakunet.layers.conv.folded import (
+    UpsampleConv3D,
+    upsample_conv3d_backward,
+    upsample_conv3d_forward,
+)
 from weakunet.layers.gradcheck import check_layer
 from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward
 from weakunet.util import threads
@@ -92,79 +99,35 @@ def test_gradients_of_the_layer_are_right(k):
 
 
 def test_layer_keeps_its_input_only_from_forward_to_backward():
-    layer = Conv3D(1, 1, rng=np.random.default_rng(6), dtype=np.float64, needs_dx=False)
+    layer = Conv3D(1, 1, rng=np.random.default_rng(6), dtype=np.float64)
     x = np.ones((1, 1, 2, 2, 2))
     y = layer.forward(x)
     assert layer.x is x
-    assert layer.backward(y) is None
+    assert layer.backward(y, needs_dx=False) is None
     assert layer.x is None
     layer.forward(x, keep=False)
     assert layer.x is None
 
 
-def sparse(dy, voxels, seed=3):
-    """dy with all but `voxels` voxels per scan set to 0, and one of the corners kept."""
-    rng = np.random.default_rng(seed)
-    keep = np.zeros((len(dy), 1, dy[0, 0].size), bool)
-    for scan in keep:
-        scan[0, rng.choice(scan.size, voxels, replace=False)] = True
-        scan[0, -1] = True
-    return dy * keep.reshape(len(dy), 1, *dy.shape[2:])
-
-
-@pytest.mark.parametrize("needs_dx", [True, False])
-def test_sparse_backward_equals_the_plain_one(needs_dx, monkeypatch):
-    x, w, _, dy = arrays(2, 3, 4, 5, 7, 16)
-    dy = sparse(dy, 12)
-    called = []
-    real = conv3d_sparse.sparse_backward
-    monkeypatch.setattr(
-        conv3d_fast, "sparse_backward", lambda *args: called.append(1) or real(*args)
-    )
-    result = conv3d_fast.backward(dy, x, w, needs_dx)
-    assert called  # it took the shortcut
-    plain = conv3d.conv3d_backward(dy, x, w)
-    assert (result[0] is not None) == needs_dx
-    for value, reference in zip(result, plain, strict=True):
-        if value is not None:
-            assert_close(value, reference, 1e-12)
-
-
-def test_sparse_backward_when_all_of_dy_is_zero():
-    x, w, _, dy = arrays(1, 2, 3, 4, 5, 6)
-    dx, dw, db = conv3d_fast.backward(0 * dy, x, w)
-    assert not dx.any() and not dw.any() and not db.any()
-    assert dx.shape == x.shape and dw.shape == w.shape
-
-
-def test_nan_in_a_sparse_dy_is_not_lost():
-    x, w, _, dy = arrays(1, 2, 3, 4, 5, 16)
-    dy[:] = 0
-    dy[0, 1, 2, 2, 2] = np.nan
-    dx, _, _ = conv3d_fast.backward(dy, x, w)
-    assert np.isnan(dx[0, :, 2, 2, 2]).all()
-
-
 @pytest.mark.parametrize("size", [(2, 2, 3, 2, 3, 4), (1, 1, 1, 1, 1, 1), (1, 3, 2, 3, 1, 17)])
-@pytest.mark.parametrize("sparse_dy", [False, True])
-def test_upconv_equals_upsampling_concatenating_and_convolving(size, sparse_dy):
+def test_folded_equals_upsampling_concatenating_and_convolving(size):
     n, c_a, c_b, depth, height, width = size
     x, w, b, dy = arrays(n, c_a + c_b, 3, 2 * depth, 2 * height, 2 * width)
     skip = x[:, :c_a]
     coarse = np.ascontiguousarray(x[:, c_a:, :depth, :height, :width])
-    if sparse_dy:
-        dy = sparse(dy, 1)
     together = concat_forward(skip, upsample3d_forward(coarse))
-    assert_close(upconv3d_forward(skip, coarse, w, b), scipy_forward(together, w, b), 1e-12)
+    assert_close(upsample_conv3d_forward(skip, coarse, w, b), scipy_forward(together, w, b), 1e-12)
     dx, dw, db = conv3d.conv3d_backward(dy, together, w)
     expected = dx[:, :c_a], upsample3d_backward(dx[:, c_a:]), dw, db
-    for value, reference in zip(upconv3d_backward(dy, skip, coarse, w), expected, strict=True):
+    for value, reference in zip(
+        upsample_conv3d_backward(dy, skip, coarse, w), expected, strict=True
+    ):
         assert_close(value, reference, 1e-12)
 
 
-def test_gradients_of_upconv_are_right():
+def test_gradients_of_the_folded_layer_are_right():
     rng = np.random.default_rng(4)
-    layer = UpConv3D(3, 2, rng=rng, dtype=np.float64)
+    layer = UpsampleConv3D(3, 2, rng=rng, dtype=np.float64)
     inputs = [rng.standard_normal((2, 1, 2, 4, 2)), rng.standard_normal((2, 2, 1, 2, 1))]
     errors = check_layer(layer, inputs, rng)
     assert set(errors) == {"x0", "x1", "w", "b"}
@@ -195,10 +158,8 @@ def test_views_are_read_as_they_are_and_nothing_else_is_written():
         assert_close(value, reference, 1e-12)
 
 
-@pytest.mark.parametrize("few", [False, True])
-def test_results_do_not_depend_on_threads_or_on_the_run(few, one_then_many_threads):
+def test_results_do_not_depend_on_threads_or_on_the_run(one_then_many_threads):
     x, w, b, dy = arrays(3, 16, 8, 12, 24, 24, dtype=np.float32)
-    dy = sparse(dy, 50) if few else dy
     coarse = np.ascontiguousarray(x[:, 8:, :6, :12, :12])
     results = []
     for count in (1, 2, 3, 2):
@@ -207,8 +168,8 @@ def test_results_do_not_depend_on_threads_or_on_the_run(few, one_then_many_threa
             [
                 conv3d_fast.forward(x, w, b),
                 *conv3d_fast.backward(dy, x, w),
-                upconv3d_forward(x[:, :8], coarse, w, b),
-                *upconv3d_backward(dy, x[:, :8], coarse, w),
+                upsample_conv3d_forward(x[:, :8], coarse, w, b),
+                *upsample_conv3d_backward(dy, x[:, :8], coarse, w),
             ]
         )
     for other in results[1:]:
@@ -235,3 +196,20 @@ def test_weights_start_gaussian_with_hes_variance_and_no_bias():
     assert abs(w.std() / np.sqrt(2 / (32 * 27)) - 1) < 0.02
     assert abs(w.mean()) < 1e-3
     assert not layer.params["b"].any()
+
+
+def test_blas_has_its_threads_back_after_a_pass(one_then_many_threads):
+    def blas_threads():
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+    before, during = blas_threads(), []
+    with threadpool_limits(3, user_api="blas"):
+        x, w, b, dy = arrays(1, 2, 3, 4, 5, 6)
+        for k in (1, 3):
+            conv3d_fast.backward(dy, x, w[..., :k, :k, :k])
+        conv3d_fast.forward(x, w, b)
+        threads.split_over_threads(lambda item: during.append(blas_threads()), range(2))
+        assert blas_threads() == [3] * len(before) and during == [[1] * len(before)] * 2
+    command = "import threadpoolctl as t, numpy; a = t.threadpool_info(); import weakunet.model"
+    command += "; assert a and t.threadpool_info() == a"
+    subprocess.run([sys.executable, "-c", command], check=True)

@@ -6,12 +6,11 @@ test_kernels.py.
 
 import numpy as np
 import pytest
+from rounding import to_bf16, to_tf32
 
 from weakunet.gpu import backend
-from weakunet.layers.conv import conv3d
+from weakunet.layers.conv import conv3d, tensor
 from weakunet.layers.conv import gpu as conv3d_cuda
-from weakunet.layers.conv import tensor as conv3d_tensor
-from weakunet.layers.conv.rounding import to_bf16, to_tf32
 
 # (N, C_in, D, H, W), C_out: around 8, 16 input and 32 output channels and tiles of 4 x 8 x 16
 SHAPES = [((1, 8, 4, 8, 16), 32), ((2, 11, 5, 9, 17), 33), ((1, 16, 9, 3, 20), 8)]
@@ -44,7 +43,7 @@ def test_only_the_factors_are_rounded(shape, c_out, rung, request, monkeypatch):
         for dy, x, w, b in (exact, [*rounded, exact[3]])
     ]
     gpu = request.getfixturevalue("cuda_on_cpu")
-    monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)  # each sums several tiles
+    monkeypatch.setattr(tensor, "BLOCKS", 4)  # each sums several tiles
     for gpu.seed in range(2):
         y = conv3d_cuda.conv3d_forward_cuda(x, w, b, rung)
         dx, dw, _ = conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=rung)
@@ -73,8 +72,7 @@ def test_falls_back_to_tiled(c_in, k, dtype, capability, cuda_on_cpu, monkeypatc
         for other in others:
             np.testing.assert_array_equal(tiled, other)
     files = {file for file, _ in cuda_on_cpu.launched}
-    tensor = {conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT, conv3d_tensor.BF16}
-    assert files and not files & tensor
+    assert files and not files & {tensor.TENSOR, tensor.BF16}
 
 
 @pytest.mark.parametrize("kernel", conv3d_cuda.KERNELS)

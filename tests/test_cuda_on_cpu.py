@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from cuda_on_cpu import harness
 from cuda_on_cpu.harness import CudaOnCpu, KernelError
+from rounding import to_bf16
 
 from weakunet.gpu import backend
 from weakunet.layers import relu
-from weakunet.layers.conv.rounding import to_bf16
 
 PLANTED = Path(__file__).parent / "cuda_on_cpu" / "planted"
 SEEDS = {None: range(6), "address": range(2), "thread": range(1)}

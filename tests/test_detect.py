@@ -79,6 +79,20 @@ def test_sweep_at_every_level_counts_as_labelling_does(chunk, monkeypatch):
     np.testing.assert_array_equal(numbers, by_label)
 
 
+def test_graph_has_indices_that_every_supported_scipy_takes(monkeypatch):
+    """Before 1.17.1, scipy's minimum_spanning_tree refused 64-bit ones."""
+    spanning_tree, kinds = detect.minimum_spanning_tree, set()
+
+    def watch(graph):
+        kinds.update([graph.indices.dtype, graph.indptr.dtype])
+        return spanning_tree(graph)
+
+    monkeypatch.setattr(detect, "minimum_spanning_tree", watch)
+    noise = np.random.default_rng(0).standard_normal((8, 9, 10))
+    assert threshold_for_count(noise, 20)[1] == 20
+    assert kinds == {np.dtype(np.int32)}
+
+
 def test_number_of_components_not_monotone_takes_the_first_level_that_reaches_the_count():
     # levels 9: 1 component, 8: 2, 7: 3, 6 joins two: 2, 5: 3 again
     heatmap = line(9, 6, 8, 0, 7, 0, 5, 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from weakunet.figures import overlay as figures
+from weakunet.figures import drawing, marks, overlay, preprocess, training
 
 SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
 
@@ -13,7 +13,8 @@ SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
 def drawn(monkeypatch):
     """The figures drawn by the test, instead of files."""
     kept = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure))
+    for module in (overlay, preprocess, training):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: kept.append(figure))
     return kept
 
 
@@ -52,36 +53,62 @@ def check_labels(figure):
 
 def test_overlay_marks_hits_misses_and_false_alarms_where_they_are(drawn):
     lesions = [(2, 6, 14), (2, 3, 5)]  # the first is missed; the second is label 1's, 1 voxel off
-    figures.overlay("x.png", *blocks(), lesions, SPACING, radius=2)
+    overlay.overlay("x.png", *blocks(), lesions, SPACING, radius=2)
     (figure,) = drawn
     upper, lower = panels(figure, 1)
     assert marks_in(upper) == {
-        ("o", figures.GREEN): [[4 * 0.5, 3 * 1.0]],
-        ("^", figures.RED): [[14 * 0.5, 6 * 1.0]],
+        ("o", drawing.GREEN): [[4 * 0.5, 3 * 1.0]],
+        ("^", drawing.RED): [[14 * 0.5, 6 * 1.0]],
     }
-    assert marks_in(lower) == {("s", figures.BLUE): [[10 * 0.5, 5 * 1.0]]}
+    assert marks_in(lower) == {("s", drawing.BLUE): [[10 * 0.5, 5 * 1.0]]}
     rings = [line.get_xydata() for line in panels(figure, 0)[0].lines]
     np.testing.assert_allclose([ring.mean(0) for ring in rings], [[7, 6], [2.5, 3]], atol=0.05)
     np.testing.assert_allclose(np.ptp(rings[0], axis=0), [2 * 2 * 0.5, 2 * 2 * 1.0], rtol=0.01)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == [f"{kind} (1 in the scan)" for kind in list(figures.MARKS)[:3]]
+    assert [name[-15:] for name in names[:4]] == [f"({n} in the scan)" for n in (1, 1, 1, 0)]
+    assert names[4] == "every lesion, found or not (radius 2 voxels)"
+    assert [text.split(":")[0] for text in names[:3]] == list(marks.MARKS)[:3]
     assert [axes.get_ylabel()[:11] for axes in panels(figure, 0)] == ["slice z = 2", "slice z = 7"]
     check_labels(figure)
+
+
+def test_lesions_inside_a_detection_centred_elsewhere_are_marked_as_merged(drawn):
+    """One long component over three lesions: its centre, x = 6, finds the middle one only."""
+    labels = np.zeros((3, 5, 16), np.int32)
+    labels[1, 2, 2:11] = 1
+    lesions = [(1, 2, 2), (1, 2, 6), (1, 2, 10), (1, 2, 14)]  # the last lies outside
+    judged, _ = marks.judge_detections(labels, lesions, None)
+    places = {name: points[:, 2].tolist() for name, points in judged.items()}
+    expected = {"true positives": [6], "false positives": [], "false negatives": [14]}
+    assert places == expected | {"merged": [2, 10]}
+    overlay.overlay("x.png", labels / 1, labels / 1, labels, lesions)
+    for column in (1, 2):
+        found = marks_in(panels(drawn[0], column)[0])
+        assert found["D", drawing.YELLOW] == [[2, 2], [10, 2]]
+    assert len({shape for shape, _ in marks.MARKS.values()}) == 4
+
+
+def test_rings_do_not_tell_found_from_missed_lesions(drawn):
+    lesions = [(2, 3, 4), (2, 6, 14)]
+    overlay.overlay("x.png", *blocks(), lesions, SPACING)
+    rings = panels(drawn[0], 0)[0].lines
+    assert {ring.get_color() for ring in rings} == {marks.TRUTH} and len(rings) == 2
+    assert marks.TRUTH not in [colour for _, colour in marks.MARKS.values()]
 
 
 def test_overlay_with_a_radius_in_millimetres_judges_in_millimetres(drawn):
     lesions = [(2, 3, 6)]  # 2 voxels and 1 mm away from label 1
     for radius_mm, mark in ((0.9, "s"), (1.0, "o")):
-        figures.overlay("x.png", *blocks(), lesions, SPACING, radius_mm=radius_mm)
+        overlay.overlay("x.png", *blocks(), lesions, SPACING, radius_mm=radius_mm)
         assert mark in {shape for shape, _ in marks_in(panels(drawn[-1], 1)[0])}
         ring = panels(drawn[-1], 0)[0].lines[0].get_xydata()
         np.testing.assert_allclose(np.ptp(ring, axis=0), 2 * radius_mm, rtol=0.01)
 
 
 def test_overlay_without_the_truth_does_not_judge(drawn):
-    figures.overlay("x.png", *blocks())
+    overlay.overlay("x.png", *blocks())
     (figure,) = drawn
-    assert marks_in(panels(figure, 1)[0]) == {("s", figures.BLUE): [[4, 3]]}  # in voxels
+    assert marks_in(panels(figure, 1)[0]) == {("s", drawing.BLUE): [[4, 3]]}  # in voxels
     assert "voxels" in panels(figure, 0)[0].get_ylabel()
     assert not panels(figure, 0)[0].lines
     assert len(figure.legends[0].get_texts()) == 1
@@ -89,13 +116,13 @@ def test_overlay_without_the_truth_does_not_judge(drawn):
 
 def test_overlay_without_lesions_or_detections_shows_the_middle_slice(drawn):
     image, heatmap, labels = blocks()
-    figures.overlay("x.png", image, heatmap, labels * 0, np.zeros((0, 3)), SPACING)
+    overlay.overlay("x.png", image, heatmap, labels * 0, np.zeros((0, 3)), SPACING)
     assert [axes.get_ylabel()[:11] for axes in panels(drawn[0], 0)] == ["slice z = 4"]
 
 
 def test_overlay_keeps_the_voxels_proportions_and_the_front_up(drawn):
     image, heatmap, labels = blocks()
-    figures.overlay("x.png", image, heatmap, labels, None, SPACING)
+    overlay.overlay("x.png", image, heatmap, labels, None, SPACING)
     for axes in drawn[0].axes:
         left, right, bottom, top = axes.images[0].get_extent()
         assert (right - left, top - bottom) == (16 * 0.5, 8 * 1.0)
@@ -106,13 +133,13 @@ def test_overlay_keeps_the_voxels_proportions_and_the_front_up(drawn):
 
 def test_busiest_slices_are_those_with_most_points_and_none_twice():
     points = [(4, 0, 0), (4.2, 0, 0), (5, 0, 0), (9, 0, 0), (1, 0, 0), (1, 1, 1), (12, 0, 0)]
-    assert figures.busiest_slices(points, 14) == [1, 4, 9]
-    assert figures.busiest_slices([(20, 0, 0)], 14) == [7]  # outside the scan
+    assert drawing.busiest_slices(points, 14) == [1, 4, 9]
+    assert drawing.busiest_slices([(20, 0, 0)], 14) == [7]  # outside the scan
 
 
 def test_training_curves_show_both_errors_the_mean_and_r(drawn):
     history = [(1, 1.0, 9, 8, 0.1, 3), (2, 1.0, 5, 4, 0.6, 3), (3, 0.3, 3, 4.5, np.nan, 3)]
-    figures.training_curves("x.png", history, mean_error=8.5)
+    training.training_curves("x.png", history, mean_error=8.5)
     error, correlation = drawn[0].axes
     lines = {line.get_label(): line for line in error.lines}
     np.testing.assert_array_equal(lines["training (augmented)"].get_ydata(), [9, 5, 3])
@@ -123,25 +150,27 @@ def test_training_curves_show_both_errors_the_mean_and_r(drawn):
     check_labels(drawn[0])
 
 
-def test_training_curves_of_no_epoch_and_of_nan_are_drawn(drawn):
-    figures.training_curves("x.png", [])
-    figures.training_curves("x.png", [(1, 1, np.nan, np.nan, np.nan, 0)])
-    assert len(drawn) == 2
+@pytest.mark.filterwarnings("error")
+def test_training_curves_of_nothing_nan_and_zero_are_drawn(drawn):
+    training.training_curves("x.png", [(1, 1, 0, 0, np.nan, 0)], 0.0)
+    training.training_curves("x.png", [])
+    training.training_curves("x.png", [(1, 1, np.nan, np.nan, np.nan, 0)])
+    assert len(drawn) == 3
 
 
 def test_preprocess_figure_shows_the_middle_slice_of_every_step(drawn):
     steps = {f"step {k}": np.full((3, 4, 5), k, np.float32) for k in range(5)}
     steps["step 4"][1] = 7
-    figures.preprocess_figure("x.png", steps | {"mask": np.ones((3, 4, 5), bool)}, SPACING)
+    preprocess.preprocess_figure("x.png", steps | {"mask": np.ones((3, 4, 5), bool)}, SPACING)
     shown = [axes for axes in drawn[0].axes if axes.axison]
     assert len(shown) == 6 and shown[4].get_title() == "step 4: 4 to 7"
     assert (shown[4].images[0].get_array() == 7).all()
 
 
 PICTURES = {
-    "overlay": lambda path: figures.overlay(path, *blocks(), [(2, 3, 5)], SPACING),
-    "curves": lambda path: figures.training_curves(path, [(1, 1, 2, 3, 0.5, 6)], 4),
-    "steps": lambda path: figures.preprocess_figure(path, {"scan": np.ones((3, 4, 5))}),
+    "overlay": lambda path: overlay.overlay(path, *blocks(), [(2, 3, 5)], SPACING),
+    "curves": lambda path: training.training_curves(path, [(1, 1, 2, 3, 0.5, 6)], 4),
+    "steps": lambda path: preprocess.preprocess_figure(path, {"scan": np.ones((3, 4, 5))}),
 }
 
 

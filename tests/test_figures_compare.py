@@ -5,8 +5,8 @@ import pytest
 from matplotlib.image import imread
 
 from weakunet.figures import counts as figures_counts
+from weakunet.figures import drawing, marks
 from weakunet.figures import methods as figures_compare
-from weakunet.figures import overlay as figures
 
 SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
 
@@ -45,9 +45,11 @@ def test_method_maps_show_one_slice_with_each_maps_own_scale_and_threshold(drawn
     np.testing.assert_array_equal(panels[1].images[0].get_array(), ramp[6])  # highest of 4, 5, 6
     np.testing.assert_allclose(panels[1].images[0].get_clim(), np.percentile(ramp, [1, 99.9]))
     for axes in panels:
-        rings = [line.get_xydata() for line in axes.lines]
+        rings = [x.get_xydata() for x in axes.lines if x.get_color() == marks.TRUTH]
         np.testing.assert_allclose([ring.mean(0) for ring in rings], [[2, 3], [5, 6]], atol=0.1)
-    assert not panels[1].collections
+    assert not panels[1].collections and len(panels[1].lines) == 2
+    judged = {line.get_marker(): line.get_xydata().tolist() for line in panels[2].lines[2:]}
+    assert judged == {"o": [[2.25, 3]], "s": [], "^": [[5, 6]], "D": []}
     edges = np.array(panels[2].collections[0].get_segments())
     assert len(edges) == 6  # around two voxels
     np.testing.assert_allclose(edges.min((0, 1)), [3.5 * 0.5, 2.5])
@@ -105,32 +107,19 @@ def test_froc_of_seeds_is_their_mean_within_their_band_as_far_as_both_reach(draw
     assert "seed" in axes.get_title()
 
 
+def test_froc_that_falls_says_why(drawn):
+    rising, falling = curve((1, 0.2), (2, 0.4)), curve((1, 0.4), (2, 0.2))
+    for seeds, said in ((rising, ""), (falling, "grow into one another"), ([falling] * 2, "grow")):
+        figures_compare.froc_curves("x.png", {"e": seeds}, {"e": (1, 0.4)}, furthest=3)
+        assert (said in drawn[-1].get_supxlabel()) and bool(said) == bool(drawn[-1].get_supxlabel())
+    figures_compare.froc_curves("x.png", {"e": falling}, {"e": (1, 0.4)}, furthest=1)
+    assert not drawn[-1].get_supxlabel()  # nothing falls within the picture
+
+
 def test_froc_without_curves_or_with_nan_is_drawn(drawn):
     figures_compare.froc_curves("x.png", {}, {})
     figures_compare.froc_curves("x.png", {"a": curve((1, np.nan))}, {"a": (np.nan, np.nan)})
     assert len(drawn) == 2 and drawn[1].axes[0].get_xlim() == (0, 1.5)
-
-
-def rates(tpr, fp):
-    return {"tpr": tpr, "tpr_ci95": [tpr - 0.1, tpr + 0.2]} | {
-        "fp_per_scan": fp,
-        "fp_per_scan_ci95": [fp - 0.3, fp + 0.4],
-    }
-
-
-def test_method_bars_put_blocks_and_the_paper_on_one_row_a_method(drawn):
-    blocks = {"max": {"(a)": rates(0.4, 2.0), "(e)": rates(0.5, 1.0)}}
-    blocks["local maxima"] = {"(e)": rates(0.7, 0.5)}
-    figures_compare.method_bars("x.png", blocks, {"(a)": (2.3, 0.406)})
-    tpr, fp = drawn[0].axes
-    assert [text.get_text() for text in tpr.get_yticklabels()] == ["(a)", "(e)"]
-    at, rows = tpr.containers[0].lines[0].get_data()
-    np.testing.assert_allclose(at, [40, 50])
-    np.testing.assert_allclose(rows, [0, 1], atol=0.3)
-    assert marked(tpr, hollow=True) == [(40.6, 0)] and marked(fp, hollow=True) == [(2.3, 0)]
-    (bar,) = fp.containers[1].lines[2]
-    np.testing.assert_allclose(bar.get_segments()[0][:, 0], [0.2, 0.9])
-    assert fp.containers[1].get_label() == "local maxima"
 
 
 def test_counts_agreement_states_agreement_bias_and_limits(drawn):
@@ -145,7 +134,8 @@ def test_counts_agreement_states_agreement_bias_and_limits(drawn):
     np.testing.assert_array_equal(y, [1, -1, 0, 2])
     # differences 1, -1, 0, 2: mean 0.5, sd sqrt(5 / 3) = 1.2910, limits 0.5 -+ 1.96 x 1.2910
     assert [text.get_text() for text in differences.texts] == ["−2.03", "+3.03", "+0.50"]
-    assert "true count" in scatter.get_xlabel() and "predicted − true" in differences.get_ylabel()
+    assert scatter.get_xlabel() == "true count (lesions), jittered by up to ±0.18"
+    assert "predicted − true" in differences.get_ylabel()
 
 
 def test_counts_agreement_gives_every_group_its_marker(drawn):
@@ -195,7 +185,6 @@ PICTURES = {
     "froc": lambda path: figures_compare.froc_curves(
         path, {"a": [curve((1, 1)), curve((2, 1))]}, {"a": (1, 0.5)}, {"a": (2, 0.5)}
     ),
-    "bars": lambda path: figures_compare.method_bars(path, {"max": {"(a)": rates(0.5, 1)}}),
     "counts": lambda path: figures_counts.counts_agreement(path, [1, 2], [1, 3]),
     "study": lambda path: figures_counts.study_lines(
         path, "noise", "noise (%)", [("R²", {"e": ([1, 2], [1, 2], [0, 1], [2, 3])})]
@@ -212,6 +201,6 @@ def test_picture_is_a_png_and_the_same_bytes_twice(name, tmp_path):
 
 
 def test_every_line_style_differs_in_line_and_marker():
-    styles = [figures.line_style(k) for k in range(len(figures.LINES))]
+    styles = [drawing.line_style(k) for k in range(len(drawing.LINES))]
     for key in ("color", "linestyle", "marker"):
         assert len({str(style[key]) for style in styles}) == len(styles)

@@ -45,8 +45,6 @@ def test_committed_page_is_what_the_sources_generate(kernel_page):
 def test_page_shows_every_kernel_and_every_function_with_a_cuda_pair(kernel_page):
     text = shown(kernel_page.page())
     for file in cuda_source.cu_files():
-        if file == "bench/bench":  # measures the GPU, is no layer
-            continue
         for kernel in cuda_source.kernels(file):
             body = cuda_source.source(file).partition(f"{kernel}(")[2].partition("\n}\n")[0]
             assert body and f"{kernel}({body}\n}}" in text, f"{kernel} of {file}.cu"

@@ -4,8 +4,7 @@ import pytest
 
 from weakunet.bench import compile as bench_compile
 from weakunet.gpu import cuda_source
-from weakunet.layers.conv import folded_tensor as upconv3d_tensor
-from weakunet.layers.conv import tensor as conv3d_tensor
+from weakunet.layers.conv import tensor
 from weakunet.util.cli import InputError
 
 try:
@@ -13,7 +12,7 @@ try:
     REASON = ""
 except InputError as error:
     REASON = str(error)
-TF32 = conv3d_tensor.FORWARD, conv3d_tensor.WEIGHT, upconv3d_tensor.COARSE, upconv3d_tensor.WEIGHT
+TF32 = tensor.TENSOR, tensor.FOLDED
 needs_nvrtc = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
@@ -33,8 +32,7 @@ def test_file_compiles_without_warnings_and_float_does_not_spill(file, real, arc
 
 @needs_nvrtc
 def test_conv3d_tiled_leaves_room_for_two_blocks_of_256_threads_on_an_sm():
-    files = "layers/conv/tiled", "layers/conv/tiled_weight"
-    rows = [row for file in files for row in bench_compile.compile_file(file, "float", "sm_90")[0]]
+    rows, _ = bench_compile.compile_file("layers/conv/tiled", "float", "sm_90")
     convolutions = [row for row in rows if "_tiled_k3" in row["kernel"]]
     assert len(convolutions) == 3
     assert max(row["registers"] for row in convolutions) <= 65536 / 2 / 256
@@ -43,15 +41,15 @@ def test_conv3d_tiled_leaves_room_for_two_blocks_of_256_threads_on_an_sm():
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_tensor_kernels_leave_room_for_two_blocks_on_an_sm(architecture):
-    sizes = conv3d_tensor.SIZES | upconv3d_tensor.SIZES
+    sizes = tensor.SIZES
     threads = {
         "conv3d_tensor": "THREADS",
         "conv3d_tensor_backward_weight": "DW_THREADS",
-        "upconv3d_tensor_forward": "UP_THREADS",
-        "upconv3d_tensor_backward_coarse": "UP_THREADS",
-        "upconv3d_tensor_backward_weight": "UP_DW_THREADS",
+        "folded_tensor_forward": "UP_THREADS",
+        "folded_tensor_backward_coarse": "UP_THREADS",
+        "folded_tensor_backward_weight": "UP_DW_THREADS",
     }
-    for files in (TF32, (conv3d_tensor.BF16,)):
+    for files in (TF32, (tensor.BF16,)):
         compiled = [bench_compile.compile_file(file, "float", architecture)[0] for file in files]
         registers = {row["kernel"]: row["registers"] for rows in compiled for row in rows}
         for kernel, block in threads.items():
@@ -59,7 +57,7 @@ def test_tensor_kernels_leave_room_for_two_blocks_on_an_sm(architecture):
 
 
 def test_tensor_kernels_are_for_float_and_ampere_or_newer():
-    for file in (*TF32, conv3d_tensor.BF16):
+    for file in (*TF32, tensor.BF16):
         assert bench_compile.targets(file) == [("float", "sm_80"), ("float", "sm_90")]
     assert len(bench_compile.targets("layers/relu")) == 8
 

@@ -128,6 +128,7 @@ def test_bids_names_hold_the_same_files(predicted, tmp_path):
     }
     about = {"dataset_description.json", ".bidsignore"}
     about |= {"desc-lesions_heatmap.json", "desc-lesions_dseg.json"}
+    about |= {"settings.json", ".done/sub-01_ses-2_PDw.json"}
     assert written == set(images) | about | {"predictions.csv", "detections.csv"}
     for bids, name in images.items():
         assert (out / bids).read_bytes() == (plain / f"sub-01_ses-2_PDw_{name}").read_bytes()

@@ -39,7 +39,7 @@ class Stub:
 @pytest.fixture
 def stub(monkeypatch):
     monkeypatch.setattr(predict, "load_model", lambda path: Stub())
-    monkeypatch.setattr(predict, "file_digest", str)
+    monkeypatch.setattr(predict.resume, "file_digest", str)
     monkeypatch.setattr(copies, "SMOOTHING_VOX", 0)  # its map is known voxel by voxel
     return Stub
 
@@ -94,6 +94,8 @@ def test_raw_scan_is_predicted_on_its_own_whole_grid(stub, tmp_path):
         "Head 1_overlay.png",
         "predictions.csv",
         "detections.csv",
+        "settings.json",
+        ".done",
     }
     heatmap = nibabel.load(out / "Head 1_heatmap.nii.gz")
     labels = nibabel.load(out / "Head 1_lesions.nii.gz")
@@ -288,7 +290,7 @@ def test_cohort_of_prepared_scans_goes_straight_in_and_keeps_its_order(no_pictur
     assert [row["subject"] for row in predictions] == ["z", "a", "m"]
     heatmap = nibabel.load(tmp_path / "one" / "m_heatmap.nii.gz")
     assert heatmap.shape == (7, 8, 11)
-    for path in (tmp_path / "one").iterdir():
+    for path in (tmp_path / "one").glob("[!.]*"):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 

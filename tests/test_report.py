@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from weakunet.figures import report
-from weakunet.figures.overlay import new_figure, save_figure
+from weakunet.figures.drawing import new_figure, save_figure
 from weakunet.util.cli import InputError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -140,7 +140,8 @@ def test_viewer_holds_the_scan_within_a_grey_level_and_every_mark(tmp_path):
     points = {name: mark["points"] for name, mark in held["marks"].items()}
     assert points["true positives"] == [[1, 1.5, 1.5]]
     assert points["false positives"] == [[4, 0, 7]]
-    assert points["false negatives"] == [[4, 4, 2]]
+    assert points["false negatives"] == [[4, 4, 2]] and points["merged"] == []
+    assert len({mark["shape"] for mark in held["marks"].values()}) == 4
     assert len(held["colours"]) == 256 and max(map(max, held["colours"])) <= 255
 
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from cuda_on_cpu.harness import reason_not_to_run
 from kernel_cases import CASES
+from test_folded_tensor import random_arrays
 from test_kernels import cast
-from test_upconv3d_tensor import random_arrays
 
-from weakunet.layers.conv import folded as upconv3d
+from weakunet.layers.conv import folded, tensor
 from weakunet.layers.conv import gpu as conv3d_cuda
-from weakunet.layers.conv import tensor as conv3d_tensor
 
 FUNCTIONS = sorted({name.split()[0] for name in CASES})
 
@@ -31,15 +30,15 @@ def test_kernels_have_no_invalid_access_and_no_race(sanitize, function, cuda_on_
             on_gpu(*cast(args, np.float32 if "tensor" in name else np.float64))
     if function == "conv3d_backward":  # few blocks, so that each works through several tiles
         monkeypatch.setattr(conv3d_cuda, "BLOCKS", 4)
-        monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)
+        monkeypatch.setattr(tensor, "BLOCKS", 4)
         rng = np.random.default_rng(0)
-        few = {"tiled": ("f8", 2)} | dict.fromkeys(conv3d_tensor.PAIR, ("f4", 9))
+        few = {"tiled": ("f8", 2)} | dict.fromkeys(tensor.PAIR, ("f4", 9))
         for kernel, (dtype, c_in) in few.items():
             shapes = (1, 3, 5, 9, 17), (1, c_in, 5, 9, 17), (3, c_in, 3, 3, 3)
             dy, x, w = (rng.normal(size=shape).astype(dtype) for shape in shapes)
             conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel, mask=True)
-    if function == "upconv3d_backward":
-        monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)
-        for rung in conv3d_tensor.PAIR:
-            upconv3d.upconv3d_backward(*random_arrays(1, 8, 9, (2, 3, 17), 3)[:4], rung)
+    if function == "upsample_conv3d_backward":
+        monkeypatch.setattr(tensor, "BLOCKS", 4)
+        for rung in tensor.PAIR:
+            folded.upsample_conv3d_backward(*random_arrays(1, 8, 9, (2, 3, 17), 3)[:4], rung)
     assert cuda_on_cpu.launched

@@ -16,9 +16,9 @@ from weakunet import evaluate, predict
 from weakunet.data import load
 from weakunet.data.cohort import LoadedScan, Scan, read_cohort, write_cohort
 from weakunet.data.volumes import Volume, index_to_world, write_volume
+from weakunet.evaluation import evaluate as evaluation
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import save_checkpoint
-from weakunet.util import resume
 from weakunet.util.cli import write_csv
 
 AFFINE = np.diag([0.5, 0.5, 0.8, 1.0])
@@ -65,7 +65,7 @@ def run(folder, out, *options):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture
@@ -84,11 +84,11 @@ def test_killed_prediction_goes_on_with_the_bytes_of_one_process(cohort):
     out = cohort / "out"
     arguments = [sys.executable, "-m", "weakunet.predict", *command(cohort, "out", "--jobs=2")]
     process = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(out.glob(".unfinished/done/[!.]*.json"))) < 2:
+    while process.poll() is None and len(list(out.glob(".done/[!.]*.json"))) < 2:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = {path.stem: path for path in out.glob(".unfinished/done/[!.]*.json")}
+    done = {path.stem: path for path in out.glob(".done/[!.]*.json")}
     assert 2 <= len(done) < 10 and not (out / "predictions.csv").exists()
     (out / ".writing-abc.nii.gz").write_bytes(b"half")  # as a kill at another moment leaves
     images = [path for path in out.glob("s*") if path.name[:3] in done]
@@ -98,8 +98,8 @@ def test_killed_prediction_goes_on_with_the_bytes_of_one_process(cohort):
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in written.items())
     assert run(cohort, "whole") == 0
     assert contents(out) == contents(cohort / "whole")
-    names = {path.name for path in out.iterdir()}
-    assert len(names) == 4 * 10 + 2 and not any(name.startswith(".") for name in names)
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".writing-")}
+    assert len(names) == 4 * 10 + 4 and names >= {"settings.json", ".done"}
 
 
 def begun(cohort, monkeypatch, scans):
@@ -140,22 +140,20 @@ def test_scan_whose_source_changed_or_result_is_gone_is_done_again(
     volume = prepared_volume(99)
     write_volume(cohort / "s01.nii.gz", volume.array, volume)
     (out / "s02_lesions.nii.gz").unlink()
-    (out / ".unfinished" / "done" / "s03.json").write_text("{")
+    (out / ".done" / "s03.json").write_text("{")
     assert redone(cohort, monkeypatch) == [f"s{i:02d}" for i in range(1, 10)]
     assert run(cohort, "whole") == 0
     assert contents(out) == contents(cohort / "whole")
 
 
-def test_other_model_or_settings_are_refused_while_a_run_is_unfinished(
-    cohort, no_pictures, monkeypatch, capsys
-):
+def test_other_model_or_settings_are_refused(cohort, no_pictures, monkeypatch, capsys):
     out = begun(cohort, monkeypatch, 2)
-    before = contents(out / ".unfinished" / "done")
+    before = contents(out / ".done")
     assert run(cohort, "out", "--invert") == 2
-    assert "part of a run with other settings" in capsys.readouterr().err
+    assert "begun with other settings, invert False (now True)" in capsys.readouterr().err
     save_checkpoint(cohort / "m.npz", WeakUNet((2, 3), rng=np.random.default_rng(1)))
     assert run(cohort, "out") == 2
-    assert len(before) == 2 and contents(out / ".unfinished" / "done") == before
+    assert len(before) == 2 and contents(out / ".done") == before
 
 
 def test_failed_scan_is_mended_and_the_same_command_finishes(cohort, no_pictures, monkeypatch):
@@ -167,8 +165,17 @@ def test_failed_scan_is_mended_and_the_same_command_finishes(cohort, no_pictures
     (cohort / "s05.nii.gz").write_bytes(image)
     assert redone(cohort, monkeypatch) == ["s05"]
     assert len(table.read_text().splitlines()) == 11
-    assert not resume.is_begun(cohort / "out")
-    assert run(cohort, "out") == 2  # finished
+    assert redone(cohort, monkeypatch) == []  # finished
+
+
+def test_corrected_table_is_obeyed_after_the_end(cohort, no_pictures, monkeypatch):
+    """The row named the wrong image; the right one is older than the predictions."""
+    assert run(cohort, "out") == 0
+    table = cohort / "cohort.csv"
+    table.write_text(table.read_text().replace("s03.nii.gz", "s04.nii.gz"))
+    assert redone(cohort, monkeypatch) == ["s03"]
+    assert run(cohort, "whole") == 0
+    assert contents(cohort / "out") == contents(cohort / "whole")
 
 
 # -- memory ---------------------------------------------------------------------------------
@@ -188,7 +195,7 @@ class Alive:
 
 
 def test_prediction_holds_one_scan_at_a_time(cohort, no_pictures, monkeypatch):
-    alive, read = Alive(), predict.load_scan
+    alive, read = Alive(), load.load_scan
 
     def load_scan(scan):
         loaded = read(scan)
@@ -211,10 +218,10 @@ def test_evaluation_holds_one_scan_at_a_time():
         return scan, {"regression_fcn": heatmap}
 
     cases = [lambda i=i: case(i) for i in range(12)]
-    streamed = evaluate.evaluate_cases(cases, {"regression_fcn": [2.2] * 12})
+    streamed = evaluation.evaluate_cases(cases, {"regression_fcn": [2.2] * 12})
     assert 1 <= alive.most <= 2
     scans, maps = zip(*(case(i) for i in range(12)), strict=True)
-    in_memory = evaluate.evaluate_maps(
+    in_memory = evaluation.evaluate_maps(
         scans, [2.2] * 12, {"regression_fcn": [own["regression_fcn"] for own in maps]}
     )
     assert repr(streamed) == repr(in_memory)  # NaN as well

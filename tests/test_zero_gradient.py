@@ -1,6 +1,6 @@
 """What a convolution's backward kernels leave out because dy is 0 there.
 
-Seen in the bits, in what a NaN beside a zero does, and counted by bench --zeros.
+Seen in the bits, and in what a NaN beside a zero does.
 """
 
 import shutil
@@ -8,18 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
-from weakunet.bench import __main__ as bench
-from weakunet.bench import zeros as bench_zeros
 from weakunet.gpu import cuda_source
-from weakunet.layers.conv import folded_tensor as upconv3d_tensor
+from weakunet.layers.conv import folded, tensor
 from weakunet.layers.conv import gpu as conv3d_cuda
-from weakunet.layers.conv import tensor as conv3d_tensor
 
-RUNGS = ("tiled", *conv3d_tensor.PAIR)
+RUNGS = ("tiled", *tensor.PAIR)
 # module and name of each file of kernels that leave out what is 0
-FILES = [(conv3d_cuda, "TILED"), (conv3d_cuda, "TILED_WEIGHT")]
-FILES += [(conv3d_tensor, "FORWARD"), (conv3d_tensor, "WEIGHT")]
-FILES += [(upconv3d_tensor, "COARSE"), (upconv3d_tensor, "WEIGHT")]
+FILES = [(conv3d_cuda, "TILED"), (tensor, "TENSOR"), (tensor, "FOLDED")]
 
 
 def arrays(seed=0):
@@ -36,12 +31,13 @@ def arrays(seed=0):
 
 def never_skipping(folder, monkeypatch):
     """From now on kernels run from copies of their files that work through every tile."""
-    for path in cuda_source.cu_path("layers/relu").parent.glob("*.cu*"):
+    for path in cuda_source.cu_path("layers/conv/tiled").parent.glob("*.cu*"):
         shutil.copy(path, folder)
-    for module, name in [*FILES, (conv3d_tensor, "BF16")]:
+    for module, name in [*FILES, (tensor, "BF16")]:
         copy = folder / f"{getattr(module, name).rpartition('/')[2]}.cu"
         text = copy.read_text()
-        assert text.count("__syncthreads_or(any)") == (name != "BF16")  # that includes the others
+        skips = 0 if name == "BF16" else 2  # that one includes the others
+        assert text.count("__syncthreads_or(any)") == skips
         copy.write_text(text.replace("__syncthreads_or(any)", "__syncthreads_or(true)"))
         monkeypatch.setattr(module, name, str(copy.with_suffix("")))
 
@@ -49,7 +45,7 @@ def never_skipping(folder, monkeypatch):
 @pytest.mark.parametrize("kernel", RUNGS)
 def test_leaving_zeros_out_changes_no_bit(kernel, cuda_on_cpu, monkeypatch, tmp_path):
     monkeypatch.setattr(conv3d_cuda, "BLOCKS", 4)
-    monkeypatch.setattr(conv3d_tensor, "BLOCKS", 4)
+    monkeypatch.setattr(tensor, "BLOCKS", 4)
     skipping = conv3d_cuda.conv3d_backward_cuda(*arrays(), kernel=kernel)
     never_skipping(tmp_path, monkeypatch)
     every_tile = conv3d_cuda.conv3d_backward_cuda(*arrays(), kernel=kernel)
@@ -80,11 +76,11 @@ def test_a_nan_in_the_gradient_is_not_taken_for_zero(kernel, cuda_on_cpu):
     assert np.isnan(dx).sum() == 27 * 9 and np.isnan(dw[5]).all() and not np.isnan(dw[:5]).any()
 
 
-@pytest.mark.parametrize("rung", conv3d_tensor.PAIR)
+@pytest.mark.parametrize("rung", tensor.PAIR)
 def test_leaving_zeros_out_behind_an_upsampling_changes_no_bit_and_is_not_multiplied(
     rung, cuda_on_cpu, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(conv3d_tensor, "BLOCKS", 8)
+    monkeypatch.setattr(tensor, "BLOCKS", 8)
     rng = np.random.default_rng(0)
     dy = np.zeros((1, 33, 6, 18, 34), np.float32)
     dy[0, :16, 2, 4, 2:6] = rng.normal(size=(16, 4))
@@ -100,8 +96,8 @@ def test_leaving_zeros_out_behind_an_upsampling_changes_no_bit_and_is_not_multip
     coarse_nan[..., 5:7, 8:15] = np.nan  # a row of tiles and more from where dy is not 0
 
     def gradients():
-        exact = upconv3d_tensor.backward(rung, dy, skip, coarse, w)
-        beside_nan = upconv3d_tensor.backward(rung, dy, skip, coarse_nan, w_nan)
+        exact = folded.upsample_conv3d_backward(dy, skip, coarse, w, rung)
+        beside_nan = folded.upsample_conv3d_backward(dy, skip, coarse_nan, w_nan, rung)
         return exact[1:3], beside_nan[1:3]
 
     (skipping, beside_nan), _ = gradients(), never_skipping(tmp_path, monkeypatch)
@@ -110,33 +106,3 @@ def test_leaving_zeros_out_behind_an_upsampling_changes_no_bit_and_is_not_multip
         np.testing.assert_array_equal(some.view(np.uint32), all_.view(np.uint32))
     assert all(np.isfinite(gradient).all() for gradient in beside_nan)
     assert all(np.isnan(gradient).any() for gradient in multiplied)
-
-
-def test_shares_of_zeros_are_counted_tile_by_tile():
-    dy = np.zeros((1, 40, 8, 16, 32), np.float32)
-    dy[0, 3, 3, 7, 15] = dy[0, 3, 3, 7, 14] = 1  # the corner of a tile: 8 halos hold it
-    dy[0, 39, 0, 0, 0] = np.nan
-    found = bench_zeros.shares(dy)
-    assert found["zeros"] == 1 - 3 / dy.size and found["voxels"] == 1 - 3 / (8 * 16 * 32)
-    # groups of 8 maps: 5, tiles of 4 x 8 x 16: 8; groups of 32 maps: 2, tiles of 2 x 4 x 16: 32
-    assert found["dx"] == 1 - (8 + 1) / (5 * 8) and found["dw"] == 1 - 2 / (2 * 32)
-
-
-def test_zeros_of_training_are_printed_for_both_poolings(monkeypatch, capsys):
-    for name, value in (("STEPS", 3), ("LOOK_AT", 2), ("SCANS", 4)):
-        monkeypatch.setattr(bench_zeros, name, value)
-    bench.main(["--zeros", "--only", "default"])
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("| default | max ") for line in lines) == 6
-    assert sum(line.startswith("| default | lmax | all ") for line in lines) == 1
-    assert any("decoder0.conv0 | 8 " in line and "4x16x32x32" in line for line in lines)
-
-
-def test_shares_are_weighed_by_flop_and_the_first_layer_has_no_dx():
-    row = {"zeros": 1, "voxels": 1}
-    watched = {
-        "last": [row | {"flop": 3, "dx": 0.5, "dw": 1}, row | {"flop": 3, "dx": 0.7, "dw": 1}],
-        "first": [row | {"flop": 1, "dx": 0, "dw": 0}],
-    }
-    total = bench_zeros._summed_up(watched)[-1]
-    assert total["dx"] == pytest.approx(0.6) and total["dw"] == pytest.approx(0.75)

@@ -22,7 +22,7 @@ import nibabel
 import numpy as np
 
 from weakunet.data import phantom, volumes
-from weakunet.figures.overlay import BLUE, save_figure
+from weakunet.figures.drawing import BLUE, save_figure
 
 # %% [markdown]
 # ## A volume is `array[z, y, x]`

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 
 from weakunet.data import phantom
-from weakunet.figures.overlay import BLUE, RED, save_figure
+from weakunet.figures.drawing import BLUE, RED, save_figure
 from weakunet.layers.conv.conv3d import Conv3D, conv3d_forward
 
 rng = np.random.default_rng(2)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir()
 import matplotlib.pyplot as plt
 import numpy as np
 
-from weakunet.figures.overlay import LINES, save_figure
+from weakunet.figures.drawing import LINES, save_figure
 from weakunet.layers.conv.conv3d import Conv3D, conv3d_backward, conv3d_forward
 from weakunet.layers.gradcheck import check_layer
 

@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from weakunet.data import phantom
-from weakunet.figures.overlay import BLUE, RED, save_figure
+from weakunet.figures.drawing import BLUE, RED, save_figure
 from weakunet.layers.conv.conv3d import conv3d_forward
 from weakunet.layers.gradcheck import numerical_gradient, relative_error
 from weakunet.layers.maxpool3d import maxpool3d_backward, maxpool3d_forward

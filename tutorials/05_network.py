@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from weakunet.data import phantom
-from weakunet.figures.overlay import BLUE, RED, save_figure
+from weakunet.figures.drawing import BLUE, RED, save_figure
 from weakunet.model import WeakUNet
 
 # %% [markdown]

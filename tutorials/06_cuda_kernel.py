@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cuda_on_cpu import harness
 
-from weakunet.figures.overlay import save_figure
+from weakunet.figures.drawing import save_figure
 from weakunet.gpu import backend
 from weakunet.layers.conv.conv3d import conv3d_forward
 

@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from weakunet.bench import counts as bench_counts
-from weakunet.figures.overlay import LINES, save_figure
+from weakunet.figures.drawing import LINES, save_figure
 from weakunet.layers.conv import cpu as conv3d_fast
 from weakunet.layers.conv import gpu as conv3d_cuda
 from weakunet.layers.conv.conv3d import conv3d_forward
@@ -230,7 +230,7 @@ assert groups * maps >= C_OUT  # one block makes all output maps of its tile
 per_tile = 4 * (C_IN * (halo + 27 * maps * groups) + C_OUT * tile)  # x and w in, y out
 gpu = {"naive": 2 / 8, "tiled": count_work(C_IN, C_OUT, TILE)[0] / per_tile}
 
-device_peak, device_bandwidth = bench_counts.DEVICES["h200"]
+device_peak, _, device_bandwidth = bench_counts.DEVICES["h200"]
 for name, intensity in gpu.items():
     ceiling = min(device_peak, intensity * device_bandwidth)
     print(

@@ -23,7 +23,7 @@ import numpy as np
 
 from weakunet.data import phantom
 from weakunet.evaluation.metrics import count_metrics
-from weakunet.figures.overlay import LINES, save_figure
+from weakunet.figures.drawing import LINES, save_figure
 from weakunet.layers.globalpool3d import GlobalPool3D, globalmax_backward, globalmax_forward
 from weakunet.layers.loss import mse_backward, mse_forward
 from weakunet.layers.optim import Adadelta, adadelta_update

@@ -27,7 +27,7 @@ from matplotlib.patches import Patch
 from weakunet.data import phantom
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.evaluation.metrics import count_hits, count_metrics
-from weakunet.figures.overlay import BLUE, GREEN, RED, save_figure
+from weakunet.figures.drawing import BLUE, GREEN, RED, save_figure
 from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.linear import linear_backward, linear_forward
 from weakunet.layers.loss import mse_backward

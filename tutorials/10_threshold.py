@@ -25,7 +25,7 @@ from scipy import ndimage
 from weakunet.data import phantom
 from weakunet.detection import detect
 from weakunet.evaluation.metrics import count_hits
-from weakunet.figures.overlay import BLUE, GREEN, LINES, save_figure
+from weakunet.figures.drawing import BLUE, GREEN, LINES, save_figure
 
 # %% [markdown]
 # ## Islands in a falling sea

@@ -27,15 +27,8 @@ from scipy.spatial.distance import cdist
 from weakunet.data import phantom
 from weakunet.detection.detect import detect_lesions, fill_outside, whole_count
 from weakunet.evaluation import metrics
-from weakunet.figures.overlay import (
-    GREEN,
-    LINES,
-    MARKS,
-    OUTLINE,
-    near_slice,
-    save_figure,
-    show_slice,
-)
+from weakunet.figures.drawing import GREEN, LINES, OUTLINE, near_slice, save_figure, show_slice
+from weakunet.figures.marks import MARKS
 
 rng = np.random.default_rng(11)
 
@@ -295,7 +288,7 @@ print(f"TPR of spots minus brightness, 95 % [{low:.1%}, {high:.1%}]")
 
 # %%
 def judged(scan, own):
-    """The places of one scan by what they are, named as in `figures.MARKS`."""
+    """The places of one scan by what they are, named as in `marks.MARKS`."""
     found, lesions = detect_lesions(own, scan.count).centres_zyx, scan.centres_zyx
     pairs = np.array(metrics.match_detections(found, lesions), int).reshape(-1, 2)
     return {

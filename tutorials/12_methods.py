@@ -32,8 +32,8 @@ from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.predict_scan import predict_scan
 from weakunet.evaluation import metrics
 from weakunet.evaluation.metrics import count_hits
-from weakunet.figures.methods import ABOVE
-from weakunet.figures.overlay import LINES, busiest_slices, draw_rings, save_figure, show_slice
+from weakunet.figures.drawing import ABOVE, LINES, busiest_slices, save_figure, show_slice
+from weakunet.figures.marks import draw_rings
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model

@@ -32,8 +32,8 @@ import numpy as np
 from scipy import ndimage
 
 from weakunet.evaluation.metrics import match_detections
-from weakunet.figures.methods import ABOVE
-from weakunet.figures.overlay import MARKS, OUTLINE, save_figure
+from weakunet.figures.drawing import ABOVE, OUTLINE, save_figure
+from weakunet.figures.marks import MARKS
 
 # %% [markdown]
 # Everything goes into a temporary folder, which is gone at the end. `run` starts a command there,

@@ -29,7 +29,7 @@ from matplotlib.lines import Line2D
 from weakunet.detection.detect import detect_lesions, fill_outside, whole_count
 from weakunet.detection.predict_scan import predict_scan
 from weakunet.evaluation.metrics import count_hits, count_metrics, detection_metrics, froc_by_count
-from weakunet.figures import overlay as figures
+from weakunet.figures import drawing, marks
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import WEIGHTS, Run, train
@@ -148,7 +148,7 @@ agreement = count_metrics(counts["test"], [count for count, _ in predicted])
 
 # %%
 def style(name):
-    marker, colour = figures.MARKS[name]
+    marker, colour = marks.MARKS[name]
     style = {"linestyle": "none", "marker": marker, "markersize": 13, "markerfacecolor": "none"}
     return style | {"markeredgecolor": colour, "markeredgewidth": 2.2}
 
@@ -158,25 +158,25 @@ figure, panels = plt.subplots(2, 4, figsize=(16, 7.6), layout="constrained")
 for row, i in zip(panels, shown, strict=True):
     sheet, (count, heatmap) = sheets["test"][i], predicted[i]
     labels = detect_lesions(heatmap, whole_count(count)).labels
-    marks, _ = figures.judge_detections(labels, sheet.centres_zyx, None)
-    figures.show_slice(row[0], sheet.volume.array[0], None)
-    figures.draw_rings(row[0], sheet.centres_zyx, 0, 1, 1)
-    figures.show_slice(row[1], heatmap[0], None, *np.percentile(heatmap, [1, 99.9]))
-    figures.show_slice(row[2], sheet.volume.array[0], None, high=2.0)  # darker, for the marks
-    for name, points in marks.items():
+    judged, _ = marks.judge_detections(labels, sheet.centres_zyx, None)
+    drawing.show_slice(row[0], sheet.volume.array[0], None)
+    marks.draw_rings(row[0], sheet.centres_zyx, 0, 1, 1)
+    drawing.show_slice(row[1], heatmap[0], None, *np.percentile(heatmap, [1, 99.9]))
+    drawing.show_slice(row[2], sheet.volume.array[0], None, high=2.0)  # darker, for the marks
+    for name, points in judged.items():
         row[2].plot(points[:, 2], points[:, 1], **style(name))
     row[0].set(title=f"{sheet.count} threes", ylabel="y (pixels)")
     row[1].set(title=f"heatmap: counts {count:.1f}")
-    hit, wrong, missed = (len(points) for points in marks.values())
-    row[2].set(title=f"{hit} found, {wrong} wrong, {missed} missed")
+    hit, wrong, missed, merged = (len(points) for points in judged.values())
+    row[2].set(title=f"{hit} found, {wrong} wrong, {missed + merged} missed")
 for panel in panels[1, :3]:
     panel.set_xlabel("x (pixels)")
-handles = [Line2D([], [], label=name, **style(name)) for name in marks]
+handles = [Line2D([], [], label=name, **style(name)) for name in judged]
 figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False)
 
 jitter = np.random.default_rng(0).uniform(-0.15, 0.15, len(predicted))
 pairs = counts["test"] + jitter, [count for count, _ in predicted]
-panels[0, 3].plot(*pairs, "o", color=figures.BLUE, alpha=0.7)
+panels[0, 3].plot(*pairs, "o", color=drawing.BLUE, alpha=0.7)
 panels[0, 3].axline((0, 0), slope=1, color="black", linestyle=":")
 panels[0, 3].set(xlabel="true count (threes, spread out)", ylabel="predicted count")
 panels[0, 3].set_title(f"{len(predicted)} test sheets: R2 {agreement['count_r2']:.2f}")
@@ -188,10 +188,10 @@ centres = [sheet.centres_zyx for sheet in sheets["test"]]
 for k, (name, each) in enumerate(maps.items()):
     curve = froc_by_count(each, [count for count, _ in predicted], centres)
     points = [(point["fp_per_scan"], 100 * point["tpr"]) for point in curve]
-    panels[1, 3].plot(*np.transpose(points), label=name, **figures.line_style(k, markersize=5))
+    panels[1, 3].plot(*np.transpose(points), label=name, **drawing.line_style(k, markersize=5))
 panels[1, 3].set(xlabel="false positives a sheet", ylabel="threes found (%)", ylim=(0, 103))
 panels[1, 3].legend(frameon=False, loc="center right")
-figures.save_figure(figure, "runs/tutorials/14_beyond_lesions.png")
+drawing.save_figure(figure, "runs/tutorials/14_beyond_lesions.png")
 
 print(f"R2 of the count on {len(predicted)} sheets by other writers: {agreement['count_r2']:.2f}")
 for name, rate in rates.items():

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 
-from weakunet.figures.overlay import save_figure  # noqa: E402
+from weakunet.figures.drawing import save_figure  # noqa: E402
 from weakunet.gpu import cuda_source  # noqa: E402
 from weakunet.util.cli import command, write_text  # noqa: E402
 

@@ -52,8 +52,8 @@ SECTIONS = {
         ("concat_backward", "layers/concat", "concat_backward"),
     ],
     "layers/conv/folded": [
-        ("_fold upconv3d_forward", None, None),
-        ("upconv3d_backward", None, None),
+        ("_fold upsample_conv3d_forward", None, None),
+        ("upsample_conv3d_backward", None, None),
     ],
     "layers/globalpool3d": [
         ("globalmax_forward", "layers/globalpool3d", "globalmax_parts globalmax_forward"),
@@ -75,17 +75,13 @@ SECTIONS = {
     "training/augment": [("warp _flip_and_shift", "training/augment", None)],
     "layers/conv/cpu": [
         ("forward sweep _gather _overlap _multiply", "layers/conv/tiled", None),
-        ("backward _correlate", "layers/conv/tiled_weight", None),
+        ("backward _correlate", None, None),
     ],
     "layers/conv/tensor": [
         (None, "layers/conv/tensor_core.cuh", None),
         (None, "layers/conv/tensor", None),
-        (None, "layers/conv/tensor_weight", None),
-        (None, "layers/conv/tensor_bf16", None),
-    ],
-    "layers/conv/folded_tensor": [
         (None, "layers/conv/folded", None),
-        (None, "layers/conv/folded_weight", None),
+        (None, "layers/conv/tensor_bf16", None),
     ],
 }
 PYTHON = re.compile(

@@ -4,34 +4,30 @@
                                         |                                            (eq. 2)
                                         +--> heatmap M = sum_i w_i f_i               (eq. 3)
 
-The encoder alternates 3x3x3 convolutions (each followed by a ReLU) with 2x2x2 max pooling, the
-decoder goes back up by nearest-neighbour upsampling and concatenates the encoder's maps of the same
-size. [paper] family, ReLU, 2x2x2 pooling and upsampling, skip connections, pooling, eqs. 1-3.
+The encoder alternates 3x3x3 convolutions (each followed by a ReLU) with 2x2x2 max pooling. The
+decoder upsamples (nearest neighbour) and concatenates the encoder's maps of the same size.
+[paper] the family, ReLU, 2x2x2 pooling and upsampling, skip connections, global pooling, eqs. 1-3.
 [ours, the paper leaves them open] the number of levels and maps, max pooling, concatenation.
 
-Ours, too: how the last layer starts. The paper draws all weights from a Gaussian; the level of
-the untrained pooled features is then 5 to 20 times their spread over scans, so that a small common
-change of the features swamps the count, and whether a run learns is luck. `start` takes instead the
-positive w with which the untrained network predicts the mean count on average: then lesions add
-to the count from the first step on, and an empty region comes to give nothing.
+Also ours: how the last layer starts. With Gaussian weights, as in the paper, the mean of the
+untrained pooled features is 5 to 20 times their spread over scans: a small common change of all
+features swamps the count, and whether a run learns is luck. `start` takes instead the positive w
+with which the untrained network predicts the mean count on average.
 
 Without the upsampling path it is the regression network that the paper compares with (section 3, b
-and d): the encoder's last maps are pooled, and M, small, is brought up to the input's size.
+and d): the encoder's last maps are pooled, and the small M is upsampled to the input's size.
 """
 
 import numpy as np
 
 from weakunet.gpu.backend import is_cuda, to_device, to_host
 from weakunet.layers.conv.conv3d import Conv3D, conv3d_forward
-from weakunet.layers.conv.folded import UpConv3D
-from weakunet.layers.conv.gpu import KERNEL_OF
-from weakunet.layers.conv.rounding import ROUNDINGS
-from weakunet.layers.conv.tensor import SIZES as TENSOR_SIZES
+from weakunet.layers.conv.folded import UpsampleConv3D
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.layers.globalpool3d import GlobalPool3D
+from weakunet.layers.level import Level
 from weakunet.layers.linear import Linear, linear_forward
 from weakunet.layers.maxpool3d import MaxPool3D
-from weakunet.layers.relu import ReLU, relu_forward
 
 # Intensities in [0, 1] are spread around 0 before the first convolution (ours): learning is faster.
 INPUT_CENTRE, INPUT_GAIN = 0.4, 4.0
@@ -74,25 +70,19 @@ class WeakUNet:
         self.shape = (1, 1, 1)
         self.flips = ""  # axes of 'zyx' along which training mirrored its scans, see tta.py
 
-        def level(c_in, c_out, first=Conv3D, needs_dx=True):
-            """[convolution, ReLU, convolution, ReLU, ...]"""
-            stack = [first(c_in, c_out, rng=rng, dtype=dtype, needs_dx=needs_dx), ReLU()]
-            for _ in range(convs_per_level - 1):
-                stack += [Conv3D(c_out, c_out, rng=rng, dtype=dtype), ReLU()]
-            return stack
+        def level(c_in, c_out, first=Conv3D):
+            more = range(convs_per_level - 1)
+            first = first(c_in, c_out, rng=rng, dtype=dtype)
+            return Level([first, *(Conv3D(c_out, c_out, rng=rng, dtype=dtype) for _ in more)])
 
         maps_in = (1, *channels)
-        self.encoder = [
-            # training has no use for the gradient in the image
-            level(maps_in[i], maps_in[i + 1], needs_dx=i > 0)
-            for i in range(len(channels))
-        ]
+        self.encoder = [level(maps_in[i], maps_in[i + 1]) for i in range(len(channels))]
         self.pools = [MaxPool3D() for _ in channels[1:]]
         self.decoder = [
-            level(channels[i] + channels[i + 1], channels[i], UpConv3D)
+            level(channels[i] + channels[i + 1], channels[i], UpsampleConv3D)
             for i in range(len(channels) - 1 if upsampling else 0)
         ]
-        # how many input voxels a voxel of the last maps covers, along each axis
+        # edge length, in input voxels, of what a voxel of the last maps covers
         self.coarseness = 1 if upsampling else self.multiple
         self.global_pool = GlobalPool3D(pooling, max(1, block // self.coarseness))
         self.linear = Linear(channels[0 if upsampling else -1], rng=rng, dtype=dtype)
@@ -106,26 +96,26 @@ class WeakUNet:
         """
         h = (scans - INPUT_CENTRE) * INPUT_GAIN
         skips = []
-        for i, stack in enumerate(self.encoder):
-            h = _forward(stack, h, keep)
+        for i, level in enumerate(self.encoder):
+            h = level.forward(h, keep=keep)  # (N, C, D, H, W) -> (N, channels[i], D, H, W)
             if i < len(self.pools):
                 skips.append(h)
-                h = self.pools[i].forward(h, keep)
-        for i in reversed(range(len(self.decoder))):
-            upconv, *rest = self.decoder[i]  # upsamples h, puts the skip before it, convolves
-            h = _forward(rest, upconv.forward(skips.pop(), h, keep), keep)
+                h = self.pools[i].forward(h, keep)  # -> (N, channels[i], D/2, H/2, W/2)
+        for level in reversed(self.decoder):
+            # upsamples h, puts the skip before it, convolves: twice the size, as many maps as skip
+            h = level.forward(skips.pop(), h, keep=keep)
         return h
 
     def forward(self, scans):
-        """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
+        """Predicted counts (N,) of scans (N, 1, D, H, W); keeps what backward needs (eq. 2)."""
         return self.linear.forward(self.global_pool.forward(self.features(scans, keep=True)))
 
     def start(self, batches, count):
         """Set the last layer so that the mean prediction over `batches` is the mean `count`.
 
         w_i = count / (C mean x_i), b = 0, with x = G(f) over all scans of the batches (iterable of
-        (n, 1, D, H, W)): every feature map contributes an equal share. A map that is zero
-        everywhere gets the mean w of the others.
+        (n, 1, D, H, W)): every feature map contributes equally. A map that is zero everywhere gets
+        the mean w of the others.
         """
         pooled = [to_host(self.global_pool.forward(self.features(scans))) for scans in batches]
         level = np.concatenate(pooled).mean(axis=0)
@@ -136,42 +126,41 @@ class WeakUNet:
         self.load(self.params | {"linear.w": w, "linear.b": np.zeros(1)})
 
     def backward(self, dcount, to_image=False, guided=False):
-        """Set all gradients from the loss's gradient dcount (N,) in the predicted counts.
+        """Set all gradients, from the loss's gradient dcount (N,) with respect to the counts.
 
-        Returns the gradient in the scans (N, 1, D, H, W) where `to_image` asks for it, else None.
+        Returns the gradient with respect to the scans (N, 1, D, H, W) if `to_image`, else None.
         """
         df = self.global_pool.backward(self.linear.backward(dcount))
         return self.backward_features(df, to_image, guided)
 
     def backward_features(self, df, to_image=False, guided=False):
-        """As `backward`, from the gradient df in the last feature maps; the last layer has none."""
+        """As `backward`, from the gradient df with respect to the last maps: no last layer."""
         dh, dskips = self.backward_decoder(df, guided)
-        self.encoder[0][0].needs_dx = to_image
         for i in reversed(range(len(self.encoder))):
             if i < len(self.pools):
                 dh = self.pools[i].backward(dh)
                 if dskips:
                     # a skip connection splits the forward path in two, so here two gradients add up
                     dh = dh + dskips.pop()
-            dh = _backward(self.encoder[i], dh, guided)
+            # training has no use for the gradient with respect to the image
+            dh = self.encoder[i].backward(dh, guided, needs_dx=to_image or i > 0)
         return dh * INPUT_GAIN if to_image else None
 
     def backward_decoder(self, df, guided=False):
-        """The gradients in the bottom's maps and in each skip connection, from df; sets its own.
+        """The gradients with respect to the bottom's maps and to each skip; sets its own, from df.
 
-        guided: every ReLU also drops what is negative of the gradient that comes in (guided
-        backpropagation, for pictures only, see baselines.py).
+        guided: as in Level.backward.
         """
         dh, dskips = df, []
-        for upconv, *rest in self.decoder:
-            dskip, dh = upconv.backward(_backward(rest, dh, guided))
+        for level in self.decoder:
+            dskip, dh = level.backward(dh, guided)
             dskips.append(dskip)
         return dh, dskips
 
     def predict(self, scans, interpolate="linear"):
         """Counts (N,) and heatmaps (N, 1, D, H, W) of scans, from one pass (eqs. 2 and 3).
 
-        Without upsampling the heatmap is brought up, 'linear' or 'nearest' (see enlarge3d.py).
+        Without an upsampling path the heatmap is resized, 'linear' or 'nearest' (enlarge3d.py).
         """
         f = self.features(scans)
         w, b = self.linear.params["w"], self.linear.params["b"]
@@ -186,10 +175,10 @@ class WeakUNet:
     # -- the parameters -----------------------------------------------------------------------
 
     def _learning_layers(self):
-        for i, stack in enumerate(self.encoder):
-            yield from ((f"encoder{i}.conv{j}", conv) for j, conv in enumerate(stack[::2]))
-        for i, stack in enumerate(self.decoder):
-            yield from ((f"decoder{i}.conv{j}", conv) for j, conv in enumerate(stack[::2]))
+        for i, level in enumerate(self.encoder):
+            yield from ((f"encoder{i}.conv{j}", conv) for j, conv in enumerate(level.convs))
+        for i, level in enumerate(self.decoder):
+            yield from ((f"decoder{i}.conv{j}", conv) for j, conv in enumerate(level.convs))
         yield "linear", self.linear
 
     @property
@@ -203,7 +192,7 @@ class WeakUNet:
 
     @property
     def grads(self):
-        """name -> gradient, as the last backward left them."""
+        """name -> gradient, as the last backward set it."""
         return {
             f"{layer_name}.{name}": value
             for layer_name, layer in self._learning_layers()
@@ -233,35 +222,10 @@ class WeakUNet:
     def to(self, device, precision="fp32"):
         """Move all arrays to `device` ('cpu' or 'cuda'); returns the network.
 
-        precision: how a GPU computes its 3x3x3 convolutions, one of backend.PRECISIONS. In tf32
-        and bf16 they compute the ReLU behind them as well, and in backward the one right before
-        them. A CPU imitates both: it rounds the factors of the convolutions that a GPU's tensor
-        cores take.
+        precision: how a GPU computes the 3x3x3 convolutions, 'fp32', 'tf32' or 'bf16'
+        (layers/conv/gpu.py).
         """
-        fused = device == "cuda" and precision != "fp32"
-        for stack in (*self.encoder, *self.decoder):
-            for conv, relu in zip(stack[::2], stack[1::2], strict=True):
-                conv.kernel, conv.relu, relu.forward_done = KERNEL_OF[precision], fused, fused
-                w = conv.params["w"]
-                taken = w.shape[1] >= TENSOR_SIZES["CHANNELS"] and w.dtype == np.float32
-                conv.rounding = ROUNDINGS[precision] if device == "cpu" and taken else None
-            for relu, conv in zip(stack[1:-1:2], stack[2::2], strict=True):
-                relu.backward_done = conv.mask = fused
-        for _, layer in self._learning_layers():
-            for arrays in (layer.params, layer.grads):
-                arrays.update({name: to_device(value, device) for name, value in arrays.items()})
+        for layer in (*self.encoder, *self.decoder):
+            layer.to(device, precision)
+        self.linear.to(device)
         return self
-
-
-def _forward(stack, h, keep):
-    for layer in stack:
-        h = layer.forward(h, keep)
-    return h
-
-
-def _backward(stack, dh, guided=False):
-    for layer in reversed(stack):
-        dh = layer.backward(dh)
-        if guided and isinstance(layer, ReLU):
-            dh = relu_forward(dh)
-    return dh

@@ -14,7 +14,6 @@ Where the count is that of one slice (the table's slice_z_mm), detections are in
 
 import argparse
 import functools
-import hashlib
 import sys
 from pathlib import Path
 
@@ -39,9 +38,9 @@ from weakunet.detection.output_files import (
     write_markups,
 )
 from weakunet.detection.predict_scan import predict_copies
-from weakunet.figures import overlay as figures
+from weakunet.figures.overlay import overlay
 from weakunet.gpu import backend
-from weakunet.layers.conv.precision import PRECISIONS, pick_precision
+from weakunet.layers.conv.gpu import PRECISIONS, pick_precision
 from weakunet.training.checkpoint import load_model
 from weakunet.util import resume
 from weakunet.util.cli import InputError, command, progress, write_csv
@@ -68,7 +67,7 @@ def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None):
     write_markups(paths["markups"], scan.subject, [row[5:8] for row in rows], found.scores)
     # where the lesions are known, the picture judges the detections
     shown = (counted.volume.array, heatmap, found.labels, counted.centres_zyx, volume.spacing_mm)
-    figures.overlay(paths["overlay"], *shown)
+    overlay(paths["overlay"], *shown)
     return [scan.subject, count, len(rows), found.threshold], rows
 
 
@@ -134,7 +133,8 @@ def predict_cohort(
     """
     done = {}
     for scan in scans:
-        done[scan.subject] = resume.noted(out, scan.subject, *_files(scan, out, bids))
+        results = output_paths(out, scan.subject, bids).values()
+        done[scan.subject] = resume.noted(out, scan.subject, *_made_from(scan), results)
     todo = [scan for scan in scans if done[scan.subject] is None]
     if len(todo) < len(scans):
         print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
@@ -149,14 +149,13 @@ def predict_cohort(
         yield next(results) if done[scan.subject] is None else done[scan.subject]
 
 
-def _files(scan, out, bids):
-    """What a scan's results are made from, and the files that hold them."""
-    sources = [path for path in (scan.image, scan.roi, scan.centres) if path is not None]
-    sources.append(f"slice_z_mm {scan.slice_z_mm}")  # the table's, not a file, but as decisive
-    return sources, list(output_paths(out, scan.subject, bids).values())
+def _made_from(scan):
+    """The settings and the files that a scan's results are made from."""
+    return {"slice_z_mm": scan.slice_z_mm}, (scan.image, scan.roi, scan.centres)
 
 
 def _predict_or_fail(model, scan, out, invert, bids, slab_mm):
+    made_from = resume.inputs(*_made_from(scan))
     try:
         with backend.explain_out_of_memory():
             rows = write_prediction(model, scan, out, invert, bids, slab_mm)
@@ -164,7 +163,7 @@ def _predict_or_fail(model, scan, out, invert, bids, slab_mm):
         return error
     except MemoryError:
         return InputError(f"{scan.image}: not enough memory; use --jobs 1 or crop the scan")
-    resume.note(out, scan.subject, _files(scan, out, bids)[0], rows)
+    resume.note(out, scan.subject, made_from, rows)
     return rows
 
 
@@ -182,7 +181,7 @@ def main(argv=None):
     """Predict: see the module's first lines."""
     args = parse_arguments(argv)
     out, table = args.out, args.out / "predictions.csv"
-    if table.exists() and not resume.is_begun(out):
+    if table.exists() and not (out / resume.SETTINGS).exists():
         raise InputError(f"{table}: the folder holds predictions already; choose another --out")
     if is_bids(out) and not args.bids:
         raise InputError(f"{out}: holds BIDS names; add --bids, or choose another --out")
@@ -190,7 +189,7 @@ def main(argv=None):
     device = backend.pick_device(args.device)
     how = {name: getattr(args, name) for name in ("invert", "bids", "slab_mm")}
     how |= {"device": device, "precision": pick_precision(args.precision, device)}
-    resume.begin(out, {"model": file_digest(args.model), **how})
+    resume.begin(out, {"model": resume.file_digest(args.model), **how}, mixed=True)
     if args.bids:
         start_bids(out, [scan.subject for scan in args.scans])
     found = predict_cohort(args.scans, args.model, out, **how, n_jobs=args.jobs)
@@ -215,12 +214,6 @@ def main(argv=None):
             f"{out}: {len(failed)} of {len(args.scans)} scans failed, named above and left "
             "out of the tables; mend them and run the same command again"
         )
-    resume.finish(out)
-
-
-def file_digest(path):
-    """What tells a file's content from any other."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

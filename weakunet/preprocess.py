@@ -36,6 +36,7 @@ from weakunet.data.prepare import (
 )
 from weakunet.data.slices import cut_slab, find_slice, half_thickness
 from weakunet.data.volumes import read_volume, write_volume
+from weakunet.util import resume
 from weakunet.util.cli import (
     InputError,
     atomic_path,
@@ -43,7 +44,6 @@ from weakunet.util.cli import (
     progress,
 )
 from weakunet.util.processes import cores, map_processes
-from weakunet.util.resume import claim_folder
 
 
 def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
@@ -71,9 +71,7 @@ def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
         with atomic_path(centres) as temporary:
             shutil.copyfile(scan.centres, temporary)
     if figures:
-        from weakunet.figures.overlay import (
-            preprocess_figure,  # matplotlib, only where it is wanted
-        )
+        from weakunet.figures.preprocess import preprocess_figure  # matplotlib, only where wanted
 
         box = crop_box(roi.array)
         steps = preparation_steps(volume.array[box], roi.array[box], invert)
@@ -119,7 +117,7 @@ def main(argv=None):
     }
     if args.slab_mm is not None:
         settings["slab_mm"] = args.slab_mm
-    claim_folder(args.out, settings)
+    resume.begin(args.out, settings)
     work = [(scan, args.out, args.invert, args.figures, args.slab_mm) for scan in scans]
     done = map_processes(_prepare_or_fail, work, args.jobs)
     results = [result for _, result in zip(progress(work, "preprocess"), done, strict=True)]

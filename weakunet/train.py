@@ -18,9 +18,9 @@ import numpy as np
 from weakunet.data.load import load_scans
 from weakunet.detection.predict_scan import predict_copies
 from weakunet.evaluation.evaluate import evaluate_counts, evaluate_maps
-from weakunet.figures import overlay as figures
+from weakunet.figures.training import training_curves
 from weakunet.gpu import backend
-from weakunet.layers.conv.precision import pick_precision
+from weakunet.layers.conv.gpu import pick_precision
 from weakunet.model import WeakUNet
 from weakunet.training import mpi
 from weakunet.training.checkpoint import load_model
@@ -179,7 +179,7 @@ def run_training(argv, ranks):
     if ranks.rank > 0:
         return
     val_counts = np.array([scan.count for scan in scans["val"]])
-    figures.training_curves(out / "curves.png", run.history, float(val_counts.var()))
+    training_curves(out / "curves.png", run.history, float(val_counts.var()))
     if device == "cuda":
         print(f"GPU memory: {backend.device_memory()['held_bytes'] / 2**20:.0f} MiB at most")
     test_best(out, load_scans(settings, ("test",))["test"], device, precision)

@@ -1,20 +1,18 @@
 """python -m weakunet.bench --check: does the GPU compute what numpy does?
 
-Says what is installed, then runs one training step and one prediction of a small network, the
-augmentation's warp, every rung of the convolution and the decoder's convolution on tensor cores on
-the GPU and in numpy, with the same random data (the convolutions' are numbers that TF32 and
-bfloat16 hold exactly, so that tensor cores agree, too): in
-float64 they must agree to 1e-10 and in float32 to 1e-4 of the largest value, and two runs on the
-GPU must give the same bits.
+Says what is installed, then runs a training step and a prediction of a small network, the
+augmentation's warp and every rung of the convolution on the GPU and in numpy, with the same random
+data. In float64 they must agree to 1e-10, in float32 to 1e-4 of the largest value, and two runs on
+the GPU must give the same bits. The convolutions' numbers are small integers, which TF32 and
+bfloat16 hold exactly, so tensor cores must agree, too.
 """
 
 import numpy as np
 
 from weakunet.gpu import backend
 from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
-from weakunet.layers.conv.folded import upconv3d_backward, upconv3d_forward
+from weakunet.layers.conv.folded import upsample_conv3d_backward, upsample_conv3d_forward
 from weakunet.layers.conv.gpu import KERNELS, conv3d_backward_cuda, conv3d_forward_cuda
-from weakunet.layers.conv.rounding import to_bf16
 from weakunet.layers.conv.tensor import PAIR
 from weakunet.layers.loss import mse_backward, mse_forward
 from weakunet.layers.optim import Adadelta
@@ -36,10 +34,8 @@ def check():
     rows = []
     for dtype, tolerance in TOLERANCE.items():
         for pooling in ("max", "mean", "lmax"):
-            expected, first, again = (
-                results(pooling, dtype, device) for device in ("cpu", "cuda", "cuda")
-            )
-            worst = max(_difference(first[name], expected[name]) for name in expected)
+            exact, first, again = (results(pooling, dtype, d) for d in ("cpu", "cuda", "cuda"))
+            worst = max(_difference(first[name], exact[name]) for name in exact)
             same = all(np.array_equal(first[name], again[name]) for name in first)
             row = {"dtype": str(np.dtype(dtype)), "pooling": pooling}
             rows.append(row | {"error": worst, "repeats": same})
@@ -68,10 +64,8 @@ def print_installation():
     except Exception as error:  # whatever a library says that is missing or broken
         print(f"NVRTC: not there ({error})")
     if backend.pick_device("auto") == "cuda":
-        driver = cupy.cuda.runtime.driverGetVersion()
-        print(
-            f"GPU {backend.device_name('cuda')}, driver for CUDA {driver // 1000}.{driver % 1000}"
-        )
+        version = "{}.{}".format(*divmod(cupy.cuda.runtime.driverGetVersion() // 10, 100))
+        print(f"GPU {backend.device_name('cuda')}, driver for CUDA {version}")
 
 
 def results(pooling, dtype, device):
@@ -89,31 +83,27 @@ def results(pooling, dtype, device):
     found |= model.params
     found["count after the step"], found["heatmap"] = model.predict(scans)
     found["warp"] = augment.warp(scans[0, 0], matrix)
-    shapes = (1, 17, 4, 5, 6), (1, 9, 4, 5, 6), (17, 9, 3, 3, 3), (17,)
-    exact = [to_bf16(rng.normal(size=shape)).astype(dtype) for shape in shapes]
-    dy, x, w, b = (backend.to_device(array, device) for array in exact)
+
+    def whole(*shape):  # no sum of 8 of these needs more than bfloat16's 8 bits either
+        return backend.to_device(rng.integers(-16, 17, shape).astype(dtype), device)
+
+    # plain convolutions: dy (N, C_out, D, H, W), x (N, C_in, D, H, W)
+    dy, x, w, b = whole(1, 17, 4, 5, 6), whole(1, 9, 4, 5, 6), whole(17, 9, 3, 3, 3), whole(17)
     for kernel in KERNELS:
         if device == "cuda":
-            y = conv3d_forward_cuda(x, w, b, kernel)
             gradients = conv3d_backward_cuda(dy, x, w, kernel=kernel)
+            values = conv3d_forward_cuda(x, w, b, kernel), *gradients
         else:
-            y, gradients = conv3d_forward(x, w, b), conv3d_backward(dy, x, w)
-        results = zip(("y", "dx", "dw", "db"), (y, *gradients), strict=True)
-        found |= {f"{kernel} {name}": value for name, value in results}
+            values = conv3d_forward(x, w, b), *conv3d_backward(dy, x, w)
+        found |= {f"{kernel} {i}": value for i, value in enumerate(values)}
+    # the decoder's: skip (N, 9, D, H, W), coarse (N, 8, D/2, H/2, W/2)
+    dy, skip, coarse = whole(1, 17, 4, 6, 8), whole(1, 9, 4, 6, 8), whole(1, 8, 2, 3, 4)
+    w = whole(17, 17, 3, 3, 3)
     for rung in PAIR:
-        found |= _upconvolution(rng, dtype, device, rung)
+        gradients = upsample_conv3d_backward(dy, skip, coarse, w, rung)
+        values = upsample_conv3d_forward(skip, coarse, w, b, rung), *gradients
+        found |= {f"{rung} upconv {i}": value for i, value in enumerate(values)}
     return {name: backend.to_host(value) for name, value in found.items()}
-
-
-def _upconvolution(rng, dtype, device, rung):
-    """name -> array: the decoder's convolution, of whole numbers: no sum of 8 is rounded either."""
-    shapes = (1, 17, 4, 6, 8), (1, 9, 4, 6, 8), (1, 8, 2, 3, 4), (17, 17, 3, 3, 3), (17,)
-    whole = [rng.integers(-16, 17, shape).astype(dtype) for shape in shapes]
-    dy, skip, coarse, w, b = (backend.to_device(array, device) for array in whole)
-    y = upconv3d_forward(skip, coarse, w, b, rung)
-    gradients = upconv3d_backward(dy, skip, coarse, w, rung)
-    names = "y", "dskip", "dcoarse", "dw", "db"
-    return {f"{rung} upconv {name}": a for name, a in zip(names, (y, *gradients), strict=True)}
 
 
 def _difference(value, expected):

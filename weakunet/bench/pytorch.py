@@ -1,42 +1,118 @@
-"""The same network in PyTorch, only to be timed beside ours (nothing else in weakunet needs it)."""
+"""The same convolutions and network in PyTorch, only to be timed beside ours.
+
+Every run is given in all the ways that could be PyTorch's fastest, by name: 'torch tf32
+channels_last' is in TF32 with channels last in memory; 'compiled' goes through torch.compile with
+CUDA graphs.
+"""
+
+import itertools
 
 import torch
 from torch.nn import functional
 
 from weakunet.model import INPUT_CENTRE, INPUT_GAIN
+from weakunet.training.settings import Settings
 
-# PyTorch's CPU convolutions take a different path (oneDNN's) when channels come last in memory.
 LAYOUTS = {"default": torch.contiguous_format, "channels_last": torch.channels_last_3d}
+COMPILE = {"mode": "reduce-overhead"}  # torch.compile's name for the use of CUDA graphs
 
 
-def convolution_run(direction, dy, x, w, b, needs_dx, layout):
-    """A function that runs one 3x3x3 convolution, forward or backward, on copies of the arrays."""
-    dy, x, w = (torch.from_numpy(array).to(memory_format=layout) for array in (dy, x, w))
-    b = torch.from_numpy(b)
-    if direction == "forward":
-        return lambda: torch.conv3d(x, w, b, padding=1)
-    stride = padding = dilation = [1, 1, 1]
-    rest = [len(b)], stride, padding, dilation, False, [0, 0, 0], 1, [needs_dx, True, True]
-    return lambda: torch.ops.aten.convolution_backward(dy, x, w, *rest)
+def versions():
+    """One line that says what is installed."""
+    cudnn = torch.backends.cudnn.version()
+    return f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
 
 
-def step_run(model, scans, counts, layout, device="cpu", autocast=None, compiled=None):
-    """A function that runs one training step from the weights of `model`, a WeakUNet.
+def _use(mode):
+    """fp32 means without TF32; cuDNN tries its algorithms once per shape and keeps the fastest."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = mode == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
 
-    scans (N, 1, D, H, W) and counts (N,) are numpy arrays; the function returns the counts (N,)
-    that were predicted before the update, as a tuple of one, and keeps its weights from call to
-    call. autocast: the dtype of the forward pass under autocast, or None. compiled: options of
-    torch.compile, or None to run as written.
+
+def _in_mode(mode, function):
+    def run():
+        _use(mode)
+        return function()
+
+    return run
+
+
+def convolution_runs(direction, arrays, modes, device):
+    """{side: function} for a 3x3x3 convolution of arrays: dy, x, coarse or None, w, b, in numpy.
+
+    coarse is upsampled and put behind x first.
     """
-    params = parameters(model, layout, device)
-    optimizer = torch.optim.Adadelta(params.values(), lr=1.0, rho=0.95, eps=1e-6)
+    return {
+        f"torch {mode} {layout}": _in_mode(mode, _convolution(direction, arrays, *way))
+        for mode, layout in itertools.product(modes, LAYOUTS)
+        for way in [(mode, LAYOUTS[layout], device)]
+    }
+
+
+def _convolution(direction, arrays, mode, layout, device):
+    dtype = torch.bfloat16 if mode == "bf16" else torch.float32
+    tensors = (a if a is None else torch.from_numpy(a).to(device, dtype) for a in arrays)
+    dy, x, coarse, w, b = (_in_layout(tensor, layout) for tensor in tensors)
+
+    def forward():
+        if coarse is None:
+            return functional.conv3d(x, w, b, padding=1)
+        up = functional.interpolate(coarse, scale_factor=2, mode="nearest")
+        return functional.conv3d(torch.cat((x, up), dim=1), w, b, padding=1)
+
+    if direction == "forward":
+        return forward
+    _use(mode)
+    first = x.shape[1] == 1  # a network's first convolution needs no dx
+    inputs = [t for t in (None if first else x, coarse, w, b) if t is not None]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    y = forward()
+    return lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)
+
+
+def _in_layout(tensor, layout):
+    is_volume = tensor is not None and tensor.ndim == 5
+    return tensor.to(memory_format=layout) if is_volume else tensor
+
+
+def network_runs(what, model, scans, counts, modes, device):
+    """{side: function} for one 'step' or 'predict' of `model` (see network_run).
+
+    torch.compile is tried on a GPU, with one layout: inside it chooses its own.
+    """
+    found = {}
+    for mode, layout, compiled in itertools.product(modes, LAYOUTS, ("", " compiled")):
+        if compiled and (len(modes) == 1 or layout != "default"):
+            continue
+        autocast = torch.bfloat16 if mode == "bf16" else None
+        options = LAYOUTS[layout], device, autocast, COMPILE if compiled else None
+        run = network_run(what, model, scans, counts, *options)
+        found[f"torch {mode} {layout}{compiled}"] = _in_mode(mode, run)
+    return found
+
+
+def network_run(what, model, scans, counts, layout, device="cpu", autocast=None, compiled=None):
+    """A function that runs one 'step' or 'predict' of `model`, a WeakUNet on the CPU.
+
+    A step returns the counts (N,) before its update and all gradients, a prediction the counts and
+    heatmaps (N, 1, D, H, W). scans (N, 1, D, H, W) and counts (N,) are numpy arrays. autocast: the
+    dtype of the forward pass, or None. compiled: options of torch.compile, or None.
+    """
+    params, settings = parameters(model, layout, device), model.settings
     scans = torch.from_numpy(scans).to(device, memory_format=layout)
     counts = torch.from_numpy(counts).to(device)
 
     def forward(params, scans):
-        return _counts(params, features(params, model.settings, scans), model.settings)
+        maps = features(params, settings, scans)
+        pooled = functional.max_pool3d(maps, settings["block"], ceil_mode=True).mean(dim=(2, 3, 4))
+        predicted = pooled @ params["linear.w"] + params["linear.b"]
+        if what == "step":
+            return predicted
+        return predicted, functional.conv3d(maps, params["linear.w"].view(1, -1, 1, 1, 1))
 
     forward = forward if compiled is None else torch.compile(forward, **compiled)
+    optimizer = torch.optim.Adadelta(params.values(), Settings.lr, Settings.rho, Settings.eps)
 
     def step():
         optimizer.zero_grad()
@@ -44,38 +120,19 @@ def step_run(model, scans, counts, layout, device="cpu", autocast=None, compiled
             predicted = forward(params, scans)
         ((predicted.float() - counts) ** 2).mean().backward()
         optimizer.step()
-        return (predicted.detach(),)
-
-    return step
-
-
-def predict_run(model, scans, layout, device="cpu", autocast=None, compiled=None):
-    """A function that returns the counts (N,) and heatmaps (N, 1, D, H, W) of `scans`."""
-    params = parameters(model, layout, device)
-    scans = torch.from_numpy(scans).to(device, memory_format=layout)
-
-    def forward(params, scans):
-        maps = features(params, model.settings, scans)
-        heatmap = functional.conv3d(maps, params["linear.w"].view(1, -1, 1, 1, 1))
-        return _counts(params, maps, model.settings), heatmap
-
-    forward = forward if compiled is None else torch.compile(forward, **compiled)
+        return (predicted.detach(), *(tensor.grad for tensor in params.values()))
 
     def predict():
         with torch.no_grad(), torch.autocast(device, autocast, enabled=autocast is not None):
             return forward(params, scans)
 
-    return predict
+    return step if what == "step" else predict
 
 
 def parameters(model, layout, device="cpu"):
     """name -> tensor: copies of the weights of `model`, a WeakUNet."""
-    params = {}
-    for name, value in model.params.items():
-        tensor = torch.from_numpy(value.copy()).to(device)
-        tensor = tensor.to(memory_format=layout) if value.ndim == 5 else tensor
-        params[name] = tensor.requires_grad_()
-    return params
+    tensors = {name: torch.from_numpy(w.copy()).to(device) for name, w in model.params.items()}
+    return {name: _in_layout(w, layout).requires_grad_() for name, w in tensors.items()}
 
 
 def features(params, settings, scans):
@@ -99,6 +156,10 @@ def features(params, settings, scans):
     return h
 
 
-def _counts(params, maps, settings):
-    pooled = functional.max_pool3d(maps, settings["block"], ceil_mode=True).mean(dim=(2, 3, 4))
-    return pooled @ params["linear.w"] + params["linear.b"]
+def peak_mb(run):
+    """Peak MB of GPU memory that PyTorch holds while `run` runs, beyond what it held before."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20

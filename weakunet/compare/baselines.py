@@ -49,7 +49,7 @@ def grad_cam(model, volume):
     """
     scan = to_network(model, volume)
     count = model.forward(scan)
-    bottom = to_host(model.encoder[-1][-1].y)
+    bottom = to_host(model.encoder[-1].y)
     df = model.global_pool.backward(model.linear.backward(count * 0 + 1))
     alpha = to_host(model.backward_decoder(df)[0]).mean(axis=(2, 3, 4), keepdims=True)
     cam = np.maximum((alpha * bottom).sum(axis=1, keepdims=True), 0)

@@ -16,8 +16,8 @@ from weakunet.detection.tta import SMOOTHING_VOX
 from weakunet.evaluation.metrics import count_metrics
 from weakunet.figures import counts as figures_counts
 from weakunet.figures import methods as figures_compare
-from weakunet.figures import overlay as figures
 from weakunet.figures import report
+from weakunet.figures.overlay import overlay
 from weakunet.util.cli import InputError, write_csv, write_json, write_text
 
 PAPER = {  # TPR %, FPav, FDR %
@@ -243,7 +243,7 @@ def draw(out, results):
     labels = components_above(maps[main], result.thresholds[main][index]).labels
     spacing = scan.volume.spacing_mm
     shown = (scan.volume.array, maps[main], labels, scan.centres_zyx, spacing)
-    figures.overlay(out / "figure2.png", *shown)
+    overlay(out / "figure2.png", *shown)
     pictures.append((out / "figure2.png", FIGURE2))
     named = {NAMES[name]: array for name, array in maps.items()}
     levels = {NAMES[name]: result.thresholds[name][index] for name in maps}

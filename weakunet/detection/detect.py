@@ -159,7 +159,9 @@ class _Forest:
         low, high = pair.reshape(2, -1).astype(np.int64)
         _, first = np.unique(low * len(hills) + high, return_index=True)  # a pair's highest joint
         weight = height[first] + 1.0  # csgraph takes 0 for "no joint"
-        graph = coo_array((weight, (low[first], high[first])), shape=(len(hills), len(hills)))
+        # scipy's csgraph took no 64-bit indices before 1.17.1
+        ends = low[first].astype(np.int32), high[first].astype(np.int32)
+        graph = coo_array((weight, ends), shape=(len(hills), len(hills)))
         tree = minimum_spanning_tree(graph.tocsr())
         _, component = connected_components(tree, directed=False)
         _, top = np.unique(component, return_index=True)  # hills ascend: the first is the highest

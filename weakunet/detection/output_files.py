@@ -18,7 +18,7 @@ from weakunet.util.cli import InputError, write_json, write_text
 
 BIDS_VERSION = "1.8.0"
 DESCRIPTION = "dataset_description.json"
-IGNORED = ("*.csv", "*.mrk.json", "*_heatmap.*", "figures", ".unfinished")
+IGNORED = ("*.csv", "*.mrk.json", "*_heatmap.*", "figures", "settings.json", ".done")
 MEANING = {  # of the images; BIDS inherits a description from the dataset's root
     "heatmap": "Sum of the network's last feature maps, weighted as in the count; no unit",
     "dseg": "Detected lesions: connected components of the heatmap above the threshold that makes "

@@ -26,7 +26,7 @@ from weakunet.evaluation.score_scan import (
 )
 from weakunet.figures import counts as figures_counts
 from weakunet.figures import methods as figures_compare
-from weakunet.figures import overlay as figures
+from weakunet.figures.overlay import overlay
 from weakunet.util.cli import progress, write_csv, write_json
 from weakunet.util.processes import processes
 
@@ -167,7 +167,7 @@ def _draw(result, cases, rows, out, reach):
     ring = {"radius": reach.radius} if reach.radius_mm is None else {"radius_mm": reach.radius_mm}
     for i in order[np.linspace(0, len(cases) - 1, min(PICTURES, len(cases))).astype(int)]:
         subject, shown = picture(cases[i], method, rows[method][i][4])
-        figures.overlay(out / f"{subject}_overlay.png", *shown, **ring)
+        overlay(out / f"{subject}_overlay.png", *shown, **ring)
 
 
 def table(metrics):

@@ -9,15 +9,17 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from weakunet.evaluation.metrics import count_metrics
-from weakunet.figures.overlay import line_style, new_figure, save_figure
+from weakunet.figures.drawing import line_style, new_figure, save_figure
+
+JITTER = 0.18  # of the true counts
 
 
 def counts_agreement(path, true, predicted, labels=None):
     """Predicted against true counts, and their differences after Bland and Altman (1986).
 
     On the right: difference against mean, the mean difference (bias) and the 95 % limits of
-    agreement, bias +- 1.96 standard deviations. On the left, true counts are shifted by up to 0.18
-    so that equal scans do not hide each other.
+    agreement, bias +- 1.96 standard deviations. On the left, true counts are jittered so that equal
+    scans do not hide each other, and the axis says so.
 
     Parameters: true, predicted (n,), counts, not rounded; labels (n,), the group of each scan (a
     seed, say), which gives it its marker, or None.
@@ -26,7 +28,7 @@ def counts_agreement(path, true, predicted, labels=None):
     labels = np.full(len(true), "scans") if labels is None else np.asarray(labels)
     figure = new_figure(10.4, 5.0)
     scatter, differences = figure.subplots(1, 2)
-    shifted = true + np.random.default_rng(0).uniform(-0.18, 0.18, len(true))
+    shifted = true + np.random.default_rng(0).uniform(-JITTER, JITTER, len(true))
     for k, group in enumerate(dict.fromkeys(labels.tolist())):
         own = labels == group
         style = line_style(k, linestyle="none", markersize=7, alpha=0.65, markeredgecolor="white")
@@ -36,7 +38,8 @@ def counts_agreement(path, true, predicted, labels=None):
     limits = (ends.min() - 0.7, ends.max() + 0.7)
     scatter.plot(limits, limits, color="grey", linestyle="--", label="identity", zorder=1)
     scatter.set(xlim=limits, ylim=limits, aspect="equal")
-    scatter.set(xlabel="true count (lesions)", ylabel="predicted count (lesions)")
+    scatter.set_xlabel(f"true count (lesions), jittered by up to ±{JITTER}")
+    scatter.set_ylabel("predicted count (lesions)")
     agreement = count_metrics(true, predicted)
     named = {"count_r2": "R²", "count_icc": "ICC(A,1)", "count_mae": "MAE", "count_mse": "MSE"}
     title = "   ".join(f"{name} {agreement[key]:.2f}" for key, name in named.items())

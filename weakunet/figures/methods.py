@@ -1,4 +1,4 @@
-"""Methods side by side: the paper's Fig. 3, left and right, and its Table 1 as a picture.
+"""Methods side by side: the paper's Fig. 3, left (maps on one scan) and right (FROC).
 
 A method has the same colour, line and marker wherever the same methods are given in the same order,
 so that it can be followed in grey. Hollow markers are the paper's own figures, on its own scans.
@@ -10,33 +10,43 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
-from weakunet.figures.overlay import (
-    GREEN,
+from weakunet.detection.detect import components_above
+from weakunet.figures.drawing import (
+    ABOVE,
     OUTLINE,
     busiest_slices,
-    draw_rings,
     line_style,
     new_figure,
     save_figure,
     show_slice,
 )
+from weakunet.figures.marks import (
+    draw_marks,
+    draw_rings,
+    judge_detections,
+    mark_handles,
+    ring_handle,
+)
 
-HEAT, ABOVE = "inferno", "#00E5FF"
 HOLLOW = {"linestyle": "none", "markerfacecolor": "none", "markeredgewidth": 1.6, "markersize": 9}
+WHY_IT_FALLS = (
+    "A curve falls where a lower threshold makes detections grow into one another: their centres "
+    "move out of reach of the lesions they had found."
+)
 
 
 def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm, slice_index=None):
     """The paper's Fig. 3, left: the maps of all methods on one scan, in the same slice.
 
     Maps are shown as the maximum over z - 1, z, z + 1, each from its own 1st to its own 99.9th
-    percentile over the scan, which its colour bar states. Outlined is what reaches its threshold,
-    ringed (radius 3 voxels) the truth in those slices.
+    percentile over the scan, which its colour bar states. Outlined is what reaches its threshold;
+    marks say what each detection is (see marks.py). Every lesion in those slices has a ring.
 
     Parameters
     ----------
     image : (D, H, W)
     maps : name -> (D, H, W), the name as it is to be printed
-    thresholds : name -> level, or None where nothing is to be outlined; may lack names
+    thresholds : name -> level, or None where nothing is to be outlined and marked; may lack names
     centres_zyx : (m, 3) voxel indices of the lesions
     spacing_mm : (z, y, x), None: axes in voxels
     slice_index : z; None: the slice with the most lesions, the middle one where there are none
@@ -46,23 +56,28 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm, slice_in
     rows = -(-(len(maps) + 1) // columns)
     dy, dx = (1.0, 1.0) if spacing_mm is None else spacing_mm[1:]
     tall = np.clip(2.5 * image.shape[1] * dy / (image.shape[2] * dx), 1.2, 4.5)
-    figure = new_figure(11, (tall + 1.0) * rows + 0.5)
+    figure = new_figure(11, (tall + 1.0) * rows + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).reshape(-1)
     slab = slice(max(0, z - 1), z + 2)
     shown = {f"image, slice z = {z}": (image[z], image.min(), image.max())}
     shown |= {name: (array[slab].max(0), *_own_scale(array)) for name, array in maps.items()}
     for k, (name, (axial, low, high)) in enumerate(shown.items()):
-        drawn, *_ = show_slice(axes[k], axial, spacing_mm, low, high, HEAT if k else "gray")
+        drawn, *_ = show_slice(axes[k], axial, spacing_mm, low, high, "inferno" if k else "gray")
         _colour_bar(figure, axes[k], drawn)
         axes[k].set_title(textwrap.fill(name, 32), fontsize=10)
+        size = draw_rings(axes[k], centres_zyx, z, dy, dx)
         if k and thresholds.get(name) is not None:
             _outline(axes[k], axial >= thresholds[name], dy, dx)
-        size = draw_rings(axes[k], centres_zyx, z, dy, dx)
+            labels = components_above(maps[name], thresholds[name]).labels
+            marks, _ = judge_detections(labels, centres_zyx, spacing_mm)
+            draw_marks(axes[k], marks, z, dy, dx, size=7)
     _label(axes, columns, len(shown), "voxels" if spacing_mm is None else "mm")
-    lines = {f"truth (radius {size})": GREEN, "reaches the method's own threshold": ABOVE}
-    style = {"linewidth": 1.6, "path_effects": OUTLINE}
-    handles = [Line2D([], [], color=shade, label=name, **style) for name, shade in lines.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    style = {"color": ABOVE, "linewidth": 1.6, "path_effects": OUTLINE}
+    handles = [ring_handle(size), Line2D([], [], label="above the method's threshold", **style)]
+    marks, _ = judge_detections(np.zeros(image.shape, int), (), spacing_mm)  # their names
+    handles += mark_handles(marks, numbers=False)
+    style = {"ncols": 2, "frameon": False, "fontsize": 9, "labelspacing": 0.7}
+    figure.legend(handles=handles, loc="outside lower center", **style)
     save_figure(figure, path)
 
 
@@ -126,9 +141,10 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
     seeds = {method: _by_seed(curve) for method, curve in curves.items()}
     figure = new_figure(8.8, 4.8)
     axes = figure.subplots()
-    handles = []
+    handles, fall = [], False
     for k, method in enumerate(curves):
-        _draw_curves(axes, seeds[method], furthest, line_style(k, marker=None, linewidth=1.8))
+        style = line_style(k, marker=None, linewidth=1.8)
+        fall |= _draw_curves(axes, seeds[method], furthest, style)
         if method in operating:
             mark = line_style(k, linestyle="none", markeredgecolor="white", zorder=4)
             axes.plot(*operating[method], **mark)
@@ -146,7 +162,9 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
     axes.set_ylabel("TPR (fraction of the lesions found)")
     several = any(len(own) > 1 for own in seeds.values())
     band = "; band: lowest to highest seed" if several else ""
-    axes.set_title(f"line: the count multiplied{band}", fontsize=10)
+    axes.set_title(f"line: each scan's count, multiplied{band}", fontsize=10)
+    if fall:
+        figure.supxlabel(textwrap.fill(WHY_IT_FALLS, 110), fontsize=8)
     axes.grid(alpha=0.3)
     save_figure(figure, path)
 
@@ -156,54 +174,19 @@ def _by_seed(curve):
 
 
 def _draw_curves(axes, seeds, furthest, style):
-    """Draw one method's curve, or the mean of its seeds with their band."""
+    """Draw one method's curve, or the mean of its seeds with their band; True if it falls."""
     curves = []
     for seed in seeds:
         x, y = np.array([(0, 0), *((at["fp_per_scan"], at["tpr"]) for at in seed)], float).T
         order = np.lexsort((y, x))  # FPav need not grow with the count
         curves.append((x[order], y[order]))
-    if len(curves) == 1:
-        axes.plot(*curves[0], **style)
-    elif curves:
-        grid = np.linspace(0, min(furthest, *(x[-1] for x, _ in curves)), 200)
-        tpr = np.stack([np.interp(grid, x, y) for x, y in curves])
-        axes.plot(grid, tpr.mean(0), **style)
-        axes.fill_between(grid, tpr.min(0), tpr.max(0), color=style["color"], alpha=0.15, lw=0)
-
-
-def method_bars(path, blocks, paper=None):
-    """Table 1 as a picture: TPR and FPav of each method with 95 % intervals, per block.
-
-    Parameters
-    ----------
-    blocks : block (a global pooling, say) -> method -> dict tpr, tpr_ci95, fp_per_scan,
-        fp_per_scan_ci95 (see metrics.detection_metrics); fractions
-    paper : method -> (fp_per_scan, tpr) as published, or None
-    """
-    methods = list(dict.fromkeys(method for block in blocks.values() for method in block))
-    figure = new_figure(9.6, 1.5 + 0.5 * len(methods))
-    panels = figure.subplots(1, 2, sharey=True)
-    columns = (("tpr", 1, 100, "TPR (%)"), ("fp_per_scan", 0, 1, "FPav (false positives per scan)"))
-    for panel, (key, place, scale, label) in zip(panels, columns, strict=True):
-        for k, (name, block) in enumerate(blocks.items()):
-            rows = [i for i, method in enumerate(methods) if method in block]
-            found = [block[methods[i]] for i in rows]
-            at = np.array([scale * own[key] for own in found])
-            low, high = np.array([np.multiply(scale, own[f"{key}_ci95"]) for own in found]).T
-            apart = 0.32 * ((k + 0.5) / len(blocks) - 0.5)
-            style = line_style(k, linestyle="none", markersize=7, capsize=3, label=name)
-            error = np.maximum([at - low, high - at], 0)
-            panel.errorbar(at, np.add(rows, apart), xerr=error, **style)
-        rows = [i for i, method in enumerate(methods) if method in (paper or {})]
-        if rows:
-            published = [scale * paper[methods[i]][place] for i in rows]
-            style = HOLLOW | {"color": "black", "marker": "D", "markersize": 7}
-            panel.plot(published, rows, label="the paper, its own scans", **style)
-        panel.set_xlabel(label)
-        panel.set_xlim(0, 102 if key == "tpr" else None)
-        panel.grid(alpha=0.3)
-    panels[0].set_yticks(range(len(methods)), [textwrap.fill(name, 32) for name in methods])
-    panels[0].set_ylim(len(methods) - 0.5, -0.5)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
-    save_figure(figure, path)
+    if not curves:
+        return False
+    x, y = curves[0]
+    if len(curves) > 1:
+        x = np.linspace(0, min(furthest, *(own[-1] for own, _ in curves)), 200)
+        tpr = np.stack([np.interp(x, *curve) for curve in curves])
+        axes.fill_between(x, tpr.min(0), tpr.max(0), color=style["color"], alpha=0.15, lw=0)
+        y = tpr.mean(0)
+    axes.plot(x, y, **style)
+    return bool((np.diff(y[x <= furthest]) < 0).any())

@@ -17,12 +17,13 @@ import numpy as np
 from matplotlib import colormaps
 
 from weakunet.evaluation.metrics import RADIUS_VOX
-from weakunet.figures.overlay import GREEN, MARKS, busiest_slices, judge_detections
+from weakunet.figures.drawing import ABOVE, busiest_slices
+from weakunet.figures.marks import MARKS, MEANING, TRUTH, judge_detections
 from weakunet.util.cli import InputError, write_text
 
 HERE = Path(__file__).parent
 GREYS, HEATS = 128, 64  # levels kept of image and heatmap: nobody sees more, and they pack smaller
-SHAPES = {"o": "circles", "s": "squares", "^": "triangles"}
+SHAPES = {"o": "circles", "s": "squares", "^": "triangles", "D": "diamonds"}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -117,14 +118,22 @@ def _viewer(image, heatmap, labels, centres_zyx, spacing_mm):
         "heatmap": _packed(np.clip((heatmap - low) / max(high - low, 1e-9), 0, 1), HEATS),
         "labels": _packed(np.where(labels > 0, (labels - 1) % 255 + 1, 0) / 255, 256),
         "colours": (255 * colormaps["inferno"](np.arange(256))[:, :3]).round().astype(int).tolist(),
-        "ring": GREEN,
+        "ring": TRUTH,
+        "outline": ABOVE,
         "truth": truth.round(2).tolist(),
         "marks": {
-            name: {"colour": MARKS[name][1], "points": points.round(2).tolist()}
+            name: {
+                "shape": SHAPES[MARKS[name][0]],
+                "colour": MARKS[name][1],
+                "points": points.round(2).tolist(),
+            }
             for name, points in marks.items()
         },
     }
-    named = [f"{name} ({len(points)}): {SHAPES[MARKS[name][0]]}" for name, points in marks.items()]
+    named = [
+        f"{MEANING[name]} ({len(points)}): {SHAPES[MARKS[name][0]]}"
+        for name, points in marks.items()
+    ]
     parts = {"marks": "; ".join(named).capitalize() + ".", "data": json.dumps(scan)}
     return _fill("report_viewer.html", parts | {"low": f"{low:.3g}", "high": f"{high:.3g}"})
 

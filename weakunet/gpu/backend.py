@@ -86,6 +86,12 @@ def join_gpus(rank, size, place):
     return cupyx.distributed.init_process_group(size, rank, use_mpi=True)
 
 
+def move(layer, device):
+    """Move a layer's `params` and `grads` (name -> array) to `device`."""
+    for arrays in (layer.params, layer.grads):
+        arrays.update({name: to_device(value, device) for name, value in arrays.items()})
+
+
 def device_name(device):
     """What a run says about the device ('cpu' or 'cuda') it works on: the GPU's name and memory."""
     if device == "cpu":

@@ -1,4 +1,4 @@
-"""The last layer: count = w . x + b with x = G(f), a number per feature map (paper, eqs. 1, 2).
+"""The last layer: count = w . x + b with x = G(f), one number per feature map (paper, eqs. 1, 2).
 
 No activation follows. Without the global pooling the same w makes the heatmap, M = sum_i w_i f_i
 (eq. 3). Backward: dx = dy w, dw = sum over the batch of dy x, db = sum of dy.
@@ -53,3 +53,7 @@ class Linear:
         dx, self.grads["w"], self.grads["b"] = linear_backward(dy, self.x, self.params["w"])
         self.x = None
         return dx
+
+    def to(self, device):
+        """Move its arrays to 'cpu' or 'cuda'."""
+        backend.move(self, device)

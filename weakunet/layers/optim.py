@@ -1,4 +1,4 @@
-"""Adadelta, the paper's optimizer (section 3; Zeiler 2012): a step size per weight, set by itself.
+"""Adadelta, the paper's optimizer (section 3; Zeiler 2012): every weight sets its own step size.
 
 For a gradient g it keeps two running averages per weight, of g^2 and of the squared steps s^2:
 
@@ -7,8 +7,8 @@ For a gradient g it keeps two running averages per weight, of g^2 and of the squ
     S <- rho S + (1 - rho) s^2
     w <- w + lr s
 
-The paper does not give rho, eps or a learning rate. The defaults here are Zeiler's rho and eps and
-lr = 1; training takes a smaller eps (see train.py), because eps sets the size of the first steps.
+The paper gives no rho, eps or learning rate. The defaults are Zeiler's rho, lr = 1, and an eps
+smaller than his 1e-6: it sets the size of the first steps.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ def adadelta_update_cuda(w, g, avg_g2, avg_s2, lr, rho, eps):
 class Adadelta:
     """Adadelta over a dict of parameters (name -> array, updated in place)."""
 
-    def __init__(self, params, lr=1.0, rho=0.95, eps=1e-6):
+    def __init__(self, params, lr=1.0, rho=0.95, eps=1e-7):
         self.params, self.lr, self.rho, self.eps = params, lr, rho, eps
         self.state = {
             f"{name}.{average}": value * 0

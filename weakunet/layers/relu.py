@@ -36,20 +36,14 @@ def relu_backward_cuda(dy, y):
 
 
 class ReLU:
-    """ReLU that remembers its output.
-
-    `forward_done`: the convolution before it has computed this already, on its way out, and
-    `backward_done`: the convolution behind it has, of the gradient that it sends back (conv3d.py).
-    """
-
-    forward_done = backward_done = False
+    """ReLU that keeps its output for backward."""
 
     def forward(self, x, keep=True):
-        y = x if self.forward_done else relu_forward(x)
+        y = relu_forward(x)
         self.y = y if keep else None
         return y
 
     def backward(self, dy):
-        dx = dy if self.backward_done else relu_backward(dy, self.y)
+        dx = relu_backward(dy, self.y)
         self.y = None
         return dx

@@ -3,7 +3,7 @@
 import dataclasses
 
 from weakunet.data.phantom import PRESETS
-from weakunet.layers.conv.precision import PRECISIONS
+from weakunet.layers.conv.gpu import PRECISIONS
 from weakunet.training.checkpoint import FLIPS
 from weakunet.util.cli import InputError
 

@@ -1,9 +1,9 @@
-"""What every command shares: one-line errors, files that are whole or absent, progress.
+"""What every command shares: errors in one line, files that are whole or absent, progress.
 
-A user's mistake (a missing file, a bad count, no GPU, a full disk) is raised as `InputError` with
-one line that names the file and the mend; `command` prints that line and exits with code 2. Every
-file is written beside its final name and then renamed, so that an interruption leaves the old file
-or none.
+A user's mistake (a missing file, a bad count, no GPU) is raised as `InputError`: one line that
+names the file and the remedy. `command` prints it, and the line of a full or unusable disk, and
+exits with code 2. Every file is written under a temporary name beside its own and then renamed, so
+an interruption leaves the old file or none.
 """
 
 import contextlib
@@ -20,14 +20,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 WRITING = ".writing-"  # how the name of a file begins until it is whole
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+UNUSABLE += (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class InputError(Exception):
-    """Bad input: one line that names the file and says how to mend it."""
+    """Bad input: one line that names the file and says how to fix it."""
 
 
 def one_line(what, longest=80):
-    """A library's error, or text from a file, as it may stand in our messages: short, printable."""
+    """Shorten a library's error, or text from a file, to one printable line."""
     text = " ".join(str(what).split())
     if isinstance(what, Exception) and not text:
         text = type(what).__name__
@@ -40,17 +43,20 @@ def command(main):
 
     @functools.wraps(main)
     def wrapped(argv=None):
+        if hasattr(sys.stdout, "reconfigure"):  # letters that a terminal lacks become \\u65e5
+            sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr
         try:
             return main(argv)
         except InputError as error:
             message = str(error)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if error.errno not in FULL + UNUSABLE:
                 raise
+            remedy = "free space or " if error.errno in FULL else ""
             where = error.filename or "output"
-            message = f"{where}: {error.strerror}; free space or choose another folder"
+            message = f"{where}: {error.strerror}; {remedy}choose another folder"
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            print("interrupted; run the same command again", file=sys.stderr)
             sys.exit(130)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
@@ -65,17 +71,28 @@ def atomic_path(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=WRITING, suffix="".join(path.suffixes))
     os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
+    with contextlib.suppress(OSError):  # network drives and buckets may know no permissions
+        os.chmod(name, 0o666 & ~_umask())
     try:
         yield Path(name)
-        with open(name, "rb") as file:
-            os.fsync(file.fileno())
+        _flush(name)
         os.replace(name, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say whose write failed
+        if error.filename in (None, name):  # a full disk does not say whose write failed
+            error.filename = str(path)
         raise
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _flush(name):
+    """Have a file's content on the disk before it gets its name, where that can be asked for."""
+    with open(name, "r+b") as file:  # Windows refuses to flush what is open for reading
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno in FULL:
+                raise
 
 
 def clear_leftovers(folder):

@@ -63,8 +63,10 @@ def _start_worker(threads):
         os._exit(1)
 
     threading.Thread(target=exit_with_parent, daemon=True).start()
-    import numpy  # noqa: F401  its BLAS must be there to be told
+    import numpy  # noqa: F401  its BLAS must be loaded before it can be limited
+    from threadpoolctl import threadpool_limits
 
-    from weakunet.util.threads import set_threads  # which gives the BLAS one thread
+    from weakunet.util.threads import set_threads
 
+    threadpool_limits(threads, user_api="blas")
     set_threads(threads)

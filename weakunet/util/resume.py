@@ -1,73 +1,134 @@
-"""Take up a run that was stopped or killed: a scan whose files are whole is not done again.
+"""The one way to go on after a stop, and the one rule for keeping a result.
 
-OUT/.unfinished holds settings.json, what the run was begun with, and done/SUBJECT.json for every
-scan that is done: its rows of the tables, and size and time of the files that it was made from. It
-is removed when the tables are written, so a finished folder holds results only.
+A command that works scan by scan notes each finished scan in OUT/.done/SUBJECT.json. Run again, it
+keeps a result if
+
+    its files exist,
+    VERSION and the settings are as noted, and
+    every input file has the path, size and time that were noted, or else the same content.
+
+So a corrected table, a replaced image or a new program is obeyed, and nothing is done again after a
+folder was only moved or copied. In a command:
+
+    resume.begin(out, settings)                      # settings of the whole folder
+    row = resume.noted(out, subject, own, sources, results)  # own: settings of this scan
+    if row is None:
+        made_from = resume.inputs(own, sources)      # before they are read
+        row = ...                                    # write the results, the image last
+        resume.note(out, subject, made_from, row)
 """
 
+import hashlib
 import json
 import os
-import shutil
 
 from weakunet.util.cli import InputError, clear_leftovers, write_json
 
-FOLDER = ".unfinished"
+VERSION = 1  # of what the program writes; raise it where the same inputs give other results
+FOLDER = ".done"
+SETTINGS = "settings.json"
 
 
-def begin(out, settings):
-    """Begin or take up a run in the folder `out`.
+def begin(out, settings, mixed=False, shared=False):
+    """Make the folder `out` for results with these settings, or go on with it.
 
-    Raises InputError when it is no folder, or holds scans that were done with other settings.
+    Parameters
+    ----------
+    settings : dict, as JSON has it; kept in OUT/settings.json
+    mixed : `out` may hold files of others
+    shared : several processes work in `out` at once, so leave their half-written files alone
+
+    Raises InputError where `out` is a file, was begun with other settings, or holds other files.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder; choose another --out")
-    path = out / FOLDER / "settings.json"
-    earlier = _read(path)
-    if earlier != settings:
-        if any((path.parent / "done").glob("[!.]*.json")):
+    path, settings = out / SETTINGS, _as_json(settings)
+    if path.is_file():
+        earlier = _read(path)
+        if earlier != settings:
             raise InputError(
-                f"{out}: holds part of a run with other settings, {earlier}; choose another --out, "
-                f"or remove {path.parent} to begin again"
+                f"{path}: begun with other settings, {_differences(earlier or {}, settings)}; "
+                f"choose another --out, or remove {out} to begin again"
             )
+    elif not mixed and out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: the folder holds other files; choose another --out")
+    else:
         write_json(path, settings)
-    clear_leftovers(out)
+    if not shared:
+        clear_leftovers(out)
 
 
-def is_begun(out):
-    """True if a run in `out` was begun and not finished."""
-    return (out / FOLDER / "settings.json").is_file()
+def inputs(settings, sources):
+    """What a result is made from, to be noted when it is there.
 
+    Take it before the sources are read: a file that changes meanwhile then counts as changed.
 
-def note(out, subject, sources, rows):
-    """Note that all files of a scan are written: its rows, and what it was made from."""
-    write_json(_note(out, subject), {"sources": _stamps(sources), "rows": rows})
-
-
-def noted(out, subject, sources, results):
-    """The rows of a scan that is done; None where a source has changed or a result is missing."""
-    done = _read(_note(out, subject))
-    if done and done["sources"] == _stamps(sources) and all(path.is_file() for path in results):
-        return done["rows"]
-    return None
-
-
-def finish(out):
-    """Forget the notes; the settings first, so that a kill here leaves a finished folder."""
-    (out / FOLDER / "settings.json").unlink()
-    shutil.rmtree(out / FOLDER)
-
-
-def _note(out, subject):
-    return out / FOLDER / "done" / f"{subject}.json"
-
-
-def _stamps(paths):
-    """Each file's path, size and time; of one that is missing, its path."""
+    Parameters: settings, a dict; sources, paths of files, or None where there is none.
+    """
     stamps = []
-    for path in paths:
-        stat = os.stat(path) if os.path.isfile(path) else None
-        stamps.append([str(path), stat and stat.st_size, stat and stat.st_mtime_ns])
-    return stamps
+    for path in sources:
+        try:
+            stamps.append(path and _stamp(path) | {"sha256": file_digest(path)})
+        except OSError:  # whoever reads it will say so
+            stamps.append({})
+    return {"version": VERSION, "settings": _as_json(settings), "sources": stamps}
+
+
+def note(out, name, made_from, value=True):
+    """Note that all files of `name` (a subject) are written; `value` (JSON) is kept with it."""
+    write_json(_note(out, name), made_from | {"value": value})
+
+
+def noted(out, name, settings, sources, results):
+    """The value noted with a result that is still that of its inputs; None: it must be made.
+
+    Parameters: settings and sources as for `inputs`, in the same order; results, paths of files.
+    """
+    before = _read(_note(out, name))
+    try:
+        same = before["version"] == VERSION and before["settings"] == _as_json(settings)
+        stamps = zip(before["sources"], sources, strict=True)
+        same = same and all(_unchanged(stamp, path) for stamp, path in stamps)
+        return before["value"] if same and all(map(os.path.isfile, results)) else None
+    except (KeyError, TypeError, ValueError, OSError):  # no note, a damaged one, or no such source
+        return None
+
+
+def _unchanged(before, path):
+    """The rule for one file. `before` is its noted stamp; None: there was no such file."""
+    if before is None or path is None:
+        return before is path
+    now = _stamp(path)
+    if all(before[key] == value for key, value in now.items()):
+        return True
+    return before["size"] == now["size"] and before["sha256"] == file_digest(path)
+
+
+def _stamp(path):
+    stat = os.stat(path)
+    return {"path": os.path.abspath(path), "size": stat.st_size, "time_ns": stat.st_mtime_ns}
+
+
+def file_digest(path):
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _note(out, name):
+    return out / FOLDER / f"{name}.json"
+
+
+def _as_json(value):
+    return json.loads(json.dumps(value))
+
+
+def _differences(earlier, settings):
+    names = [name for name in earlier | settings if earlier.get(name) != settings.get(name)]
+    return ", ".join(f"{name} {earlier.get(name)!r} (now {settings.get(name)!r})" for name in names)
 
 
 def _read(path):
@@ -77,24 +138,3 @@ def _read(path):
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def claim_folder(out, settings):
-    """Make the folder `out`, or check that it was begun with the same settings."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: not a folder; choose another --out")
-    path = out / "settings.json"
-    if path.is_file():
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            earlier = None
-        if earlier != settings:
-            raise InputError(
-                f"{path}: begun with other settings, {earlier}; choose another --out or remove it"
-            )
-        clear_leftovers(out)
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: the folder holds other files; choose another --out")
-    else:
-        write_json(path, settings)

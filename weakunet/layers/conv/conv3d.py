@@ -4,15 +4,15 @@
 
 with p = (k-1)/2 and x zero outside the volume. Read it as k*k*k "taps": each is one matrix product
 of w[:, :, i, j, m] (C_out, C_in) with the input shifted by that tap. `conv3d_forward` and
-`conv3d_backward` say just that and are the reference; the class `Conv3D` computes the same numbers
-with cpu.py. On a GPU all of them run the kernels of gpu.py.
+`conv3d_backward` say just that.
 """
 
 import numpy as np
 
 from weakunet.gpu import backend
-from weakunet.layers.conv import cpu as conv3d_fast
-from weakunet.layers.conv.gpu import conv3d_backward_cuda, conv3d_forward_cuda
+from weakunet.layers.conv import cpu
+from weakunet.layers.conv.gpu import KERNEL_OF, conv3d_backward_cuda, conv3d_forward_cuda
+from weakunet.layers.relu import relu_backward, relu_forward
 
 
 def _pad(x, k):
@@ -35,12 +35,13 @@ def conv3d_forward(x, w, b):
     k, padded = w.shape[-1], _pad(x, w.shape[-1])
     y = np.zeros((w.shape[0], x.shape[0], *x.shape[2:]), x.dtype)  # (C_out, N, D, H, W)
     for tap in np.ndindex(k, k, k):
+        # (C_out, C_in) times (N, C_in, D, H, W), summed over C_in
         y += np.tensordot(w[(..., *tap)], _window(padded, k, tap), axes=(1, 1))
     return np.ascontiguousarray(y.swapaxes(0, 1)) + b[:, None, None, None]
 
 
 def conv3d_backward(dy, x, w):
-    """Gradients of a loss in x, w and b, from its gradient dy (N, C_out, D, H, W) in y.
+    """The gradients with respect to x, w and b, from dy (N, C_out, D, H, W).
 
     Each tap gave y += w_tap window, so dw_tap = dy window^T, and the window of dx gets w_tap^T dy.
     Returns dx, dw, db with the shapes of x, w, b.
@@ -51,6 +52,7 @@ def conv3d_backward(dy, x, w):
     dpadded, dw = np.zeros_like(padded), np.empty_like(w)
     for tap in np.ndindex(k, k, k):
         window = _window(padded, k, tap)
+        # summed over scans and voxels -> (C_out, C_in)
         dw[(..., *tap)] = np.tensordot(dy, window, axes=((0, 2, 3, 4), (0, 2, 3, 4)))
         dwindow = _window(dpadded, k, tap)
         dwindow += np.tensordot(w[(..., *tap)], dy, axes=(0, 1)).swapaxes(0, 1)
@@ -61,45 +63,45 @@ def conv3d_backward(dy, x, w):
 class Conv3D:
     """A convolution layer; weights Gaussian of variance 2 / (C_in k^3) (He et al. 2015), bias zero.
 
-    k is 1 or 3. The first layer of a network passes `needs_dx=False`: nobody asks for the gradient
-    in the image, and its backward then returns None.
-
-    On a GPU: `kernel` is the rung that computes it; `relu`, forward computes the ReLU behind it,
-    too; `mask`, backward computes that of the ReLU before it, too (its input is that one's output).
-    On a CPU: `rounding` (rounding.py) is what is done to all factors, as a GPU's tensor cores do.
+    k is 1 or 3. On a CPU it runs cpu.py, the pair above made fast (test_conv3d.py holds them
+    equal); on a GPU the kernels of gpu.py.
     """
 
-    kernel, relu, mask, rounding = "tiled", False, False, None
-
-    def __init__(self, c_in, c_out, k=3, *, rng, dtype=np.float32, needs_dx=True):
+    def __init__(self, c_in, c_out, k=3, *, rng, dtype=np.float32):
         std = np.sqrt(2 / (c_in * k**3))
         w = rng.normal(0, std, (c_out, c_in, k, k, k)).astype(dtype)
         self.params = {"w": w, "b": np.zeros(c_out, dtype)}
         self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
-        self.needs_dx = needs_dx
+        self.kernel = "tiled"  # of a GPU
         self.x = None
 
-    def forward(self, x, keep=True):
-        """x (N, C_in, D, H, W) -> y (N, C_out, D, H, W); `keep`s x for backward."""
-        x = self._rounded(x)
+    def forward(self, x, keep=True, relu=False):
+        """x (N, C_in, D, H, W) -> y (N, C_out, D, H, W), or max(y, 0) with `relu`.
+
+        `keep` x for backward.
+        """
         self.x = x if keep else None
         w, b = self.params["w"], self.params["b"]
         if backend.is_cuda(x):
-            return conv3d_forward_cuda(x, w, b, self.kernel, self.relu)
-        return conv3d_fast.forward(x, self._rounded(w), b)
+            return conv3d_forward_cuda(x, w, b, self.kernel, relu)
+        y = cpu.forward(x, w, b)
+        return relu_forward(y) if relu else y
 
-    def backward(self, dy):
-        """dy (N, C_out, D, H, W) -> dx (N, C_in, D, H, W) or None; sets grads, lets go of x."""
+    def backward(self, dy, needs_dx=True, mask=False):
+        """dy (N, C_out, D, H, W) -> dx (N, C_in, D, H, W); sets grads, releases x.
+
+        mask: x came out of a ReLU, whose backward is computed as well: dx is 0 where x is 0.
+        Without `needs_dx` dx is None.
+        """
         x, self.x = self.x, None
-        args = self._rounded(dy), x, self._rounded(self.params["w"]), self.needs_dx
+        args = dy, x, self.params["w"], needs_dx
         if backend.is_cuda(dy):
-            dx, dw, db = conv3d_backward_cuda(*args, self.kernel, self.mask)
-        else:
-            dx, dw, db = conv3d_fast.backward(*args)
-        if self.rounding:
-            db = conv3d_fast.bias_gradient(dy)  # a sum, no product: nothing is rounded
-        self.grads["w"], self.grads["b"] = dw, db
-        return dx
+            dx, self.grads["w"], self.grads["b"] = conv3d_backward_cuda(*args, self.kernel, mask)
+            return dx
+        dx, self.grads["w"], self.grads["b"] = cpu.backward(*args)
+        return relu_backward(dx, x) if mask else dx
 
-    def _rounded(self, factor):
-        return factor if self.rounding is None else self.rounding(factor)
+    def to(self, device, precision="fp32"):
+        """Move its arrays to 'cpu' or 'cuda'; `precision` is that of a GPU (see gpu.py)."""
+        backend.move(self, device)
+        self.kernel = KERNEL_OF[precision]

@@ -11,25 +11,24 @@ Why it is fast: the products are deep (9 C_in) and at least 24 rows high even fo
 of a voxel feed all 27 taps (the planes z-1, z, z+1 are neighbours in `cols`, so the columns of the
 next z are the same memory, one plane on); a block stays in the cache. The backward pass is the same
 sweep over dy: with the weights flipped and transposed it gives dx, and cols(dy) times x^T moved by
-kx gives dw. Behind a global max pooling almost all of dy is zero, and then only the other voxels
-are worked on. Blocks depend on the sizes alone and sums run in a fixed order: the result is the
-same bit for bit with any number of threads.
+kx gives dw. Blocks depend on the sizes alone and sums run in a fixed order: the result is the same
+bit for bit with any number of threads.
 """
 
 import threading
 
 import numpy as np
 
-from weakunet.layers.conv.sparse import nonzero_voxels, sparse_backward
-from weakunet.util.threads import share_out
+from weakunet.util.threads import one_blas_thread, split_over_threads
 
 # Voxels per matrix product and bytes of a block's columns, about a core's L2 (tuned on a Zen 5).
 PRODUCT_COLUMNS, BLOCK_BYTES = 512, 1 << 20
-TASKS = 16  # a sweep is shared out in at most so many pieces
+TASKS = 16  # the largest number of pieces that a sweep is split into
 
 _local = threading.local()
 
 
+@one_blas_thread
 def forward(x, w, b):
     """x (N, C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,) -> y (N, C_out, D, H, W)."""
     if w.shape[-1] == 1:
@@ -37,16 +36,14 @@ def forward(x, w, b):
     return sweep(np.ascontiguousarray(x), w, b)[0]
 
 
+@one_blas_thread
 def backward(dy, x, w, needs_dx=True):
-    """Gradients dx (None unless needs_dx), dw, db of `forward`, from dy (N, C_out, D, H, W)."""
-    db = bias_gradient(dy)
+    """The gradients dx (None unless needs_dx), dw, db, from dy (N, C_out, D, H, W)."""
+    db = dy.reshape(*dy.shape[:2], -1).sum(axis=2).sum(axis=0)  # (N, C_out) -> (C_out,)
     if w.shape[-1] == 1:
         dw = np.tensordot(dy, x, axes=((0, 2, 3, 4), (0, 2, 3, 4))).reshape(w.shape)
         return (_pointwise(dy, w[:, :, 0, 0, 0].T) if needs_dx else None), dw, db
     x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-    voxels = nonzero_voxels(dy)
-    if voxels is not None:
-        return *sparse_backward(dy, x, w, voxels, needs_dx), db
     if not needs_dx:
         # columns of x and rows of dy: dw[o, c, a, b, m] = r[a, b, c, 2-m, o]
         r = sweep(x, rows=dy)[1]
@@ -55,11 +52,6 @@ def backward(dy, x, w, needs_dx=True):
     flipped = w[:, :, ::-1, ::-1, ::-1].swapaxes(0, 1)
     dx, r = sweep(dy, flipped, rows=x)
     return dx, np.ascontiguousarray(r[::-1, ::-1].transpose(2, 4, 0, 1, 3)), db
-
-
-def bias_gradient(dy):
-    """db (C_out,) from dy (N, C_out, D, H, W)."""
-    return dy.reshape(*dy.shape[:2], -1).sum(axis=2).sum(axis=0)
 
 
 def _pointwise(x, w):
@@ -86,13 +78,13 @@ def _blocks(shape, row_bytes):
 
 
 def sweep(a, w=None, b=None, rows=None, taps=(3, 3), origin=(-1, -1)):
-    """Gather the columns of `a` (N, C, D, H, W) block by block, and multiply them
+    """Gather the columns of `a` (N, C, D, H, W) block by block, and multiply them by w or rows.
 
-    with w (C_out, C, kz, ky, 3), plus b: y (N, C_out, D, H, W), and
-    with `rows` (N, R, D, H, W): r[i, j, c, m, k], the sum over the scans n and all voxels of
+    Given w (C_out, C, kz, ky, 3): y (N, C_out, D, H, W), plus b.
+    Given rows (N, R, D, H, W): r[i, j, c, m, k], the sum over the scans n and all voxels of
         a[n, c, z+i+oz, y+j+oy, x] rows[n, k, z, y, x+m-1].
-    taps are (kz, ky) and origin is (oz, oy), where the first tap lies; (3, 3) and (-1, -1) in a
-    common convolution. Returns y, r; None for what was not asked for.
+    taps are (kz, ky), origin is (oz, oy), where the first tap lies: (3, 3) and (-1, -1) in an
+    ordinary convolution. Returns y, r; None for the one that was not asked for.
     """
     n, c, depth, height, width = a.shape
     y, k = None, taps[0] * taps[1] * c
@@ -114,7 +106,8 @@ def sweep(a, w=None, b=None, rows=None, taps=(3, 3), origin=(-1, -1)):
 
     blocks = _blocks(a.shape, taps[1] * c * width * a.itemsize)
     share = -(-len(blocks) // TASKS)
-    totals = share_out(work, [blocks[i : i + share] for i in range(0, len(blocks), share)])
+    pieces = [blocks[i : i + share] for i in range(0, len(blocks), share)]
+    totals = split_over_threads(work, pieces)
     return y, None if rows is None else sum(totals).reshape(*taps, c, 3, -1)
 
 
@@ -161,7 +154,7 @@ def _multiply(cols, matrix, b, y, width):
     planes, c_out, voxels = y.shape
     p = np.matmul(matrix, cols, out=_scratch("p", (planes, 3 * c_out, voxels), cols.dtype))
     p = p.reshape(planes, 3, c_out, voxels)
-    # one voxel on in the flat block is, at the end of a row, the next row: nothing comes from there
+    # at the end of a row the next voxel of the flat block is the next row's: it contributes nothing
     p[:, 0, :, width - 1 :: width] = 0
     p[:, 2, :, ::width] = 0
     middle = p[:, 1]

@@ -9,23 +9,28 @@ weights can be added up beforehand. Along one axis, for the output 2i + p (the p
     p = 0 reads 2i-1, 2i, 2i+1   = coarse i-1, i, i     with w[0], w[1] + w[2]
     p = 1 reads 2i, 2i+1, 2i+2   = coarse i, i, i+1     with w[0] + w[1], w[2]
 
-So each of the 8 parities is a convolution of the small tensor with 2x2x2 taps: 8 products for a
-voxel and a pair of channels instead of 27. (As cpu.py's sweep goes, kx keeps 3 taps, one of
-them zero, and both parities in x are computed together: 12 instead of 27.) The paper has neither
-the trick nor a need for it: the result is the same up to rounding.
+So each of the 8 parities is a convolution of the small tensor with 2x2x2 taps: 8 products per voxel
+and pair of channels instead of 27. (In cpu.py's sweep kx keeps 3 taps, one of them zero, and both
+parities in x are computed together: 12 instead of 27.) The trick is ours, not the paper's; the
+result is the same up to rounding.
 
-On a GPU the rungs on tensor cores do it, too (folded_tensor.py); the others upsample, concatenate
-and convolve step by step.
+On a GPU the rungs on tensor cores do it as well (folded.cu); the others upsample, concatenate and
+convolve step by step.
 """
 
 import numpy as np
 
 from weakunet.gpu import backend
-from weakunet.layers.concat import concat_backward, concat_forward
-from weakunet.layers.conv import cpu as conv3d_fast
-from weakunet.layers.conv import folded_tensor as upconv3d_tensor
+from weakunet.layers.concat import (
+    concat_backward,
+    concat_backward_cuda,
+    concat_forward,
+    concat_forward_cuda,
+)
+from weakunet.layers.conv import cpu, tensor
 from weakunet.layers.conv.conv3d import Conv3D
 from weakunet.layers.conv.gpu import conv3d_backward_cuda, conv3d_forward_cuda
+from weakunet.layers.relu import relu_forward
 from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward
 
 PARITIES = [(0, 0), (0, 1), (1, 0), (1, 1)]  # in z and y
@@ -50,7 +55,7 @@ def _fold(w, parity):
 
 
 def _unfold(dw, parity):
-    """The gradient in w (O, C, 3, 3, 3) from that in `_fold`'s result: the transposed map."""
+    """The gradient with respect to w (O, C, 3, 3, 3) from that to `_fold`'s result."""
     o, c = len(dw) // 2, dw.shape[1]
     dw = dw.reshape(2, o, c, 12).transpose(1, 2, 0, 3).reshape(o * c, 24)
     return (dw @ FOLDS[parity].astype(dw.dtype)).reshape(o, c, 3, 3, 3)
@@ -62,77 +67,83 @@ def _parity(y, pz, py):
     return part.reshape(*part.shape[:4], -1, 2).transpose(0, 5, 1, 2, 3, 4)
 
 
-def upconv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False, rounding=None):
+def upsample_conv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False):
     """y (N, C_out, 2D, 2H, 2W) from skip (N, C_a, 2D, 2H, 2W) and coarse (N, C_b, D, H, W).
 
     w (C_out, C_a + C_b, 3, 3, 3), b (C_out,), as for the plain convolution of the two together.
-    kernel, relu: as of conv3d_forward_cuda, for a GPU. rounding: what a CPU does to factors.
+    relu: fuse the ReLU that follows. kernel: of a GPU, as of conv3d_forward_cuda.
     """
     if backend.is_cuda(skip):
-        if upconv3d_tensor.runs(kernel, skip, coarse, w):
-            return upconv3d_tensor.forward(kernel, skip, coarse, w, b, relu)
-        x = concat_forward(skip, upsample3d_forward(coarse))
-        return conv3d_forward_cuda(x, w, b, kernel, relu)
-    c_a, rounding = skip.shape[1], rounding or _as_it_is
-    y = conv3d_fast.forward(rounding(skip), rounding(w[:, :c_a]), b)
-    coarse = rounding(coarse)
+        return _forward_cuda(skip, coarse, w, b, kernel, relu)
+    c_a = skip.shape[1]
+    y = cpu.forward(skip, w[:, :c_a], b)
     for pz, py in PARITIES:
-        folded, origin = rounding(_fold(w[:, c_a:], (pz, py))), (pz - 1, py - 1)
-        part, _ = conv3d_fast.sweep(coarse, folded, taps=(2, 2), origin=origin)
+        folded = _fold(w[:, c_a:], (pz, py))
+        # (N, C_b, D, H, W) -> (N, 2 C_out, D, H, W): both parities in x
+        part, _ = cpu.sweep(coarse, folded, taps=(2, 2), origin=(pz - 1, py - 1))
         target = _parity(y, pz, py)
         target += part.reshape(target.shape)
-    return y
+    return relu_forward(y) if relu else y
 
 
-def upconv3d_backward(dy, skip, coarse, w, kernel="tiled", rounding=None):
-    """Gradients dskip, dcoarse, dw, db of `upconv3d_forward` from dy (N, C_out, 2D, 2H, 2W)."""
-    if backend.is_cuda(dy) and upconv3d_tensor.runs(kernel, skip, coarse, w):
-        return upconv3d_tensor.backward(kernel, dy, skip, coarse, w)
-    c_a, rounding = skip.shape[1], rounding or _as_it_is
-    dy, skip, coarse = rounding(dy), rounding(skip), rounding(coarse)
-    few = rounding is _as_it_is and conv3d_fast.nonzero_voxels(dy) is not None
-    if backend.is_cuda(dy) or few:
-        # step by step; when few voxels of dy are not zero, that is the faster way
-        args = dy, concat_forward(skip, upsample3d_forward(coarse)), w
-        if backend.is_cuda(dy):
-            dx, dw, db = conv3d_backward_cuda(*args, kernel=kernel)
-        else:
-            dx, dw, db = conv3d_fast.backward(*args)
-        dskip, dup = concat_backward(dx, c_a)
-        return dskip, upsample3d_backward(dup), dw, db
-    dskip, dw_skip, db = conv3d_fast.backward(dy, skip, rounding(w[:, :c_a]))
+def upsample_conv3d_backward(dy, skip, coarse, w, kernel="tiled"):
+    """The gradients dskip, dcoarse, dw, db, from dy (N, C_out, 2D, 2H, 2W)."""
+    if backend.is_cuda(dy):
+        return _backward_cuda(dy, skip, coarse, w, kernel)
+    c_a = skip.shape[1]
+    dskip, dw_skip, db = cpu.backward(dy, skip, w[:, :c_a])
     dcoarse, dw_coarse = 0, 0
     for pz, py in PARITIES:
         part = _parity(dy, pz, py)
         part = part.reshape(len(part), -1, *part.shape[3:])  # (N, 2 C_out, D, H, W), a copy
-        folded = rounding(_fold(w[:, c_a:], (pz, py)))
-        flipped = folded[:, :, ::-1, ::-1, ::-1].swapaxes(0, 1)
-        dpart, r = conv3d_fast.sweep(part, flipped, rows=coarse, taps=(2, 2), origin=(-pz, -py))
+        flipped = _fold(w[:, c_a:], (pz, py))[:, :, ::-1, ::-1, ::-1].swapaxes(0, 1)
+        dpart, r = cpu.sweep(part, flipped, rows=coarse, taps=(2, 2), origin=(-pz, -py))
         dcoarse += dpart
         dw_coarse += _unfold(r[::-1, ::-1].transpose(2, 4, 0, 1, 3), (pz, py))
     return dskip, dcoarse, np.concatenate((dw_skip, dw_coarse), axis=1), db
 
 
-def _as_it_is(factor):
-    return factor
+def _on_tensor_cores(kernel, skip, coarse, w):
+    """True if both parts of this convolution run on tensor cores."""
+    return kernel in tensor.PAIR and all(tensor.runs(x, w) for x in (skip, coarse))
 
 
-class UpConv3D(Conv3D):
+def _forward_cuda(skip, coarse, w, b, kernel, relu):
+    if not _on_tensor_cores(kernel, skip, coarse, w):
+        x = concat_forward(skip, upsample3d_forward(coarse))
+        return conv3d_forward_cuda(x, w, b, kernel, relu)
+    w_skip, w_coarse = concat_backward_cuda(w, skip.shape[1])
+    y = conv3d_forward_cuda(skip, w_skip, b, kernel)
+    tensor.add_folded(kernel, y, coarse, w_coarse, relu)
+    return y
+
+
+def _backward_cuda(dy, skip, coarse, w, kernel):
+    c_a = skip.shape[1]
+    if not _on_tensor_cores(kernel, skip, coarse, w):
+        x = concat_forward(skip, upsample3d_forward(coarse))
+        dx, dw, db = conv3d_backward_cuda(dy, x, w, kernel=kernel)
+        dskip, dup = concat_backward(dx, c_a)
+        return dskip, upsample3d_backward(dup), dw, db
+    w_skip, w_coarse = concat_backward_cuda(w, c_a)
+    dskip, dw_skip, db = conv3d_backward_cuda(dy, skip, w_skip, kernel=kernel)
+    dw = concat_forward_cuda(dw_skip, tensor.backward_weight_folded(kernel, dy, coarse))
+    return dskip, tensor.backward_coarse(kernel, dy, w_coarse), dw, db
+
+
+class UpsampleConv3D(Conv3D):
     """The first convolution of a decoder level; parameters as Conv3D's with c_in = C_a + C_b."""
 
-    def forward(self, skip, coarse, keep=True):
+    def forward(self, skip, coarse, keep=True, relu=False):
         """skip (N, C_a, 2D, 2H, 2W), coarse (N, C_b, D, H, W) -> y (N, C_out, 2D, 2H, 2W)."""
         self.x = (skip, coarse) if keep else None
         w, b = self.params["w"], self.params["b"]
-        return upconv3d_forward(skip, coarse, w, b, self.kernel, self.relu, self.rounding)
+        return upsample_conv3d_forward(skip, coarse, w, b, self.kernel, relu)
 
     def backward(self, dy):
-        """dy -> dskip, dcoarse; sets grads, lets go of what forward kept."""
+        """dy -> dskip, dcoarse; sets grads, releases what forward kept."""
         x, self.x = self.x, None
-        dskip, dcoarse, dw, db = upconv3d_backward(
-            dy, *x, self.params["w"], self.kernel, self.rounding
+        dskip, dcoarse, self.grads["w"], self.grads["b"] = upsample_conv3d_backward(
+            dy, *x, self.params["w"], self.kernel
         )
-        if self.rounding:
-            db = conv3d_fast.bias_gradient(dy)
-        self.grads["w"], self.grads["b"] = dw, db
         return dskip, dcoarse

@@ -1,36 +1,44 @@
-"""The convolution of conv3d.py on a GPU: the CUDA pairs of conv3d_forward and conv3d_backward.
+"""The convolution of conv3d.py on a GPU: which kernel runs, and how naive.cu and tiled.cu start.
 
-Four rungs, chosen by name: 'naive' (one thread an output voxel) shows the equation, 'tiled' (tiles
-of the input in shared memory, 64 sums a thread in registers) computes the same numbers fast, for
-k = 1 and 3, 'tensor' (tensor cores) is faster still and rounds the factors, for k = 3, the more so
-'tensor_bf16'; see tensor.py. The kernels are in naive.cu, tiled.cu,
-tiled_weight.cu.
+    naive        one thread per output: the equation
+    tiled        fast, in float32 or float64, for k = 1 and 3
+    tensor       tensor cores in TF32, k = 3 only (tensor.py): faster, the factors are rounded
+    tensor_bf16  the same in bfloat16: faster again, less accurate
+
+`--precision` picks one: fp32 is `tiled`, tf32 and bf16 run on tensor cores, and `auto`, the
+default, is fp32 on a CPU and tf32 on a GPU whose tensor cores pass a test. Networks learned from
+counts in tf32 as in fp32 (README), and in bf16 on the three seeds that were tried.
 """
 
 import math
 
+import numpy as np
+
 from weakunet.gpu import backend, cuda_source
-from weakunet.layers.conv import tensor as conv3d_tensor
+from weakunet.layers.conv import tensor
 from weakunet.layers.relu import relu_backward, relu_forward
+from weakunet.util.cli import InputError
 
 NAIVE, TILED = "layers/conv/naive", "layers/conv/tiled"
-TILED_WEIGHT = "layers/conv/tiled_weight"
-SIZES = cuda_source.constants(TILED) | cuda_source.constants(TILED_WEIGHT)
-KERNELS = ("naive", "tiled", *conv3d_tensor.PAIR)
-KERNEL_OF = {"fp32": "tiled", "tf32": "tensor", "bf16": "tensor_bf16"}  # the rung of a precision
-# The weight gradient is shared out over about so many blocks, on every GPU the same: the number
-# decides the order of the additions.
+SIZES = cuda_source.constants(TILED)
+KERNELS = ("naive", "tiled", *tensor.PAIR)
+KERNEL_OF = {"fp32": "tiled", "tf32": "tensor", "bf16": "tensor_bf16"}  # of a precision
+PRECISIONS = ("auto", *KERNEL_OF)
+# How far a convolution may be off float32's, of its largest value: 8 times what rounding explains.
+TOLERANCE = {"tf32": 2e-3, "bf16": 1.6e-2}
+# The weight gradient is split across about this many blocks, the same number on every GPU, because
+# it decides the order of the additions.
 BLOCKS = 1024
 
 
 def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False):
     """y (N, C_out, D, H, W) from x (N, C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,).
 
-    relu: the ReLU that follows is computed, too: max(y, 0).
+    relu: fuse the ReLU that follows: max(y, 0).
     """
     kernel = _rung(kernel, x, w)
-    if kernel in conv3d_tensor.PAIR:
-        return conv3d_tensor.forward(kernel, x, w, b, relu)
+    if kernel in tensor.PAIR:
+        return tensor.forward(kernel, x, w, b, relu)
     y = backend.array_module(x).empty((len(x), len(w), *x.shape[2:]), x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
     if kernel == "naive":
@@ -45,7 +53,7 @@ def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False):
 def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled", mask=False):
     """dx (None unless `needs_dx`), dw, db from dy (N, C_out, D, H, W), x and w.
 
-    mask: x came from a ReLU, and its backward is computed, too: dx is 0 where x is not positive.
+    mask: fuse the backward of the ReLU before, whose output is x: dx is 0 where x is not positive.
     """
     kernel = _rung(kernel, x, w)
     dx = _backward_input(dy, x, w, kernel, mask) if needs_dx else None
@@ -53,7 +61,7 @@ def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled", mask=False):
 
 
 def _rung(kernel, x, w):
-    """The rung that does this: `kernel`, or 'tiled' where tensor cores do not run.
+    """The rung that runs: `kernel`, or 'tiled' where tensor cores cannot.
 
     Raises ValueError for what `kernel` cannot take.
     """
@@ -65,13 +73,13 @@ def _rung(kernel, x, w):
         raise ValueError(f"conv3d: x has {x.shape[1]} channels, w {w.shape} wants {w.shape[1]}")
     if math.prod(x.shape[2:]) >= 2**31:
         raise ValueError(f"conv3d: a volume of {x.shape[2:]} has more than 2^31 - 1 voxels")
-    falls_back = kernel in conv3d_tensor.PAIR and not conv3d_tensor.runs(x, w)
+    falls_back = kernel in tensor.PAIR and not tensor.runs(x, w)
     return "tiled" if falls_back else kernel
 
 
 def _backward_input(dy, x, w, kernel, mask):
-    if kernel in conv3d_tensor.PAIR:
-        return conv3d_tensor.backward_input(kernel, dy, w, x if mask else None)
+    if kernel in tensor.PAIR:
+        return tensor.backward_input(kernel, dy, w, x if mask else None)
     dx = backend.array_module(x).empty(x.shape, x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
     if kernel == "naive":
@@ -84,8 +92,8 @@ def _backward_input(dy, x, w, kernel, mask):
 
 
 def _backward_weight(dy, x, w, kernel):
-    if kernel in conv3d_tensor.PAIR:
-        return _sum_parts(conv3d_tensor.backward_weight(kernel, dy, x))
+    if kernel in tensor.PAIR:
+        return _sum_parts(tensor.backward_weight(kernel, dy, x))
     (scans, c_in, *volume), c_out, k = x.shape, len(w), w.shape[-1]
     if kernel == "naive":
         dw = backend.array_module(w).empty(w.shape, w.dtype)
@@ -100,7 +108,7 @@ def _backward_weight(dy, x, w, kernel):
     parts = backend.array_module(w).empty((count, *w.shape), w.dtype)
     args = dy, x, parts, scans, c_in, c_out, *volume
     threads = (count, *grid), (channels * k * k, groups)
-    backend.launch(TILED_WEIGHT, f"conv3d_backward_weight_tiled_k{k}", threads, args)
+    backend.launch(TILED, f"conv3d_backward_weight_tiled_k{k}", threads, args)
     return _sum_parts(parts)
 
 
@@ -114,14 +122,14 @@ def _backward_bias(dy, kernel):
     count = min(64, -(-voxels // 2048))
     parts = backend.array_module(dy).empty((scans * count, c_out), dy.dtype)
     threads = (count, c_out, scans), (SIZES["THREADS"],)
-    backend.launch(TILED_WEIGHT, "conv3d_backward_bias_tiled", threads, (dy, parts, voxels))
+    backend.launch(TILED, "conv3d_backward_bias_tiled", threads, (dy, parts, voxels))
     return _sum_parts(parts)
 
 
 def _sum_parts(parts):
     result = backend.array_module(parts).empty(parts.shape[1:], parts.dtype)
     args = parts, result, len(parts), result.size
-    backend.launch(TILED_WEIGHT, "conv3d_sum_parts", result.size, args)
+    backend.launch(TILED, "conv3d_sum_parts", result.size, args)
     return result
 
 
@@ -136,3 +144,48 @@ def _tiles(shape):
 
 def _groups(channels, maps, groups):
     return min(SIZES[groups], -(-channels // SIZES[maps]))
+
+
+# ---- --precision ---------------------------------------------------------------------------------
+
+
+def pick_precision(name, device):
+    """'fp32', 'tf32' or 'bf16' for a user's choice of PRECISIONS, on `device` ('cpu' or 'cuda').
+
+    Prints a note where it is not what was asked for. Raises InputError where tensor cores were
+    asked for and there are none, or their results are wrong.
+    """
+    wanted = {"cpu": "fp32", "cuda": "tf32"}[device] if name == "auto" else name
+    if wanted == "fp32":
+        return wanted
+    if device == "cpu":
+        raise InputError(
+            f"--precision {name} needs the tensor cores of a GPU, and this runs on the CPU; "
+            "use --precision fp32 or auto"
+        )
+    if backend.compute_capability() < tensor.SIZES["MIN_SM"]:
+        print("note: this GPU has no tensor cores for tf32, so it computes in fp32", flush=True)
+        return "fp32"
+    if computes_right(wanted):
+        return wanted
+    wrong = f"a convolution in {wanted} gives wrong results on this GPU"
+    if name != "auto":
+        raise InputError(f"{wrong} (python -m weakunet.bench --check); use --precision fp32")
+    print(f"note: {wrong}, so it computes in fp32", flush=True)
+    return "fp32"
+
+
+def computes_right(precision):
+    """True if a small convolution agrees with float32's up to rounding, forward and backward."""
+    rng, size = np.random.default_rng(0), (1, 16, 6, 10, 20)
+    arrays = (rng.standard_normal(shape, np.float32) for shape in (size, size, (16, 16, 3, 3, 3)))
+    dy, x, w = (backend.to_device(array, "cuda") for array in arrays)
+    b = w[:, 0, 0, 0, 0].copy()
+    results = []
+    for kernel in (KERNEL_OF[precision], KERNEL_OF["fp32"]):
+        found = conv3d_forward_cuda(x, w, b, kernel), *conv3d_backward_cuda(dy, x, w, kernel=kernel)
+        results.append([backend.to_host(array) for array in found])
+    return all(
+        np.abs(found - expected).max() <= TOLERANCE[precision] * np.abs(expected).max()
+        for found, expected in zip(*results, strict=True)
+    )

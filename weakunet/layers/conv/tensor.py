@@ -1,12 +1,9 @@
-"""The 3x3x3 convolution on a GPU's tensor cores: how gpu.py's rung 'tensor' is launched.
+"""Convolutions on a GPU's tensor cores: how tensor.cu and folded.cu are launched.
 
-A tensor core multiplies floats that are rounded to TF32, 10 bits of mantissa, and adds up in
-float32. A result is off by about 3e-4 of the largest one (its own factors' rounding, not a
-mistake): enough to train with, too much for a gradient check. See tensor.cu. What reads an
-upsampled tensor has kernels of its own: folded_tensor.py.
-
-The rung 'tensor_bf16' is the same with two factors in bfloat16, 7 bits of mantissa, in the place of
-one: half as many instructions of the tensor cores, results off by 8 times as much (tensor_bf16.cu).
+The rung 'tensor' multiplies floats rounded to TF32 (10 bits of mantissa) and adds in float32. A
+result is off by about 3e-4 of the largest one, from rounding its factors: enough to train with, too
+much for a gradient check. The rung 'tensor_bf16' holds two factors in bfloat16 (7 bits) in the
+place of one: half as many tensor instructions, results off by 8 times as much.
 """
 
 import math
@@ -15,20 +12,20 @@ import numpy as np
 
 from weakunet.gpu import backend, cuda_source
 
-FORWARD, WEIGHT = "layers/conv/tensor", "layers/conv/tensor_weight"
-BF16 = "layers/conv/tensor_bf16"  # all kernels of these two and of folded_tensor.py
-SIZES = cuda_source.constants(FORWARD) | cuda_source.constants(WEIGHT)
+TENSOR, FOLDED = "layers/conv/tensor", "layers/conv/folded"
+BF16 = "layers/conv/tensor_bf16"  # all kernels of these two
+SIZES = cuda_source.constants(TENSOR) | cuda_source.constants(FOLDED)
 PAIR = {"tensor": 1, "tensor_bf16": 2}  # rung -> factors in the place of a float
-# The weight gradient is shared out over about so many blocks, on every GPU the same: the number
-# decides the order of the additions. (An H100 or H200 has room for 264 at a time.)
+# The weight gradients are split across about this many blocks, the same number on every GPU,
+# because it decides the order of the additions. (An H100 or H200 has room for 264 at a time.)
 BLOCKS = 528
 
 
 def runs(x, w):
-    """True if it takes this convolution: 3x3x3, 8 or more input channels, float32, sm_80 or newer.
+    """True if they take this convolution: 3x3x3, 8 or more input channels, float32, sm_80 or newer.
 
-    Not so the first layer (one channel would leave 7/8 of a tensor core idle), gradient checks in
-    float64, and cards older than Ampere.
+    That leaves out the first layer (one channel would leave 7/8 of a tensor core idle), gradient
+    checks in float64, and cards older than Ampere.
     """
     fits = w.shape[-1] == 3 and x.shape[1] >= SIZES["CHANNELS"] and x.dtype == np.float32
     return fits and backend.compute_capability() >= SIZES["MIN_SM"]
@@ -61,7 +58,7 @@ def backward_weight(rung, dy, x):
     parts = backend.array_module(x).empty((count, c_out, c_in, 3, 3, 3), x.dtype)
     threads = (count, *grid), (SIZES["DW_THREADS"],)
     args = dy, x, parts, scans, c_in, c_out, *volume
-    launch(rung, WEIGHT, "conv3d_tensor_backward_weight", threads, args)
+    launch(rung, TENSOR, "conv3d_tensor_backward_weight", threads, args)
     return parts
 
 
@@ -71,7 +68,7 @@ def _arranged(rung, w, backward=False):
     groups = _ceil(c_out, SIZES["MAPS"]), _ceil(c_in, SIZES["CHANNELS"] * PAIR[rung])
     arranged = backend.array_module(w).empty((*groups, 27, SIZES["FRAGMENTS"], 4), w.dtype)
     args = w, arranged, c_in, c_out, backward, arranged.size
-    launch(rung, FORWARD, "conv3d_tensor_weights", arranged.size, args)
+    launch(rung, TENSOR, "conv3d_tensor_weights", arranged.size, args)
     return arranged
 
 
@@ -82,13 +79,75 @@ def _convolve(rung, x, arranged, c_out, b=None, relu=False, mask=None):
     arrays = x, arranged, b if bias else x, mask if masked else x, y
     args = *arrays, c_in, c_out, *volume, bias, relu, masked
     threads = (tiles_of(volume, "TILE"), groups, scans), (SIZES["THREADS"],)
-    launch(rung, FORWARD, "conv3d_tensor", threads, args)
+    launch(rung, TENSOR, "conv3d_tensor", threads, args)
     return y
 
 
-def tiles_of(volume, name, pair=1, sizes=SIZES):
-    """Tiles (name_Z, name_Y, name_X of `sizes`, `pair` times as deep) of a volume (D, H, W)."""
-    tile = [sizes[f"{name}_Z"] * pair, sizes[f"{name}_Y"], sizes[f"{name}_X"]]
+# ---- the convolution of an upsampled tensor, read at its coarse size (folded.py) -----------------
+
+
+def add_folded(rung, y, coarse, w, relu=False):
+    """Add to y (N, C_out, 2D, 2H, 2W) what coarse (N, C_b, D, H, W) contributes, in place.
+
+    w (C_out, C_b, 3, 3, 3). relu: then y = max(y, 0).
+    """
+    (scans, c_in, *volume), c_out = coarse.shape, len(w)
+    arranged = _arranged_folded(rung, w)
+    args = coarse, arranged, y, c_in, c_out, *volume, relu
+    threads = (tiles_of(volume, "UP"), 2 * len(arranged), scans), (SIZES["UP_THREADS"],)
+    launch(rung, FOLDED, "folded_tensor_forward", threads, args)
+
+
+def backward_coarse(rung, dy, w):
+    """dcoarse (N, C_b, D, H, W) of dy (N, C_out, 2D, 2H, 2W) and w (C_out, C_b, 3, 3, 3)."""
+    scans, c_in, c_out = *dy.shape[:2], w.shape[1]
+    volume, arranged = [size // 2 for size in dy.shape[2:]], _arranged_folded(rung, w, True)
+    dcoarse = backend.array_module(dy).empty((scans, c_out, *volume), dy.dtype)
+    args = dy, arranged, dcoarse, c_in, c_out, *volume
+    threads = (tiles_of(volume, "UP"), len(arranged), scans), (SIZES["UP_THREADS"],)
+    launch(rung, FOLDED, "folded_tensor_backward_coarse", threads, args)
+    return dcoarse
+
+
+def backward_weight_folded(rung, dy, coarse):
+    """dw (C_out, C_b, 3, 3, 3) of the part that reads `coarse`."""
+    (scans, c_in, *volume), c_out, xp = coarse.shape, dy.shape[1], backend.array_module(dy)
+    count, *grid = folded_weight_grid(coarse.shape, c_out, PAIR[rung])
+    parts = xp.empty((count, c_out, c_in, 4, 4, 4), dy.dtype)
+    args = dy, coarse, parts, scans, c_in, c_out, *volume
+    threads = (4 * count, *grid), (SIZES["UP_DW_THREADS"],)
+    launch(rung, FOLDED, "folded_tensor_backward_weight", threads, args)
+    dw = xp.empty((c_out, c_in, 3, 3, 3), dy.dtype)
+    block = SIZES["UNFOLD_THREADS"]
+    args = parts, dw, count, c_out * c_in
+    threads = (_ceil(64 * c_out * c_in, block),), (block,)
+    launch(rung, FOLDED, "folded_tensor_unfold", threads, args)
+    return dw
+
+
+def folded_weight_grid(shape, c_out, pair=1):
+    """How the weight gradient is split, coarse having `shape`: the number of parts (each by 4
+    parities in z and y), of groups of coarse and of groups of output channels.
+    """
+    grid = _ceil(shape[1], 8 * SIZES["UP_DW_GROUPS"]), _ceil(c_out, SIZES["UP_DW_MAPS"])
+    tiles = shape[0] * tiles_of(shape[2:], "UP_DW", pair)
+    return max(1, min(tiles, BLOCKS // (4 * grid[0] * grid[1]))), *grid
+
+
+def _arranged_folded(rung, w, backward=False):
+    """The folded weights in the order in which the kernels read them."""
+    c_in, c_out = (len(w), w.shape[1]) if backward else (w.shape[1], len(w))
+    maps = SIZES["UP_BACK_MAPS" if backward else "UP_MAPS"]
+    groups = _ceil(c_out, maps), _ceil(c_in, SIZES["CHANNELS"] * PAIR[rung])
+    arranged = backend.array_module(w).empty((*groups, 64, maps // 16, 32, 4), w.dtype)
+    args = w, arranged, c_in, c_out, backward, arranged.size
+    launch(rung, FOLDED, "folded_tensor_weights", arranged.size, args)
+    return arranged
+
+
+def tiles_of(volume, name, pair=1):
+    """Tiles (name_Z, name_Y, name_X of SIZES, `pair` times as deep) of a volume (D, H, W)."""
+    tile = [SIZES[f"{name}_Z"] * pair, SIZES[f"{name}_Y"], SIZES[f"{name}_X"]]
     return math.prod(_ceil(size, part) for size, part in zip(volume, tile, strict=True))
 
 

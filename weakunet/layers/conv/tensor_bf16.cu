@@ -5,6 +5,4 @@
 // as many instructions as before but for those that fill the tiles.
 #define BF16
 #include "tensor.cu"
-#include "tensor_weight.cu"
 #include "folded.cu"
-#include "folded_weight.cu"

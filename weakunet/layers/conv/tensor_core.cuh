@@ -1,6 +1,5 @@
 // Tensor cores: what they multiply, and tiles in shared memory that feed them without bank
-// conflicts. Included by tensor.cu, folded.cu and their _weight.cu, and with BF16
-// by tensor_bf16.cu.
+// conflicts. Included by tensor.cu and folded.cu, and with BF16 by tensor_bf16.cu.
 #ifndef CHANNELS  // not included yet
 
 #define MIN_SM 80   // the oldest architecture that has them for TF32 and bfloat16: sm_80, Ampere

@@ -1,5 +1,5 @@
-// 3D convolution on the GPU from tiles in shared memory, forward and backward to the input; the
-// same numbers as naive.cu, fast. real is float or double.
+// 3D convolution on the GPU from tiles in shared memory: forward, backward to the input, and below
+// the gradients of weights and bias; the same numbers as naive.cu, fast. real is float or double.
 //
 // Two ideas. A block of threads copies what its tile of the output needs of the input into shared
 // memory once, instead of 27 times from global memory. And a thread keeps 64 sums in registers, 8
@@ -182,4 +182,188 @@ conv3d_backward_input_tiled_k1(const real* __restrict__ dy, const real* __restri
     __shared__ real dy_tile[CHUNK * Halo<1>::SIZE];
     __shared__ __align__(16) real w_tile[CHUNK * W_PITCH];
     convolve_tile<1, true>(dy, w, dy, dx, c_out, c_in, depth, height, width, dy_tile, w_tile);
+}
+
+// ---- the gradients of the weights and the bias ---------------------------------------------------
+//
+// Each is one long sum over all voxels of all scans. It is split across many blocks; each writes
+// its part, and conv3d_sum_parts adds the parts in their order. No atomics, hence the same bits
+// every time.
+
+#define DW_X 16  // a tile has DW_X x DW_Y voxels of one plane
+#define DW_Y 4
+#define DW_MAPS 16     // a thread owns DW_MAPS output channels and the k taps along x ...
+#define DW_GROUPS 2    // (at most so many groups of them in a block)
+#define DW_CHANNELS 8  // ... for one of at most DW_CHANNELS input channels and one (i, j)
+
+// A row of dy_tile holds one voxel's gradients in all output channels of the block, and 4 elements
+// more: so rows start in different banks, and still at multiples of 16 bytes.
+#define DY_PITCH 36  // DW_MAPS DW_GROUPS + 4
+
+// What a tile sees of one input channel. Neighbouring threads differ in j, then i, then the
+// channel: with rows ROW (odd), planes k ROW and channels k^2 ROW elements apart (modulo 32), the
+// threads of a warp read from different banks.
+template <int K>
+struct DwHalo {
+    static constexpr int X = DW_X + K - 1, Y = DW_Y + K - 1;
+    static constexpr int ROW = X | 1;
+    static constexpr int PLANE = ROW * Y + (K * ROW - ROW * Y % 32 + 32) % 32;
+    static constexpr int SIZE = K * PLANE;
+};
+
+template <int K>
+static __device__ __forceinline__ void weight_gradient_tile(const real* __restrict__ dy,
+                                                            const real* __restrict__ x,
+                                                            real* __restrict__ parts, int scans,
+                                                            int c_in, int c_out, int depth,
+                                                            int height, int width, real* x_tile,
+                                                            real* dy_tile)
+{
+    const int P = (K - 1) / 2;
+    typedef DwHalo<K> H;
+    int tiles_x = (width + DW_X - 1) / DW_X, tiles_y = (height + DW_Y - 1) / DW_Y;
+    long long voxels = (long long)depth * height * width;
+    long long tiles = (long long)tiles_x * tiles_y * depth * scans;
+    int channels = blockDim.x / (K * K), c0 = blockIdx.y * channels;  // input channels of the block
+    int maps = blockDim.y * DW_MAPS, o0 = blockIdx.z * maps;          // its output channels
+    int thread = threadIdx.x + blockDim.x * threadIdx.y, threads = blockDim.x * blockDim.y;
+    int c = threadIdx.x / (K * K), i = threadIdx.x / K % K, j = threadIdx.x % K;  // this thread's
+
+    real sum[DW_MAPS][K] = {};  // of dw[o, c, i, j, m], for DW_MAPS output channels o and all m
+    for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        int x0 = (int)(tile % tiles_x) * DW_X, y0 = (int)(tile / tiles_x % tiles_y) * DW_Y;
+        int z = (int)(tile / tiles_x / tiles_y % depth);
+        long long n = tile / tiles_x / tiles_y / depth;
+        __syncthreads();  // nobody reads the last tile any more
+        for (int e = thread; e < channels * K * H::Y * H::X; e += threads) {
+            int channel = e / (H::X * H::Y * K), a = e / (H::X * H::Y) % K;
+            int row = e / H::X % H::Y, m = e % H::X;
+            int xx = x0 + m - P, yy = y0 + row - P, zz = z + a - P;
+            bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 &&
+                          zz < depth && c0 + channel < c_in;
+            x_tile[channel * H::SIZE + a * H::PLANE + row * H::ROW + m] =
+                inside ? x[(n * c_in + c0 + channel) * voxels + (zz * height + yy) * width + xx]
+                       : (real)0;
+        }
+        bool any = false;
+        for (int e = thread; e < maps * DW_Y * DW_X; e += threads) {
+            int m = e % DW_X, row = e / DW_X % DW_Y, o = e / DW_X / DW_Y;
+            int xx = x0 + m, yy = y0 + row;
+            bool inside = xx < width && yy < height && o0 + o < c_out;
+            real value = inside ? dy[(n * c_out + o0 + o) * voxels + (z * height + yy) * width + xx]
+                                : (real)0;
+            dy_tile[(row * DW_X + m) * DY_PITCH + o] = value;
+            any |= value != 0;
+        }
+        // the tile is there; where dy is all zeros, adding products with 0 would change no bit
+        if (!__syncthreads_or(any)) continue;
+        #pragma unroll 1
+        for (int row = 0; row < DW_Y; ++row) {
+            const real* from = x_tile + c * H::SIZE + i * H::PLANE + (row + j) * H::ROW;
+            const real* gradient = dy_tile + row * DW_X * DY_PITCH + threadIdx.y * DW_MAPS;
+            #pragma unroll
+            for (int v = 0; v < DW_X; ++v)
+                #pragma unroll
+                for (int q = 0; q < DW_MAPS; ++q)
+                    #pragma unroll
+                    for (int m = 0; m < K; ++m)
+                        sum[q][m] += gradient[v * DY_PITCH + q] * from[v + m];
+        }
+    }
+
+    #pragma unroll
+    for (int q = 0; q < DW_MAPS; ++q) {
+        int o = o0 + threadIdx.y * DW_MAPS + q;
+        long long first = (((long long)blockIdx.x * c_out + o) * c_in + c0 + c) * (K * K * K);
+        #pragma unroll
+        for (int m = 0; m < K; ++m)
+            if (o < c_out && c0 + c < c_in)
+                parts[first + (i * K + j) * K + m] = sum[q][m];
+    }
+}
+
+// computes  the part of dw that some of the tiles contribute, for k = 3: parts[s] (C_out, C_in, 3,
+//           3, 3) is the sum over the tiles s, s + S, s + 2S, ...; conv3d_sum_parts adds up the S
+//           parts
+// threads   a block of 9 C x G threads, C <= 8, G <= 2, owns C input and 16 G output channels;
+//           thread (c, i, j), g owns the taps (i, j, 0..2) of channel c for the 16 output channels
+//           of group g: 48 sums in registers. Grid: S, groups of input, groups of output channels.
+// memory    per tile of 16 x 4 voxels, 18 x 6 x 3 elements of each input and 64 of each output
+//           channel are read once into shared memory. From there a thread reads 16 of dy (as four
+//           16-byte words, the same for the threads of a group) and 1 of x for 48 multiply-adds.
+//           Writes each of its weights once.
+// work      2 N D H W FLOP a weight; tiles in which dy is 0 everywhere are left out
+// no race   every element of parts has one owner, who adds in a fixed order; __syncthreads() stands
+//           between filling shared memory and reading it, and between reading and filling again
+extern "C" __global__ void __launch_bounds__(144)
+conv3d_backward_weight_tiled_k3(const real* __restrict__ dy, const real* __restrict__ x,
+                                real* __restrict__ parts, int scans, int c_in, int c_out,
+                                int depth, int height, int width)
+{
+    __shared__ real x_tile[DW_CHANNELS * DwHalo<3>::SIZE];
+    __shared__ __align__(16) real dy_tile[DW_X * DW_Y * DY_PITCH];
+    weight_gradient_tile<3>(dy, x, parts, scans, c_in, c_out, depth, height, width, x_tile,
+                            dy_tile);
+}
+
+// computes  the same for k = 1
+// threads   C x G threads a block, each owns 16 sums
+// memory, work, no race   as for k = 3, without the halo
+extern "C" __global__ void __launch_bounds__(144)
+conv3d_backward_weight_tiled_k1(const real* __restrict__ dy, const real* __restrict__ x,
+                                real* __restrict__ parts, int scans, int c_in, int c_out,
+                                int depth, int height, int width)
+{
+    __shared__ real x_tile[DW_CHANNELS * DwHalo<1>::SIZE];
+    __shared__ __align__(16) real dy_tile[DW_X * DW_Y * DY_PITCH];
+    weight_gradient_tile<1>(dy, x, parts, scans, c_in, c_out, depth, height, width, x_tile,
+                            dy_tile);
+}
+
+#define THREADS 256
+
+// computes  parts[n P + p, o] = the sum of dy[n, o] over part p of the volume; conv3d_sum_parts
+//           adds up the N P parts
+// threads   block (p, o, n) owns one part: voxels THREADS p + t + i THREADS P of thread t
+// memory    reads each dy once, writes 1 element a block; the threads' sums are joined in shared
+//           memory, in a tree
+// work      1 addition an element of dy
+// no race   in each round of the tree a thread writes only its own place, and reads places that
+//           nobody writes in that round; __syncthreads() separates the rounds
+extern "C" __global__ void __launch_bounds__(THREADS)
+conv3d_backward_bias_tiled(const real* __restrict__ dy, real* __restrict__ parts, long long voxels)
+{
+    __shared__ real shared_sum[THREADS];
+    int o = blockIdx.y, c_out = gridDim.y, t = threadIdx.x;
+    const real* map = dy + ((long long)blockIdx.z * c_out + o) * voxels;
+    real sum = 0;
+    for (long long v = (long long)blockIdx.x * THREADS + t; v < voxels;
+         v += (long long)gridDim.x * THREADS)
+        sum += map[v];
+    shared_sum[t] = sum;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (t < half)
+            shared_sum[t] += shared_sum[t + half];
+        __syncthreads();
+    }
+    if (t == 0)
+        parts[((long long)blockIdx.z * gridDim.x + blockIdx.x) * c_out + o] = shared_sum[0];
+}
+
+// computes  result[t] = sum_s parts[s, t]
+// threads   thread t owns result[t], t < size
+// memory    reads `count` elements, writes 1 an output
+// work      `count` additions an output, in the order of the parts: the same bits every time
+// no race   every result[t] has one owner, and nothing that is read is written
+extern "C" __global__ void conv3d_sum_parts(const real* __restrict__ parts,
+                                            real* __restrict__ result, int count, int size)
+{
+    int t = blockIdx.x * blockDim.x + threadIdx.x;
+    if (t >= size) return;
+    real sum = 0;
+    #pragma unroll 16  // so many reads under way at a time
+    for (int s = 0; s < count; ++s)
+        sum += parts[(long long)s * size + t];
+    result[t] = sum;
 }

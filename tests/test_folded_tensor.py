@@ -10,10 +10,8 @@ from test_conv3d_tensor import ROUNDED, error
 
 from weakunet.gpu import backend
 from weakunet.layers.concat import concat_backward, concat_forward
-from weakunet.layers.conv import conv3d
-from weakunet.layers.conv import folded as upconv3d
+from weakunet.layers.conv import conv3d, folded, tensor
 from weakunet.layers.conv import gpu as conv3d_cuda
-from weakunet.layers.conv import tensor as conv3d_tensor
 from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward
 
 # N, C_a, C_b, (D, H, W) of coarse, C_out: around 8, 16, 32, 64 channels and tiles of 2 x 8 x 16
@@ -71,8 +69,8 @@ def of_rounded(to_factor, dy, skip, coarse, w, b):
 
 
 def on_tensor_cores(dy, skip, coarse, w, b, rung="tensor"):
-    y = upconv3d.upconv3d_forward(skip, coarse, w, b, rung)
-    return y, *upconv3d.upconv3d_backward(dy, skip, coarse, w, rung)
+    y = folded.upsample_conv3d_forward(skip, coarse, w, b, rung)
+    return y, *folded.upsample_conv3d_backward(dy, skip, coarse, w, rung)
 
 
 @pytest.mark.parametrize("rung", ROUNDED)
@@ -85,7 +83,7 @@ def test_only_the_factors_are_rounded_the_folded_weights_after_their_sum(
     full = step_by_step(*(a.astype(np.float64) for a in arrays))
     expected = of_rounded(to_factor, *arrays)
     gpu = request.getfixturevalue("cuda_on_cpu")
-    monkeypatch.setattr(conv3d_tensor, "BLOCKS", 8)  # each sums several tiles
+    monkeypatch.setattr(tensor, "BLOCKS", 8)  # each sums several tiles
     for gpu.seed in range(2):
         results = on_tensor_cores(*arrays, rung)
         for value, exact, same_rounding in zip(results[:-1], full, expected, strict=False):
@@ -95,8 +93,8 @@ def test_only_the_factors_are_rounded_the_folded_weights_after_their_sum(
         c_a = size[1]
         assert error(results[3][:, c_a:], expected[3][:, c_a:]) < 2e-6
     launched = {kernel for _, kernel in gpu.launched}
-    assert {"upconv3d_tensor_forward", "upconv3d_tensor_backward_coarse"} <= launched
-    assert "upconv3d_tensor_backward_weight" in launched
+    assert {"folded_tensor_forward", "folded_tensor_backward_coarse"} <= launched
+    assert "folded_tensor_backward_weight" in launched
     assert not any("upsample" in kernel or "tiled_k3" in kernel for kernel in launched)
 
 
@@ -111,7 +109,7 @@ def test_falls_back_to_step_by_step(c_a, c_b, dtype, capability, cuda_on_cpu, mo
         expected = step_by_step(*arrays, kernel=rung)
         for value, plain in zip(on_tensor_cores(*arrays, rung), expected, strict=True):
             np.testing.assert_array_equal(value, plain)
-    assert not any("upconv3d" in kernel for _, kernel in cuda_on_cpu.launched)
+    assert not any("folded" in kernel for _, kernel in cuda_on_cpu.launched)
 
 
 @pytest.mark.parametrize("width", [4, 5])
@@ -119,7 +117,7 @@ def test_relu_on_the_way_out_gives_the_bits_of_one_behind(width, cuda_on_cpu):
     _, skip, coarse, w, b = random_arrays(1, 8, 8, (2, 3, width), 9)
     coarse[0, 3, 1, 2, 3] = np.nan
     y, fused = (
-        upconv3d.upconv3d_forward(skip, coarse, w, b, "tensor", relu) for relu in (False, True)
+        folded.upsample_conv3d_forward(skip, coarse, w, b, "tensor", relu) for relu in (False, True)
     )
     np.testing.assert_array_equal(fused, np.maximum(y, 0))
     assert np.isnan(y).any() and (y < 0).any()

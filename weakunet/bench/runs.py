@@ -1,0 +1,176 @@
+"""What the bench times: convolutions, training steps and predictions, ours and PyTorch's, checked.
+
+A side is named by who runs, in which precision, and how: 'ours tf32', 'naive fp32',
+'torch bf16 channels_last compiled'.
+"""
+
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+
+from weakunet.bench.counts import Layer
+from weakunet.gpu import backend
+from weakunet.layers import concat, upsample3d
+from weakunet.layers.conv import conv3d as plain
+from weakunet.layers.conv import cpu, folded, gpu
+from weakunet.layers.loss import mse_backward
+from weakunet.layers.optim import Adadelta
+from weakunet.model import WeakUNet
+from weakunet.training.settings import Settings
+from weakunet.util.cli import one_line
+
+try:
+    from weakunet.bench import pytorch
+except ImportError:
+    pytorch = None
+# How far results may be off, in parts of the largest value. A factor rounded to TF32 is off by up
+# to 2^-11, to bf16 by up to 2^-8; PyTorch rounds its results to bf16, too.
+OURS = {"fp32": [1e-5] * 4, "tf32": [2e-3] * 4, "bf16": [1.6e-2] * 4}
+OTHERS = {"fp32": [1e-3] * 4, "tf32": [5e-3] * 4, "bf16": [3e-2] * 4}
+PREDICT = {"fp32": [1e-3, 1e-3], "tf32": [2e-2, 2e-2], "bf16": [1e-1, 1e-1]}
+# Of a step the counts, then every gradient. Rounded factors move local maxima to near ties, and
+# their gradients elsewhere: those are left to the --check.
+STEP = {"fp32": [1e-3] + [1e-2] * 99, "tf32": [2e-2], "bf16": [1e-1]}
+
+
+def runs(subject, what, device, modes, torch_device):
+    """{side: function} of a convolution's forward or backward, or a `Step`'s 'step' or 'predict'.
+
+    modes: the precisions. Each function is run once and compared with a float64 reference.
+    """
+    if isinstance(subject, Layer):
+        return _convolution_runs(subject, what, device, modes, torch_device)
+    exact = network_run(subject, what, device, np.float64)()
+    found = {f"ours {mode}": network_run(subject, what, device, np.float32, mode) for mode in modes}
+    if pytorch:
+        model, inputs = model_of(subject), batch_of(subject)
+        found |= pytorch.network_runs(what, model, *inputs, modes, torch_device)
+    return checked(f"{what}:{subject.name}", found, exact, STEP if what == "step" else PREDICT)
+
+
+def checked(what, runs, exact, tolerances):
+    """`runs` {side: function} without those of PyTorch that fail or are wrong, which are named.
+
+    exact: the float64 results, an array or a tuple of arrays. tolerances: {precision: one number
+    per result}; a result without one is not compared.
+    Raises AssertionError when one of ours is wrong.
+    """
+    good, exact = dict(runs), _on_host(exact)
+    for side, run in runs.items():
+        who, mode, *_ = side.split()
+        try:
+            results = zip(_on_host(run()), exact, tolerances[mode], strict=False)
+            for value, expected, tolerance in results:
+                error = np.abs(value - expected).max() / max(np.abs(expected).max(), 1e-30)
+                if not error <= tolerance:
+                    raise AssertionError(f"off by {error:.1e} of the float64 reference's maximum")
+        except Exception as error:  # torch.compile, for one, needs Triton and a compiler
+            if who != "torch":
+                raise AssertionError(f"{what}, {side}: {error}") from error
+            print(f"note: {what}: {side} is left out: {one_line(error)}")
+            del good[side]
+    return good
+
+
+def _on_host(results):
+    """One array or a tuple of arrays, PyTorch's among them, as numpy arrays; None is dropped."""
+    results = results if isinstance(results, tuple) else (results,)
+    results = (r.detach().float().cpu() if hasattr(r, "cpu") else r for r in results)
+    return [backend.to_host(result) for result in results if result is not None]
+
+
+# -- whole networks -------------------------------------------------------------------------------
+
+
+def network_run(step, what, device, dtype=np.float32, precision="fp32"):
+    """A function that runs one prediction, or one training step, with our own layers."""
+    model = model_of(step, dtype).to(device, precision)
+    scans, counts = (backend.to_device(a.astype(dtype), device) for a in batch_of(step))
+    if what == "predict":
+        return lambda: model.predict(scans)
+    optimizer = Adadelta(model.params, Settings.lr, Settings.rho, Settings.eps)
+
+    def train():
+        predicted = model.forward(scans)
+        model.backward(mse_backward(predicted, counts))
+        optimizer.step(model.grads)
+        return (predicted, *model.grads.values())
+
+    return train
+
+
+def batch_of(step):
+    """Random scans (N, 1, D, H, W) and counts (N,)."""
+    rng, (n, *_) = np.random.default_rng(0), step.shape
+    return rng.random(step.shape, np.float32), rng.integers(0, 10, n).astype(np.float32)
+
+
+def model_of(step, dtype=np.float32):
+    """The step's network with random weights."""
+    return WeakUNet(**step.network, rng=np.random.default_rng(1), dtype=dtype)
+
+
+# -- single convolutions --------------------------------------------------------------------------
+
+
+def _convolution_runs(layer, direction, device, modes, torch_device):
+    arrays, run = _arrays(layer, device), _forward if direction == "forward" else _backward
+    exact = run(SimpleNamespace(**{k: _double(a) for k, a in vars(arrays).items()}), "naive")
+    found = {f"ours {mode}": partial(run, arrays, gpu.KERNEL_OF[mode]) for mode in modes}
+    found = checked(f"{layer.name} {direction}", found, exact, OURS)
+    others = {"naive fp32": partial(run, arrays, "naive")}
+    if pytorch:
+        host = [a if a is None else backend.to_host(a) for a in vars(arrays).values()]
+        others |= pytorch.convolution_runs(direction, host, modes, torch_device)
+    return found | checked(f"{layer.name} {direction}", others, exact, OTHERS)
+
+
+def _double(a):
+    return a if a is None else a.astype(np.float64)
+
+
+def _arrays(layer, device):
+    """What a convolution works on, random numbers: dy, x, coarse (None: not upsampled), w, b."""
+    rng = np.random.default_rng(0)
+
+    def random(*shape):
+        return backend.to_device(rng.standard_normal(shape, np.float32), device)
+
+    _, c_in, c_out, (n, d, h, w), c_coarse = layer
+    dy, x = random(n, c_out, d, h, w), random(n, c_in, d, h, w)
+    coarse = random(n, c_coarse, d // 2, h // 2, w // 2) if c_coarse else None
+    w, b = random(c_out, c_in + c_coarse, 3, 3, 3), random(c_out)
+    return SimpleNamespace(dy=dy, x=x, coarse=coarse, w=w, b=b)
+
+
+def _forward(a, rung):
+    if a.coarse is not None and rung != "naive":
+        return folded.upsample_conv3d_forward(a.x, a.coarse, a.w, a.b, rung)
+    x = _with_coarse(a)
+    if backend.is_cuda(x):
+        return gpu.conv3d_forward_cuda(x, a.w, a.b, rung)
+    return (plain.conv3d_forward if rung == "naive" else cpu.forward)(x, a.w, a.b)
+
+
+def _backward(a, rung):
+    if a.coarse is not None and rung != "naive":
+        return folded.upsample_conv3d_backward(a.dy, a.x, a.coarse, a.w, rung)
+    x, needs_dx = _with_coarse(a), a.x.shape[1] > 1  # a network's first convolution needs no dx
+    if backend.is_cuda(x):
+        dx, dw, db = gpu.conv3d_backward_cuda(a.dy, x, a.w, needs_dx, rung)
+    elif rung == "naive":
+        dx, dw, db = plain.conv3d_backward(a.dy, x, a.w)
+    else:
+        dx, dw, db = cpu.backward(a.dy, x, a.w, needs_dx)
+    if a.coarse is None:
+        return dx if needs_dx else None, dw, db
+    dskip, dup = concat.concat_backward(dx, a.x.shape[1])
+    return dskip, upsample3d.upsample3d_backward(dup), dw, db
+
+
+def _with_coarse(a):
+    """x, or what the decoder convolves: x and the upsampled coarse maps behind it."""
+    if a.coarse is None:
+        return a.x
+    return concat.concat_forward(a.x, upsample3d.upsample3d_forward(a.coarse))

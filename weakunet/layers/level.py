@@ -1,0 +1,43 @@
+"""One level of the network, going down or up: convolution, ReLU, convolution, ReLU, ...
+
+The same numbers as Conv3D and ReLU one after the other, which are its oracle (test_layers.py). What
+it saves is passes over the maps: on a GPU a convolution's kernel computes the ReLU behind it before
+it writes y, and in backward the ReLU before it before it writes dx.
+"""
+
+from weakunet.layers.relu import relu_backward, relu_forward
+
+
+class Level:
+    """`convs`: its convolutions, the first a Conv3D or an UpsampleConv3D, the others Conv3D."""
+
+    def __init__(self, convs):
+        self.convs = convs
+        self.y = None
+
+    def forward(self, *x, keep=True):
+        """What the first convolution takes -> y (N, C, D, H, W)."""
+        for conv in self.convs:
+            y = conv.forward(*x, keep=keep, relu=True)
+            x = (y,)
+        self.y = y if keep else None
+        return y
+
+    def backward(self, dy, guided=False, **first):
+        """dy -> what the backward of the first convolution, called with `first`, returns.
+
+        guided: every ReLU also drops what is negative of the gradient that comes in (guided
+        backpropagation, for pictures only, see baselines.py).
+        """
+        da = relu_backward(dy, self.y)  # with respect to a, where y = max(a, 0)
+        self.y = None
+        for conv in reversed(self.convs):
+            da = relu_forward(da) if guided else da
+            if conv is self.convs[0]:
+                return conv.backward(da, **first)
+            da = conv.backward(da, mask=True)  # the ReLU before it, whose output is its x
+
+    def to(self, device, precision="fp32"):
+        """Move it to `device` ('cpu' or 'cuda'); `precision` is that of a GPU (conv/gpu.py)."""
+        for conv in self.convs:
+            conv.to(device, precision)
