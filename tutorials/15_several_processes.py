@@ -34,7 +34,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from weakunet.data.phantom import simulate_cohort
-from weakunet.figures.overlay import line_style, save_figure
+from weakunet.figures.drawing import line_style, save_figure
 from weakunet.layers.loss import mse_backward
 from weakunet.model import WeakUNet
 from weakunet.training.mpi import Ranks
