@@ -26,7 +26,7 @@ from weakunet.data.cohort import SPLITS, read_cohort
 from weakunet.util.cli import command, progress
 from weakunet.util.processes import map_processes
 
-SPACING_FACTOR, VOLUME_FACTOR, LEVEL_FACTOR = 1.1, 2.0, 10.0  # more or less than the median by
+SPACING_FACTOR, VOLUME_FACTOR, LEVEL_FACTOR = 1.05, 2.0, 10.0  # more or less than the median by
 TILT_DEGREES = 15.0
 COUNT_FACTOR = 5.0  # times the 90th percentile of the counts
 FEW = 5  # scans: of fewer, equal counts are no wonder
@@ -61,7 +61,8 @@ def _compare_numbers(reports, check, text, name, factor):
     for i in np.flatnonzero(off.any(axis=1)):
         what = text.format(" x ".join(f"{value:.4g}" for value in values[i]))
         usual = " x ".join(f"{value:.4g}" for value in median)
-        known[i].add(check, f"{what}, the median is {usual}")
+        remedy = f"; preprocess --spacing-mm {usual.replace('x ', '')}" * (check == "spacing")
+        known[i].add(check, f"{what}, the median is {usual}{remedy}")
 
 
 def _compare_directions(reports):

@@ -7,17 +7,23 @@ the region, as python -m weakunet.preprocess writes it); then the voxels above 0
 import dataclasses
 import hashlib
 
-import nibabel
 import numpy as np
 from scipy.spatial.distance import pdist
 
-from weakunet.data.cohort import RANGE_TOLERANCE, read_centres
+from weakunet.data.cohort import read_centres
+from weakunet.data.load import RANGE_TOLERANCE, zero_nan
 from weakunet.data.prepare import TRIM
 from weakunet.data.slices import HALF_VOXEL, find_slice
-from weakunet.data.volumes import read_volume, require_same_grid, world_to_index
+from weakunet.data.volumes import (
+    mask_of,
+    read_header,
+    read_volume,
+    require_same_grid,
+    world_to_index,
+)
 from weakunet.util.cli import InputError
 
-LARGEST_REGION = 0.9  # share of the image: more is no mask
+LARGEST_REGION = 0.9  # fraction of the image: more is no mask
 MOST_LABELS = 4  # whole numbers above 0 in a mask: more is a segmentation
 SAME_PLACE_MM = 0.1
 FORMS_APART_VOX = 1.0  # qform and sform, at a corner
@@ -44,15 +50,16 @@ def check_scan(scan):
     report = Report(scan.subject)
     volume = region = None
     try:
-        volume = read_volume(scan.image)
-        _check_image(report, scan, volume)
-        _check_forms(report, "image", scan.image)
+        volume = read_volume(scan.image, nan_ok=scan.roi is not None)
     except InputError as error:
         report.add("image", error)
-    if scan.roi is None:
-        region = None if report.content is None else volume.array > 0
-    else:
+    if scan.roi is not None:
         region = _read_region(report, scan, volume)
+    if volume is not None:
+        _check_image(report, scan, volume, region)
+        _check_forms(report, "image", scan.image)
+    if scan.roi is None and report.content is not None:
+        region = volume.array > 0
     if volume is not None and region is not None:
         _check_region(report, scan, volume, region)
     k = None
@@ -71,12 +78,17 @@ def check_scan(scan):
     return report
 
 
-def _check_image(report, scan, volume):
+def _check_image(report, scan, volume, region):
     report.spacing_mm = volume.spacing_mm
     report.directions = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
     skew = np.abs(report.directions.T @ report.directions - np.eye(3)).max()
     if skew > 0.01:
         report.add("affine", f"its axes are {np.degrees(np.arcsin(skew)):.1f} degrees off square")
+    try:
+        zero_nan(volume, np.zeros(1, bool) if region is None else region, scan)
+    except InputError as error:
+        report.add("image", error)
+        return
     low, high = float(volume.array.min()), float(volume.array.max())
     if low == high:
         report.add("intensity", f"every voxel is {low:g}")
@@ -92,7 +104,7 @@ def _check_image(report, scan, volume):
 
 def _check_forms(report, check, path):
     """A NIfTI file may place its voxels twice, and programs differ in which one they believe."""
-    header = nibabel.load(path).header
+    header = read_header(path)
     if "sform_code" not in header or header["sform_code"] == 0 or header["qform_code"] == 0:
         return
     corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(header["dim"][1:4])[:, None] - 1)
@@ -104,17 +116,21 @@ def _check_forms(report, check, path):
 
 def _read_region(report, scan, volume):
     try:
-        roi = read_volume(scan.roi)
+        roi = read_volume(scan.roi, nan_ok=True)
+        region = mask_of(roi, scan.roi).array
         _check_forms(report, "roi", scan.roi)
         if volume is not None:
             require_same_grid(volume, scan.image, roi, scan.roi)
     except InputError as error:
         report.add("roi", error)
         return None
-    region = roi.array > 0
     values = np.unique(roi.array[region])
-    if len(values) > MOST_LABELS and (values == np.floor(values)).all():
+    if len(values) > MOST_LABELS and (values % 1 == 0).all():
         report.add("roi", f"holds {len(values)} labels, all of which are taken for the region")
+    elif len(values) > MOST_LABELS:
+        what = f"no mask, but {len(values)} values from {values[0]:.2g} to {values[-1]:.2g}, all"
+        remedy = "taken for the region; resample it with the nearest neighbour"
+        report.add("roi", f"{what} {remedy}")
     if region.mean() > LARGEST_REGION:
         report.add("roi", f"fills {region.mean():.0%} of the image; is it the mask?")
     return region

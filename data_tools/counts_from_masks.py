@@ -34,7 +34,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
 import numpy as np
-from cohort_files import Entry, find_files, without_files
+from cohort_files import Entry, find_files, prefix_hint, without_files
 from make_cohort import join, write_and_report
 
 from weakunet.data.slices import cut_volume, find_slice
@@ -186,7 +186,9 @@ def main(argv=None):
     entries, centres = write_results(args.out, names, results, args.slice_z_mm)
     for key in masks.keys() - results.keys():  # without a scan or a ROI, or failed
         entries[key] = Entry(names[key], problem=str(failed.get(key, "not counted")))
-    write_and_report(args.out / "cohort.csv", *join(images, entries, rois, centres))
+    patterns = (args.masks, masks, images), (args.images, images, masks), (args.rois, rois, masks)
+    hints = [prefix_hint(*pattern) for pattern in patterns if pattern[0]]
+    write_and_report(args.out / "cohort.csv", *join(images, entries, rois, centres), hints)
     if failed:
         raise InputError(f"{args.masks}: {len(failed)} of {len(work)} subjects failed, named above")
 

@@ -15,6 +15,7 @@ what was measured: a rigid transform changes no volume.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -23,9 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 import numpy as np
 from scan_tools import add_scan_arguments, scans_asked_for
 
-from weakunet.data.cohort import read_table
-from weakunet.data.rigid import move_points, read_matrix, resample
-from weakunet.data.volumes import index_to_file, read_volume, world_to_index, write_volume
+from weakunet.data.rigid import move_points, read_matrix, resample, resample_labels
+from weakunet.data.tables import parse_number, read_table
+from weakunet.data.volumes import (
+    index_to_file,
+    read_labels,
+    read_volume,
+    world_to_index,
+    write_volume,
+)
 from weakunet.detection.output_files import (
     DETECTIONS,
     is_bids,
@@ -40,28 +47,12 @@ def read_detections(path):
     """The table of `weakunet.predict` by subject: {subject: rows}, a row a dict, numbers read."""
     by_subject = {}
     for line, row in read_table(path, DETECTIONS):
-        try:
-            row |= {name: float(row[name]) for name in ("x_mm", "y_mm", "z_mm", "score")}
-            row["detection"] = int(row["detection"])
-        except ValueError as error:
-            raise InputError(f"{path}: line {line}: {error}; predict again") from None
+        row |= {name: parse_number(row[name]) for name in DETECTIONS[1:]}
+        if any(math.isnan(row[name]) for name in DETECTIONS[1:]):
+            raise InputError(f"{path}: line {line}: a cell is no number; predict again")
+        row["detection"] = int(row["detection"])
         by_subject.setdefault(row["subject"], []).append(row)
     return by_subject
-
-
-def carry_labels(labels, image, matrix, rows, places_zyx):
-    """The label image on the grid of the Volume `image`, every detection in it that lies in it.
-
-    Parameters: labels, a Volume of whole numbers; matrix (4, 4) from its world to that of `image`;
-    rows, dict with `detection`, whose centres are at places_zyx (n, 3) in `image`.
-    """
-    carried = resample(labels, image, 0, matrix).astype(np.int32)
-    present = set(np.unique(carried).tolist())
-    for row, place in zip(rows, np.round(places_zyx).astype(int), strict=True):
-        inside = ((place >= 0) & (place < carried.shape)).all()
-        if row["detection"] not in present and inside and carried[tuple(place)] == 0:
-            carried[tuple(place)] = row["detection"]
-    return carried
 
 
 def carry_scan(scan, rows, files, new_files, matrix_path):
@@ -77,9 +68,8 @@ def carry_scan(scan, rows, files, new_files, matrix_path):
     centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in rows]
     centres_mm = move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
     places_zyx = world_to_index(image, centres_mm)
-    labels, heatmap = read_volume(files["lesions"]), read_volume(files["heatmap"])
-    carried = carry_labels(labels, image, matrix, rows, places_zyx)
-    write_volume(new_files["lesions"], carried, image)
+    labels, heatmap = read_labels(files["lesions"]), read_volume(files["heatmap"])
+    write_volume(new_files["lesions"], resample_labels(labels, image, matrix), image)
     lowest = float(heatmap.array.min())
     write_volume(new_files["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
     scores = [row["score"] for row in rows]

@@ -22,7 +22,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
-from cohort_files import find_files, read_counts, session_key, subject_key, without_files
+from cohort_files import (
+    find_files,
+    prefix_hint,
+    read_counts,
+    session_key,
+    subject_key,
+    without_files,
+)
 
 from weakunet.data.cohort import SPLITS, Scan, read_cohort, split_cohort, write_cohort
 from weakunet.util.cli import InputError, command, one_line
@@ -102,13 +109,15 @@ def _reason_to_leave_out(key, of_subject, entry, rois, centres):
     return entry.problem
 
 
-def write_and_report(path, scans, left_out):
-    """Write the table and print what was left out; InputError when nothing is left.
+def write_and_report(path, scans, left_out, hints=()):
+    """Write the table and print what was left out, and any hints; InputError if nothing is left.
 
     Three scans or more are split into train, val and test, the same scans in the same way.
     """
     for name, reason in left_out:
         print(f"left out: {one_line(name)}: {reason}")
+    for hint in filter(None, hints):
+        print(hint)
     if not scans:
         raise InputError(f"{path}: not written, no scan is left; see the reasons above")
     if len(scans) >= len(SPLITS):
@@ -148,11 +157,14 @@ def main(argv=None):
         counts, subject_column, args.count_column, args.slice_column, args.session
     )
     rois, centres = (find_files(text) if text else None for text in (args.rois, args.centres))
-    scans, left_out = join(without_files(images, rois, centres), entries, rois, centres)
+    images = without_files(images, rois, centres)
+    scans, left_out = join(images, entries, rois, centres)
     without = sum(scan.centres is None for scan in scans)
     if centres is not None and without:
         print(f"{without} of {len(scans)} scans have no list of centres")
-    write_and_report(args.out, scans, left_out)
+    patterns = (args.images, images), (args.rois, rois), (args.centres, centres)
+    hints = [prefix_hint(text, found, entries) for text, found in patterns if text]
+    write_and_report(args.out, scans, left_out, hints)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from scipy.spatial.transform import Rotation
 from weakunet.data.cohort import SPLITS, write_cohort
 from weakunet.data.phantom import draw_count, draw_lesions, scan_rng, smooth_noise
 from weakunet.data.prepare import DILATION_VOX, dilate_mask, invert_contrast
-from weakunet.data.rigid import box_grid, move_points, resample
-from weakunet.data.volumes import Volume, index_to_world, read_volume
+from weakunet.data.rigid import box_grid, move_points, resample, resample_image
+from weakunet.data.volumes import Volume, index_to_world, read_labels, read_mask, read_volume
 from weakunet.util.cli import InputError, command, progress
 
 MARGIN_VOX = 2  # shown around the box that preprocessing crops
@@ -41,12 +41,16 @@ CONTRAST = (0.35, 0.60)  # of the lesions, of the full scale
 TURN_DEG, SHIFT_MM = 12.0, 20.0  # --moved: at most, about and along each axis
 
 
-def region_volume(volume, labels, path):
-    """Return the region of interest as a bool Volume: voxels above 0, or of one of `labels`."""
-    region = np.isin(volume.array, labels) if labels else volume.array > 0
-    if not region.any():
+def read_region(path, labels):
+    """Read the region of interest as a Volume of bool: a mask, or the voxels of `labels`."""
+    if labels:
+        image = read_labels(path)
+        region = Volume(np.isin(image.array, labels), image.affine)
+    else:
+        region = read_mask(path)
+    if not region.array.any():
         raise InputError(f"{path}: no voxel of the region; check the mask or --labels")
-    return Volume(region, volume.affine)
+    return region
 
 
 def grid_around(region, spacing_mm):
@@ -63,11 +67,7 @@ def grid_around(region, spacing_mm):
 
 def cut_out(scan, region, grid):
     """Resample scan and region to the grid."""
-    # averaging over the larger voxel first: a Gaussian as wide as the voxels differ
-    ratio = np.array(grid.spacing_mm) / scan.spacing_mm
-    blur = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))
-    smoothed = Volume(ndimage.gaussian_filter(scan.array, blur), scan.affine)
-    image = Volume(resample(smoothed, grid, order=1), grid.affine)
+    image = Volume(resample_image(scan, grid, order=1), grid.affine)
     return image, Volume(resample(region, grid, order=0), grid.affine)
 
 
@@ -138,7 +138,7 @@ def main(argv=None):
     arguments = parse_arguments(argv)
     require_new(arguments.out)
     scan = read_volume(arguments.scan)
-    region = region_volume(read_volume(arguments.roi), arguments.labels, arguments.roi)
+    region = read_region(arguments.roi, arguments.labels)
     spacing_mm = (arguments.spacing_mm,) * 3 if arguments.spacing_mm else scan.spacing_mm
     grid = box_grid(scan, spacing_mm[::-1]) if arguments.moved else grid_around(region, spacing_mm)
     image, roi = cut_out(scan, region, grid)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 
 import numpy as np
 from rigid_elastix import register
-from scan_tools import add_scan_arguments, check_picture, is_up_to_date, scans_asked_for
+from scan_tools import add_scan_arguments, check_picture, scans_asked_for
 from scipy.spatial.transform import Rotation
 
 from weakunet.data.cohort import read_centres, write_cohort
@@ -57,11 +57,12 @@ def write_registered(scan, template_path, spacing_mm, out):
     roi = scan.roi and out / f"{scan.subject}_roi.nii.gz"
     centres = scan.centres and out / f"{scan.subject}_centres.csv"
     registered = dataclasses.replace(scan, image=image, roi=roi, centres=centres)
-    sources = [path for path in (scan.image, template_path, scan.roi, scan.centres) if path]
+    sources = scan.image, template_path, scan.roi, scan.centres
     results = [path for path in (text, check, roi, centres, image) if path]
-    done = is_up_to_date(results, sources)
+    done = resume.noted(out, scan.subject, {}, sources, results)
     if done and scan.slice_z_mm is None:
         return registered
+    made_from = resume.inputs({}, sources)
     volume = read_volume(scan.image)
     if not done:
         template = read_volume(template_path)
@@ -84,6 +85,7 @@ def write_registered(scan, template_path, spacing_mm, out):
         rows = (over, moved, template), (under, template, moved)
         check_picture(check, grid, np.array(grid.array.shape) // 2, rows)
         write_volume(image, moved.array, moved)
+        resume.note(out, scan.subject, made_from)
     if scan.slice_z_mm is not None:
         middle_mm = index_to_world(volume, (np.array(volume.array.shape) - 1) / 2)
         middle_mm[0, 2] = scan.slice_z_mm

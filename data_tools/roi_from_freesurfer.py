@@ -38,6 +38,7 @@ from weakunet.data.rigid import move_points, read_matrix, resample
 from weakunet.data.volumes import (
     Volume,
     index_to_world,
+    read_labels,
     read_volume,
     require_same_grid,
     write_volume,
@@ -61,9 +62,7 @@ def select_structures(labels, structures, matrix, path):
     Parameters: labels, a Volume of whole numbers; matrix (4, 4) from its world to the scan's, which
     says what is above the ventricles; path, for the InputError when there is none of a structure.
     """
-    numbers = labels.array.round().astype(np.int64)
-    if (numbers != labels.array).any():
-        raise InputError(f"{path}: voxels that are no whole numbers; give the label image")
+    numbers = labels.array
     present = np.unique(numbers[numbers != 0]).tolist()
     mask = np.zeros(numbers.shape, bool)
     for structure in structures:
@@ -101,7 +100,8 @@ def above_ventricles(labels, matrix, path):
 def write_roi(scan, labels_path, structures, matrix_path, out):
     """Write one scan's mask and its picture; return the Scan with its roi."""
     matrix = np.eye(4) if matrix_path is None else read_matrix(matrix_path)
-    labels, image = read_volume(labels_path), read_volume(scan.image)
+    labels, image = read_labels(labels_path), read_volume(scan.image, nan_ok=True)
+    np.nan_to_num(image.array, copy=False, posinf=0, neginf=0)  # only the picture shows it
     region = Volume(select_structures(labels, structures, matrix, labels_path), labels.affine)
     mask = resample(region, image, 0, matrix)
     if not mask.any():

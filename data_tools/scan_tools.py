@@ -3,7 +3,6 @@
 Used by register_to_mni.py, detections_to_scan.py and roi_from_freesurfer.py.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +34,6 @@ def scans_asked_for(parser, args):
         if args.data
         else scans_from_files(args.scan, roi=None, slice_z_mm=None)
     )
-
-
-def is_up_to_date(results, sources):
-    """Whether all these files exist and no source is newer than a result."""
-    if not all(path.is_file() for path in (*results, *sources)):
-        return False
-    return min(map(os.path.getmtime, results)) >= max(map(os.path.getmtime, sources))
 
 
 def check_picture(path, grid, middle_zyx, rows):

@@ -99,7 +99,7 @@ READERS = {
 CHECKS = {  # what --without takes away: then the fuzzer must find something
     "affine": (volumes, "_checked_affine", lambda path, header: header.get_best_affine()),
     "limits": (volumes, "_check_limits", lambda *arguments: None),
-    "count": (cohort, "_parse_count", lambda where, text: int(float(text)) if text else None),
+    "count": (cohort, "parse_count", lambda text: int(float(text)) if text else None),
     "number": (predictions.math, "isfinite", lambda count: True),
     "settings": (checkpoint, "_check_settings", lambda *arguments: None),
 }

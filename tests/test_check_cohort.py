@@ -1,6 +1,7 @@
 """A clean cohort passes; each fault, put in alone, is named for its own scan and no other."""
 
 import csv
+import gzip
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from scipy import ndimage
 
 TOOLS = Path(__file__).parents[1] / "data_tools"
 sys.path.insert(0, str(TOOLS))
@@ -125,11 +127,6 @@ def change_row(column, value):
     return fault
 
 
-def with_nan(array, affine):
-    array[1, 1, 1] = np.nan
-    return array, affine
-
-
 def thicker(array, affine):
     affine = affine.copy()
     affine[:3, 0] *= 1.2
@@ -207,17 +204,44 @@ def cut_off(cohort):
     cohort.image(3).write_bytes(content[: len(content) // 2])
 
 
+def long_quaternion(cohort):
+    """Scan 3 with a qform, too: half a turn about z, its quaternion too long by rounding."""
+    image = nibabel.load(cohort.image(3))
+    header = nibabel.Nifti1Header(image.header.binaryblock)
+    header["qform_code"], header["quatern_d"] = 1, np.sqrt(1.000002)
+    header["pixdim"][:4] = 1
+    content = gzip.decompress(cohort.image(3).read_bytes())
+    cohort.image(3).write_bytes(gzip.compress(header.binaryblock + content[348:]))
+
+
+def soft(region):
+    return ndimage.gaussian_filter(region, 0.6, truncate=2)
+
+
+def splines(region, affine):
+    moved = ndimage.shift(region, 0.4, order=3)
+    return moved, affine
+
+
+def nan_in_region(array, affine):
+    array[5, 5, 5] = np.nan
+    return array, affine
+
+
 FAULTS = {  # a fault in scan s3 -> the checks that name it, and words
     "missing image": (lambda c: c.image(3).unlink(), {"image": "no such file"}),
     "half an image": (cut_off, {"image": "truncated or damaged"}),
-    "nan": (change_image(with_nan), {"image": "NaN"}),
     "constant": (
         change_image(lambda a, m: (a * 0 + 5, m)),
         {"intensity": "every voxel is 5"},
     ),
     "flat in the region": (change_image(flat_region), {"intensity": "same value, 7"}),
     "another scale": (change_image(lambda a, m: (a * 12, m)), {"intensity": "median"}),
-    "another spacing": (change_image(thicker), {"spacing": "0.6 mm, the median is"}),
+    "another spacing": (
+        change_image(thicker),
+        {"spacing": "0.6 mm, the median is 0.5 x 1 x 0.5; preprocess --spacing-mm 0.5 1 0.5"},
+    ),
+    "rounded quaternion": (long_quaternion, {"image": "qform and sform"}),
     "tilted": (change_image(tilted), {"orientation": "20 degrees", "centres": "outside"}),
     "sheared": (change_image(sheared), {"affine": "degrees off square"}),
     "two forms": (second_form, {"image": "qform and sform"}),
@@ -230,6 +254,9 @@ FAULTS = {  # a fault in scan s3 -> the checks that name it, and words
     "empty roi": (change_roi(lambda a, m: (a * 0, m)), {"roi": "above 0"}),
     "small roi": (change_roi(small_region), {"roi": "region of 12.5 mm3, the median is 37.5"}),
     "segmentation for a roi": (change_roi(labels), {"roi": "19 labels"}),
+    "roi from splines": (change_roi(splines), {"roi": "no mask, its values are -0."}),
+    "soft roi": (change_roi(lambda a, m: (soft(a), m)), {"roi": "no mask, but"}),
+    "nan": (change_image(nan_in_region), {"image": "NaN or infinite voxels inside"}),
     "roi everywhere": (change_roi(lambda a, m: (a + 1, m)), {"roi": "fills 100%"}),
     "no count": (change_row(2, ""), {"counts": "no count"}),
     "missing code": (missing_code, {"counts": "stand for 'missing'"}),
@@ -260,6 +287,13 @@ def test_fault_is_named_for_its_scan_and_no_other(cohort, capsys, name):
     others = {kind for kind, _ in found["s3"]} - set(expected)
     # what follows from a wrong count, centre or region is named, too
     assert others <= {"counts", "centres", "roi"}, found
+
+
+def test_nan_outside_the_region_is_not_wrong(cohort, capsys):
+    array, affine = load(cohort.image(3))
+    array[0, 0] = np.nan
+    save(cohort.image(3), array, affine)
+    assert cohort.check(capsys) == (0, {})
 
 
 def test_twin_centres_and_a_slice_off_the_scan_or_the_region_are_named(cohort, capsys):

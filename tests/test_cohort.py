@@ -6,14 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from weakunet.data.cohort import (
-    Scan,
-    load_scan,
-    read_centres,
-    read_cohort,
-    split_cohort,
-    write_cohort,
-)
+from weakunet.data.cohort import Scan, read_centres, read_cohort, split_cohort, write_cohort
+from weakunet.data.load import load_scan
 from weakunet.util.cli import InputError
 
 
@@ -27,7 +21,7 @@ def test_table_with_bom_blank_lines_spaces_and_other_columns_is_read(tmp_path):
     text = (
         "\ufeffage, subject ,image,count,roi,split,centres\r\n"
         "\r\n"
-        '71,s1, "a, b/é.nii.gz" ,3,m.nii,train,c.csv\r\n'
+        '71,s1, "a, b/é.nii.gz",3,m.nii,train,c.csv\r\n'
         " , , ,\r\n"
         "\r\n"
         "65, s2 ,/abs/b.nii,4.0,,TEST\r\n"
@@ -42,15 +36,15 @@ def test_table_with_bom_blank_lines_spaces_and_other_columns_is_read(tmp_path):
 
 HEADER = "subject,image,count,split\n"
 BAD_TABLES = {
-    "nothing": ("", "no column subject, image, count"),
+    "nothing": ("", "no column subject, image (its columns are none)"),
     "only a header": (HEADER, "no scans"),
-    "missing column": ("subject,image\na,b\n", "no column count"),
-    "semicolons": ("subject;image;count\na;b;1\n", "separated by commas"),
-    "column twice": ("subject,image,count,count\na,b,1,2\n", "two columns are called 'count'"),
+    "missing column": ("subject,count\na,1\n", "the first line must name subject, image"),
+    "column twice": ("subject,image,count,count\na,b,1,2\n", "2 columns are called 'count'"),
+    "open quote": ('subject,image\na,b\n"b,c\nd,e\n', "not readable as a table"),
+    "thousands or thousandths": (HEADER + "a,b,1.000,\n", "line 2: count '1.000'"),
     "negative count": (HEADER + "a,b,-1,\n", "line 2: count '-1'"),
     "half a count": (HEADER + "a,b,1.5,\n", "line 2: count '1.5'"),
     "count is text": (HEADER + "a,b,many,\n", "line 2: count 'many'"),
-    "count is nan": (HEADER + "a,b,nan,\n", "line 2: count 'nan'"),
     "count is infinite": (HEADER + "a,b,1e999,\n", "line 2: count '1e999'"),
     "duplicate": (HEADER + "a,b,1,\n\nA,c,1,\n", "line 4: subject 'A' is already on line 2"),
     "no subject": (HEADER + ",b,1,\n", "line 2: subject ''"),
@@ -77,10 +71,33 @@ def test_bad_table_is_refused_in_one_line_that_names_it(tmp_path, case):
 def test_missing_folder_and_other_encodings_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_cohort(tmp_path / "missing.csv")
-    with pytest.raises(InputError, match="not readable as CSV"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_cohort(tmp_path)
+    (tmp_path / "cohort.csv").write_bytes(b"subject,image\n\x81,b\n")  # in no Windows code page
     with pytest.raises(InputError, match="CSV UTF-8"):
-        read_cohort(table(tmp_path, "subject,image,count\né,b,1\n", "latin-1"))
+        read_cohort(tmp_path / "cohort.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_table_saved_by_a_european_excel_is_read(tmp_path, encoding):
+    text = "subject;image;Count;slice_z_mm\r\né1;a.nii;2,0;-3,5\r\né2;b.nii;0;4\r\n"
+    assert read_cohort(table(tmp_path, text, encoding)) == [
+        Scan("é1", tmp_path / "a.nii", 2, slice_z_mm=-3.5),
+        Scan("é2", tmp_path / "b.nii", 0, slice_z_mm=4),
+    ]
+
+
+def test_table_without_counts_is_read_and_written_with_an_empty_column(tmp_path):
+    scans = read_cohort(table(tmp_path, "subject,image,roi\nA,a.nii,r.nii\n"))
+    assert scans == [Scan("A", tmp_path / "a.nii", None, tmp_path / "r.nii")]
+    write_cohort(tmp_path / "out.csv", scans)
+    assert (tmp_path / "out.csv").read_text() == "subject,image,count,roi\nA,a.nii,,r.nii\n"
+
+
+@pytest.mark.parametrize("blank", ["", "NA", "n/a", "NaN", "None", "."])
+def test_blank_cells_of_every_kind_mean_unknown(tmp_path, blank):
+    text = f"subject,image,count,roi,split,centres,slice_z_mm\na,b.nii{f',{blank}' * 5}\n"
+    assert read_cohort(table(tmp_path, text)) == [Scan("a", tmp_path / "b.nii")]
 
 
 def test_written_table_reads_back_the_same_with_relative_paths(tmp_path):
@@ -141,6 +158,8 @@ def test_centres_are_read_by_name_and_may_be_none(tmp_path):
     path = centres_file(tmp_path, "y_mm,x_mm,z_mm,who\n2,1,3,me\n-2.5,-1,1e1,me\n")
     assert np.array_equal(read_centres(path), [[1, 2, 3], [-1, -2.5, 10]])
     assert read_centres(centres_file(tmp_path, "x_mm,y_mm,z_mm\n")).shape == (0, 3)
+    path = centres_file(tmp_path, "x_mm;y_mm;z_mm\n1,5;-2,25;3\n")  # a European Excel's
+    assert np.array_equal(read_centres(path), [[1.5, -2.25, 3]])
 
 
 @pytest.mark.parametrize("row", ["1,2,", "1,nan,3", "1,2,three"])

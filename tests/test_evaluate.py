@@ -1,17 +1,23 @@
 """Evaluation on maps worked by hand, and the command from files to tables."""
 
 import csv
+import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
+from weakunet import evaluate as command
 from weakunet.data.cohort import LoadedScan, Scan, write_cohort
 from weakunet.data.volumes import Volume, index_to_world, write_volume
-from weakunet.evaluate import main
-from weakunet.evaluation.evaluate import evaluate_maps
+from weakunet.evaluation.evaluator import Evaluation, evaluate_counts, evaluate_maps
+from weakunet.evaluation.froc import froc_by_threshold
 from weakunet.evaluation.predictions import read_predictions
+from weakunet.evaluation.score_scan import Score, Tolerance
+from weakunet.evaluation.tables import per_scan_rows, text_table, write_tables
+from weakunet.figures.evaluation import draw_evaluation
 from weakunet.util.cli import InputError, write_csv
 
 AFFINE = np.array([[-0.5, 0, 0, 9], [0, 0.5, 0, -4], [0, 0, 0.8, 2], [0, 0, 0, 1.0]])
@@ -54,7 +60,8 @@ def test_evaluation_of_two_scans_by_hand(two):
     assert (image["tpr"], image["fp_per_scan"]) == (1, 0.5)
     assert network["count_mse"] == pytest.approx((0.4**2 + 0.6**2) / 2)
     assert "count_mse" not in image
-    rows = [row for row in result.per_scan if row[1] == "regression_fcn"]
+    assert (network["scans"], network["lesions"], network["count_scans"]) == (2, 2, 2)
+    rows = [row for row in per_scan_rows(result) if row[1] == "regression_fcn"]
     assert rows[0] == ("a", "regression_fcn", 2, 2.4, 4.0, 2, 1, 1, 1, 0.5)
     assert rows[1] == ("b", "regression_fcn", 0, 0.6, 1.0, 1, 0, 1, 0, "")
     doubled = next(point for point in result.curves["intensities"] if point["scale"] == 2)
@@ -65,16 +72,18 @@ def test_evaluation_of_two_scans_by_hand(two):
 def test_radius_in_millimetres_uses_the_scans_spacing(two):
     scans, counts, maps = two  # the hit is one voxel of 0.5 mm away
     for radius_mm, tpr in ((0.4, 0), (0.5, 0.5)):
-        result = evaluate_maps(scans, counts, maps, radius_mm=radius_mm)
+        result = evaluate_maps(scans, counts, maps, Tolerance(radius_mm=radius_mm))
         assert result.metrics["regression_fcn"]["tpr"] == tpr
-    assert evaluate_maps(scans, counts, maps, radius=0.9).metrics["regression_fcn"]["tpr"] == 0
+    result = evaluate_maps(scans, counts, maps, Tolerance(0.9))
+    assert result.metrics["regression_fcn"]["tpr"] == 0
 
 
 def test_each_method_may_have_its_own_counts(two):
     scans, counts, maps = two
     result = evaluate_maps(scans, {"intensities": [1, 0], "regression_fcn": counts}, maps)
-    assert [row[5] for row in result.per_scan] == [1, 0, 2, 1]
-    assert result.per_scan[1][4] == math.inf  # count 0: nothing passes
+    rows = per_scan_rows(result)
+    assert [row[5] for row in rows] == [1, 0, 2, 1]
+    assert rows[1][4] == math.inf  # count 0: nothing passes
 
 
 def test_scan_without_a_count_is_left_out_of_the_count_figures(two):
@@ -94,7 +103,7 @@ def test_scan_with_a_slice_is_judged_in_that_slice(two):
     heatmap = maps["regression_fcn"][0]
     heatmap[3, 3:5, 3:14] = 9  # outside the slice, and joining its dots above it
     result = evaluate_maps(scans, counts, maps)
-    rows = [row for row in result.per_scan if row[1] == "regression_fcn"]
+    rows = [row for row in per_scan_rows(result) if row[1] == "regression_fcn"]
     assert rows[0] == ("a", "regression_fcn", 2, 2.4, 4.0, 2, 1, 1, 1, 0.5)
     assert rows[1][5:9] == (0, 0, 0, 0)  # nothing but background in slice 0
     most = max(point["fp_per_scan"] for point in result.curves["regression_fcn"])
@@ -102,17 +111,89 @@ def test_scan_with_a_slice_is_judged_in_that_slice(two):
     assert first.volume.array.shape == SHAPE and len(first.centres_zyx) == 3  # left as they were
 
 
-def test_evaluation_without_centres_is_refused(two):
+def test_the_threshold_froc_is_that_of_all_maps_together(two):
     scans, counts, maps = two
-    scans[1].centres_zyx = None
-    with pytest.raises(InputError, match="b: no lesion centres"):
-        evaluate_maps(scans, counts, maps)
+    result = evaluate_maps(scans, counts, maps)
+    lesions = [scan.centres_zyx for scan in scans]
+    for method, own in maps.items():
+        assert result.by_threshold[method] == froc_by_threshold(own, lesions)
+    # above 5, 4 and 1 the heatmaps show 1, 2 and 3 dots, of which the first is a hit
+    points = [(p["threshold"], p["tpr"]) for p in result.by_threshold["regression_fcn"]]
+    assert points[:3] == [(5, 0.5), (4, 0.5), (1, 0.5)]
 
 
-def test_evaluation_writes_tables_pictures_and_null_for_what_is_not_defined(two, tmp_path, capsys):
+# -- scans without centres ------------------------------------------------------------------------
+
+
+def test_scan_of_count_zero_needs_no_centres(two):
+    """The figures are those of the same scan with an empty list of centres."""
+    scans, counts, maps = two
+    expected = evaluate_maps(*two).metrics
+    blank = LoadedScan("b", scans[1].volume, 0, None)
+    found = evaluate_maps([scans[0], blank], counts, maps).metrics
+    assert found == expected and found["regression_fcn"]["fp_per_scan"] == 1
+
+
+def test_scan_with_lesions_but_no_centres_is_judged_by_its_count_only(two):
+    scans, counts, maps = two
+    known = evaluate_maps(*two)
+    scans.append(LoadedScan("c", scans[1].volume, 3, None))
+    maps = {name: [*own, own[0]] for name, own in maps.items()}
+    result = evaluate_maps(scans, [*counts, 5.0], maps)
+    network, before = result.metrics["regression_fcn"], known.metrics["regression_fcn"]
+    assert network["count_mae"] == pytest.approx((0.4 + 0.6 + 2) / 3)
+    for name in ("tpr", "fp_per_scan", "fdr", "fdr_ci95", "scans"):
+        assert network[name] == before[name]
+    assert result.curves == known.curves and result.by_threshold == known.by_threshold
+    assert per_scan_rows(result)[-1][:4] == ("c", "regression_fcn", 3, 5.0)
+    assert per_scan_rows(result)[-1][6:] == ("", "", "", "")
+    assert "judged by their counts only: c" in text_table(result)
+
+
+def test_scans_without_lesions_do_not_stand_for_the_localisation_of_others(two):
+    scans, counts, maps = two
+    scans[0].centres_zyx = None  # count 2: where they are is not known
+    result = evaluate_maps(scans, counts, maps)
+    (network,) = result.metrics.values()
+    assert "fp_per_scan" not in network and network["count_scans"] == 2 and not result.curves
+    assert "only the counts can be judged" in text_table(result)
+    assert evaluate_counts(scans, counts).metrics == result.metrics
+
+
+# -- the printed table ----------------------------------------------------------------------------
+
+
+def test_columns_of_the_printed_table_never_run_together():
+    wide = {"tpr": 1.0, "tpr_ci95": [1.0, 1.0], "fp_per_scan": 1234.5, "fdr": 0.5}
+    wide |= {"fp_per_scan_ci95": [1000.25, 2000.25], "count_r2": -1234.5, "count_icc": 0.5}
+    scores = [Score("a", 1, 1.0, hits=(1, 0, 0))]
+    text = text_table(Evaluation({"a_method_of_a_very_long_name_indeed": scores}, {"a" * 40: wide}))
+    _, row = text.splitlines()
+    cells = ["a" * 40, "100.0 [100.0, 100.0]", "1234.50 [1000.25, 2000.25]", "50.0", "-1234.50"]
+    assert re.split(r" {2,}", row) == [*cells, "0.50"]
+
+
+def test_a_rate_that_is_not_defined_is_said_in_words(two):
+    scans, _, maps = two
+    text = text_table(evaluate_maps(scans, [0, 0], maps))
+    assert "no detections" in text and "nan" not in text
+
+
+@pytest.mark.filterwarnings("error")
+def test_scans_without_any_lesion_are_evaluated_without_a_warning(two, tmp_path):
+    scans, _, maps = two
+    none = [dataclasses.replace(scan, count=0, centres_zyx=np.zeros((0, 3))) for scan in scans]
+    result = evaluate_maps(none, [0, 0], maps)
+    draw_evaluation(result, tmp_path)
+    assert result.metrics["regression_fcn"]["fp_per_scan"] == 0
+
+
+def test_evaluation_writes_tables_pictures_and_null_for_what_is_not_defined(two, tmp_path):
     scans, counts, maps = two
     scans[0].centres_zyx = np.zeros((0, 3))  # now no scan has a lesion
-    evaluate_maps(scans, counts, maps, tmp_path)
+    result = evaluate_maps(scans, counts, maps)
+    write_tables(result, tmp_path)
+    draw_evaluation(result, tmp_path)
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["regression_fcn"]["tpr"] is None
     assert written["regression_fcn"]["tpr_ci95"] == [None, None]
@@ -120,15 +201,22 @@ def test_evaluation_writes_tables_pictures_and_null_for_what_is_not_defined(two,
     names = {path.name for path in tmp_path.iterdir()}
     tables = {"metrics.json", "per_scan.csv", "froc.csv"}
     assert names == tables | {"froc.png", "counts.png", "a_overlay.png", "b_overlay.png"}
-    assert "regression_fcn" in capsys.readouterr().out
+    assert "no lesions" in text_table(result)
 
 
 # -- the command ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def folders(two, tmp_path):
+def pictures():
+    """Asks `folders` for pictures, which take most of the time."""
+
+
+@pytest.fixture
+def folders(two, tmp_path, monkeypatch, request):
     """The same two scans as files, stored with x to the left, and predictions on them."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(command, "draw_evaluation", lambda result, out: None)
     scans, counts, maps = two
     cohort = []
     for i, loaded in enumerate(scans):
@@ -152,7 +240,7 @@ def folders(two, tmp_path):
 def evaluate(folder, *options):
     named = {"predictions": "predicted", "data": "cohort.csv", "out": "out"}
     arguments = [f"--{name}={folder / path}" for name, path in named.items()]
-    return main([*arguments, "--jobs=1", *options])
+    return command.main([*arguments, "--jobs=1", *options])
 
 
 def test_command_gives_the_figures_of_the_arrays(two, folders):
@@ -210,6 +298,55 @@ def test_command_evaluates_the_test_split_only_unless_told(folders):
     assert len((folders / "out" / "per_scan.csv").read_text().splitlines()) == 1 + 4
 
 
+def drop_prediction(folder, line):
+    path = folder / "predicted" / "predictions.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:line] + lines[line + 1 :]) + "\n")
+
+
+def test_command_names_and_counts_scans_without_a_prediction(folders, capsys):
+    drop_prediction(folders, 2)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(folders)
+    said = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "evaluating 1 of the 2 scans of split test" in said.out
+    assert "no prediction for 1 of them: b" in said.out
+    assert "--allow-missing" in said.err and "(b)" in said.err
+    written = json.loads((folders / "out" / "metrics.json").read_text())["regression_fcn"]
+    assert (written["scans"], written["lesions"], written["missing"]) == (1, 2, 1)
+    (folders / "out" / "metrics.json").unlink()
+    evaluate(folders, "--allow-missing")
+    assert "no prediction for 1 of them: b" in capsys.readouterr().out
+
+
+def test_command_with_split_all_says_that_it_includes_training_scans(folders, capsys):
+    table = (folders / "cohort.csv").read_text()
+    evaluate(folders, "--split", "all")
+    assert "train" not in capsys.readouterr().out
+    (folders / "out" / "metrics.json").unlink()
+    (folders / "cohort.csv").write_text(table.replace("b.nii.gz,0,test", "b.nii.gz,0,train"))
+    evaluate(folders, "--split", "all")
+    assert "1 of the scans are of the splits train and val" in capsys.readouterr().out
+
+
+def test_command_names_scans_with_neither_count_nor_centres(folders, capsys):
+    table = (folders / "cohort.csv").read_text()
+    (folders / "cohort.csv").write_text(table.replace("b.nii.gz,0,test,b.csv", "b.nii.gz,,test,"))
+    evaluate(folders)
+    assert "neither a count nor lesion centres: b" in capsys.readouterr().out
+
+
+def test_command_takes_a_blank_list_of_centres_for_count_zero(folders):
+    evaluate(folders)
+    expected = json.loads((folders / "out" / "metrics.json").read_text())
+    (folders / "out" / "metrics.json").unlink()
+    table = (folders / "cohort.csv").read_text()
+    (folders / "cohort.csv").write_text(table.replace("b.nii.gz,0,test,b.csv", "b.nii.gz,0,test,"))
+    evaluate(folders)
+    assert json.loads((folders / "out" / "metrics.json").read_text()) == expected
+
+
 def break_missing_predictions(folder):
     (folder / "predicted" / "predictions.csv").unlink()
 
@@ -226,7 +363,7 @@ def blank_columns(folder, *names):
     write_csv(folder / "cohort.csv", header, rows)
 
 
-def test_command_without_centres_judges_the_counts(folders, capsys):
+def test_command_without_centres_judges_the_counts(folders, pictures, capsys):
     blank_columns(folders, "centres")
     evaluate(folders)
     written = json.loads((folders / "out" / "metrics.json").read_text())
@@ -293,7 +430,7 @@ def test_command_on_bad_input_says_so_in_one_line(harm, named, folders, capsys):
         ("subject,count_predicted\na,nan\n", "line 2: count_predicted"),
         ("subject,count_predicted\na\n", "line 2: count_predicted"),
         ("subject,count_predicted\na,1\na,2\n", "line 3: a is there twice"),
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"\xff\xfe\x00", "unknown encoding"),
     ],
 )
 def test_damaged_predictions_table_is_refused_by_name(text, fault, tmp_path):
@@ -312,7 +449,7 @@ def test_radius_that_is_not_positive_is_refused(option, value, folders):
     assert stopped.value.code == 2
 
 
-def test_two_processes_give_the_bytes_of_one(folders):
+def test_two_processes_give_the_bytes_of_one(folders, pictures):
     evaluate(folders, "--seed=3")
     (folders / "out").rename(folders / "one")
     evaluate(folders, "--seed=3", "--jobs=2")

@@ -37,35 +37,45 @@ def cast(args, dtype):
     )
 
 
+def require_close(actual, expected, dtype, what):
+    """Same shapes and dtypes, values close to `expected`, NaN not among them."""
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape and a.dtype == (dtype if e.dtype.kind == "f" else e.dtype), what
+        tolerance = TOLERANCE[dtype] * np.abs(e).max() if e.dtype.kind == "f" else 0
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance, err_msg=what)
+
+
+def test_every_kernel_of_every_cu_file_agrees_with_numpy(request):
+    expected = {name: results_of(on_cpu, args) for name, (on_cpu, _, args) in CASES.items()}
+    gpu = request.getfixturevalue("cuda_on_cpu")  # from here on the layers would run kernels
+    gpu.seed = 1
+    for name, (_, on_gpu, args) in CASES.items():
+        dtype = np.float32 if "tensor" in name else np.float64
+        require_close(results_of(on_gpu, cast(args, dtype)), expected[name], dtype, name)
+    files = cuda_source.cu_files()
+    kernels = {(file, kernel) for file in files for kernel in cuda_source.kernels(file)}
+    assert all("__global__" in cuda_source.source(file) for file in files)
+    assert kernels - gpu.launched == set()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_agrees_with_numpy_in_any_order_of_threads(name, dtype, request):
     on_cpu, on_gpu, args = CASES[name]
     expected = results_of(on_cpu, args)
-    gpu = request.getfixturevalue("cuda_on_cpu")  # from here on the layers would run kernels
+    gpu = request.getfixturevalue("cuda_on_cpu")
     args = cast(args, dtype)
     before = [np.array(arg) for arg in args]
     first = None
     for gpu.seed in (0, 1, 2):
         actual = results_of(on_gpu, args)
         first = first or actual
-        for a, e, f in zip(actual, expected, first, strict=True):
-            assert a.shape == e.shape and a.dtype == (dtype if e.dtype.kind == "f" else e.dtype)
-            tolerance = TOLERANCE[dtype] * np.abs(e).max() if e.dtype.kind == "f" else 0
-            np.testing.assert_allclose(a, e, rtol=0, atol=tolerance)
+        require_close(actual, expected, dtype, name)
+        for a, f in zip(actual, first, strict=True):
             np.testing.assert_array_equal(a, f, "the order of the threads changes the result")
     for arg, kept in zip(args, before, strict=True):
         np.testing.assert_array_equal(arg, kept, "an input was changed")
-
-
-def test_cases_reach_every_kernel_of_every_cu_file(cuda_on_cpu):
-    for _, on_gpu, args in CASES.values():
-        on_gpu(*cast(args, np.float32))
-    kernels = {
-        (file, kernel) for file in cuda_source.cu_files() for kernel in cuda_source.kernels(file)
-    }
-    assert all("__global__" in cuda_source.source(file) for file in cuda_source.cu_files())
-    assert kernels - cuda_on_cpu.launched == set()
 
 
 def test_parser_finds_every_global_function_of_every_cu_file():
@@ -114,7 +124,6 @@ def test_all_kernels_agree_with_numpy_on_the_gpu(dtype):
             for arg in cast(args, dtype)
         ]
         first, again = ([backend.to_host(r) for r in as_tuple(on_gpu(*args))] for _ in "12")
-        for a, e, repeated in zip(first, expected, again, strict=True):
-            tolerance = TOLERANCE[dtype] * np.abs(e).max() if e.dtype.kind == "f" else 0
-            np.testing.assert_allclose(a, e, rtol=0, atol=tolerance, err_msg=name)
+        require_close(first, expected, dtype, name)
+        for a, repeated in zip(first, again, strict=True):
             np.testing.assert_array_equal(a, repeated, err_msg=name)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from weakunet.data.cohort import read_cohort, split_cohort
+from weakunet.data.tables import read_table
 from weakunet.util.cli import InputError
 
 TOOLS = Path(__file__).parents[1] / "data_tools"
 sys.path.insert(0, str(TOOLS))
 import make_cohort  # noqa: E402
-from cohort_files import find_files, read_counts, read_table, subject_key  # noqa: E402
+from cohort_files import find_files, read_counts, subject_key  # noqa: E402
 
 
 def touch(folder, *names):
@@ -124,7 +125,7 @@ def test_a_subject_on_two_rows_and_a_row_without_one_are_problems(tmp_path):
 
 
 BAD_SPREADSHEETS = {
-    "no column": ("id,count\na,1\n", "no column n; its columns are id, count"),
+    "no column": ("id,count\na,1\n", "no column n (its columns are id, count)"),
     "column twice": ("id,n,n\na,1,2\n", "2 columns are called 'n'"),
     "open quote": ('id,n\na,1\n"b,2\nc,3\n', "not readable as a table"),
     "too many cells": ("id,n\na,1,x\n", "line 2 has 3 cells"),
@@ -164,6 +165,22 @@ def test_what_another_pattern_claims_is_no_scan(tmp_path, capsys):
     table = run(tmp_path, *patterns, "--counts", counts)
     assert table == {"a": ("a.nii", 1, "a_roi.nii", None), "b": ("b.nii", 2, "b_roi.nii", None)}
     assert "left out 0" in capsys.readouterr().out
+
+
+def test_names_with_a_site_before_the_subject_get_a_hint(tmp_path, capsys):
+    touch(tmp_path, "scans/AMS_0005_T2.nii", "scans/ROT_0009_T2.nii")
+    touch(tmp_path, "rois/AMS_0005.nii", "rois/ROT_0009.nii")
+    counts = counts_file(tmp_path, "subject,count\n5,1\n9,2\n")
+    arguments = ["--counts", counts, "--rois", tmp_path / "rois/{subject}.nii", "--images"]
+    with pytest.raises(SystemExit):
+        run(tmp_path, *arguments, tmp_path / "scans/{subject}_T2.nii")
+    out = capsys.readouterr().out
+    assert f"write {tmp_path / 'scans/*_{subject}_T2.nii'}" in out
+    assert f"write {tmp_path / 'rois/*_{subject}.nii'}" in out
+    arguments[3] = tmp_path / "rois/*_{subject}.nii"
+    table = run(tmp_path, *arguments, tmp_path / "scans/*_{subject}_T2.nii")
+    assert [table[name][1] for name in ("0005", "0009")] == [1, 2]
+    assert "hint" not in capsys.readouterr().out
 
 
 def bids(folder):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from weakunet import evaluate, predict, train
-from weakunet.data.cohort import load_scan, read_cohort
+from weakunet.data.cohort import read_cohort
+from weakunet.data.load import load_scan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import make_digits  # noqa: E402

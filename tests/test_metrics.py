@@ -6,14 +6,13 @@ import math
 import numpy as np
 import pytest
 
+from weakunet.evaluation.froc import froc_by_count, froc_by_threshold
 from weakunet.evaluation.metrics import (
     RATES,
     correlation,
     count_hits,
     count_metrics,
     detection_metrics,
-    froc_by_count,
-    froc_by_threshold,
     icc_a1,
     match_detections,
 )

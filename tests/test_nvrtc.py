@@ -16,11 +16,16 @@ TF32 = tensor.TENSOR, tensor.FOLDED
 needs_nvrtc = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
+# in float for the newest cards; the others are many, and slow
+TARGETS = [
+    pytest.param(file, *target, marks=[] if target == ("float", "sm_90") else pytest.mark.slow)
+    for file in cuda_source.cu_files()
+    for target in bench_compile.targets(file)
+]
+
+
 @needs_nvrtc
-@pytest.mark.parametrize(
-    ("file", "real", "architecture"),
-    [(file, *target) for file in cuda_source.cu_files() for target in bench_compile.targets(file)],
-)
+@pytest.mark.parametrize(("file", "real", "architecture"), TARGETS)
 def test_file_compiles_without_warnings_and_float_does_not_spill(file, real, architecture):
     rows, warnings = bench_compile.compile_file(file, real, architecture)
     assert warnings == []

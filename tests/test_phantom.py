@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from weakunet import preprocess
 from weakunet.data import phantom
-from weakunet.data.cohort import load_scan, read_cohort
+from weakunet.data.cohort import read_cohort
+from weakunet.data.load import load_scan
 from weakunet.data.slices import in_slice
 from weakunet.data.volumes import read_volume
 from weakunet.detection.detect import detect_lesions

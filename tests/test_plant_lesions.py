@@ -8,7 +8,8 @@ import pytest
 from scipy import ndimage
 
 from weakunet import preprocess
-from weakunet.data.cohort import load_scan, read_centres, read_cohort
+from weakunet.data.cohort import read_centres, read_cohort
+from weakunet.data.load import load_scan
 from weakunet.data.volumes import Volume, read_volume, world_to_index, write_volume
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))

@@ -47,7 +47,7 @@ def stub(monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out what takes longest."""
-    monkeypatch.setattr(predict.figures, "overlay", lambda *arguments: None)
+    monkeypatch.setattr(predict, "overlay", lambda *arguments: None)
 
 
 def raw_head():
@@ -344,7 +344,7 @@ def test_failed_scan_is_named_and_the_others_are_predicted(stub, no_pictures, tm
     xyz, roi = raw_head()
     mask = save(tmp_path / "roi.nii.gz", roi)
     scans = [save(tmp_path / f"{name}.nii", xyz) for name in "abc"]
-    xyz[3, 3, 3] = np.nan
+    xyz[tuple(np.argwhere(roi)[0])] = np.nan
     save(scans[1], xyz)
     assert run(*scans, "--roi", mask, "--model", "m.npz", "--out", tmp_path / "out") == 2
     errors = capsys.readouterr().err

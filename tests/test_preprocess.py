@@ -15,8 +15,10 @@ import pytest
 from scipy import ndimage, stats
 
 from weakunet import preprocess
-from weakunet.data.cohort import Scan, load_scan, read_cohort, write_cohort
+from weakunet.data.cohort import Scan, read_cohort, write_cohort
+from weakunet.data.load import load_scan
 from weakunet.data.prepare import (
+    change_spacing,
     crop_box,
     dilate_mask,
     invert_contrast,
@@ -25,7 +27,7 @@ from weakunet.data.prepare import (
     smooth_border,
     trim_highest,
 )
-from weakunet.data.volumes import Volume, index_to_world, write_volume
+from weakunet.data.volumes import Volume, index_to_world, world_to_index, write_volume
 from weakunet.util.cli import InputError
 
 AFFINE = np.array([[0.5, 0, 0, 40], [0, 0.6, 0, -30], [0, 0, 0.8, 10], [0, 0, 0, 1]])
@@ -122,7 +124,7 @@ def test_roi_at_the_edge_and_odd_shapes_are_cropped_to_the_scan():
     assert box == (slice(0, 4), slice(0, 4), slice(20, 24))
     prepared = prepare(volume, roi)
     assert prepared.array.shape == (4, 4, 4)
-    full = put_back(prepared.array, box, volume.array.shape, -1)
+    full = put_back(prepared.array, prepared, volume, -1)
     assert np.array_equal(full[box], prepared.array) and (full == -1).sum() == full.size - 64
 
 
@@ -144,6 +146,33 @@ def test_empty_roi_other_grid_and_constant_scan_are_refused():
         prepare(volume, Volume(roi.array, moved), False, "i.nii", "r.nii")
     with pytest.raises(InputError, match="^i.nii: 99 % of the ROI"):
         prepare(Volume(0 * volume.array, AFFINE), roi, True, "i.nii", "r.nii")
+
+
+def test_other_spacing_keeps_the_world_the_mask_and_the_intensities():
+    z, y, x = np.indices((20, 22, 24), np.float32)
+    ramp = Volume(100 + 10 * z + 4 * y + 2 * x, AFFINE)  # linear: splines reproduce it
+    mask = Volume(raw_scan()[1].array > 0, AFFINE)
+    for spacing_mm in ((0.4, 0.3, 0.35), (1.6, 0.9, 1.1)):
+        image, roi = change_spacing(ramp, mask, spacing_mm)
+        np.testing.assert_allclose(image.spacing_mm, spacing_mm)
+        assert image.array.shape == roi.array.shape and roi.array.dtype == bool
+        assert roi.array.sum() * roi.voxel_mm3 == pytest.approx(192 * mask.voxel_mm3, rel=0.2)
+        inside = np.argwhere(roi.array)
+        z, y, x = world_to_index(ramp, index_to_world(image, inside)).T
+        np.testing.assert_allclose(image.array[roi.array], 100 + 10 * z + 4 * y + 2 * x, atol=0.02)
+        middle = index_to_world(roi, inside).mean(axis=0)
+        expected = index_to_world(mask, np.argwhere(mask.array)).mean(axis=0)
+        np.testing.assert_allclose(middle, expected, atol=max(spacing_mm) / 2)
+
+
+def test_larger_voxels_hold_the_mean_of_what_was_there():
+    stripes = np.zeros((40, 40, 40), np.float32)
+    stripes[::2] = 1
+    volume, mask = Volume(stripes, np.eye(4)), Volume(np.ones(stripes.shape, bool), np.eye(4))
+    image, _ = change_spacing(volume, mask, (3, 1, 1))
+    assert abs(image.array[2:-2] - 0.5).max() < 0.05
+    edge = index_to_world(image, [[-0.5, -0.5, -0.5]])  # the box begins where it began
+    np.testing.assert_allclose(edge, [[-0.5, -0.5, -0.5]], atol=1e-9)
 
 
 @pytest.fixture
@@ -180,7 +209,7 @@ def run(table, out, *options):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def test_command_writes_a_cohort_ready_for_training(cohort, tmp_path):
@@ -261,12 +290,36 @@ def test_second_run_keeps_what_is_done_and_redoes_what_is_missing_or_old(cohort,
     before = contents(out)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.nii.gz")}
     (out / "s1.nii.gz").unlink()
-    later = os.stat(out / "s2.nii.gz").st_mtime + 10
-    os.utime(cohort.parent / "s2_roi.nii", (later, later))
+    os.utime(cohort.parent / "s0_roi.nii", (1, 1))  # another time, the same content
+    volume, roi = raw_scan(3)
+    write_volume(cohort.parent / "s2.nii.gz", volume.array, volume)
     assert run(cohort, out) == 0
-    assert contents(out) == before
     same = [path.name for path in times if path.stat().st_mtime_ns == times[path]]
     assert same == ["s0.nii.gz"]
+    assert contents(out)["s1.nii.gz"] == before["s1.nii.gz"]
+    again = load_scan(read_cohort(out / "cohort.csv")[2]).volume.array
+    np.testing.assert_allclose(again, prepare(volume, roi).array, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [(), ("--slab-mm", "2")])
+def test_corrected_table_is_obeyed_whatever_the_age_of_its_files(cohort, tmp_path, options):
+    folder, head = cohort.parent, "subject,image,count,roi,centres,slice_z_mm\n"
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))  # older than any result
+    wrong = {"image": "s1.nii.gz", "roi": "s1_roi.nii", "centres": "s1.csv", "z": "17.6"}
+    (folder / "s2.csv").write_text("x_mm,y_mm,z_mm\n46,-23,19\n")
+    _, roi = raw_scan(2)
+    roi.array[:] = np.roll(roi.array, 2, axis=2)
+    write_volume(folder / "s2_roi.nii", roi.array > 0, roi)
+    right = {"image": "s2.nii.gz", "roi": "s2_roi.nii", "centres": "s2.csv", "z": "18.4"}
+    for name in wrong:  # one wrong cell, corrected
+        row = right | {name: wrong[name]}
+        for cells, out in ((row, "out"), (right, "out"), (right, "fresh")):
+            line = "a,{image},3,{roi},{centres},{z}\n".format(**cells)
+            cohort.write_text(head + line)
+            assert run(cohort, tmp_path / name / out, *options) == 0
+        one, two = (contents(tmp_path / name / out) for out in ("out", "fresh"))
+        assert one == two, name
 
 
 def test_other_settings_and_a_folder_in_use_are_refused(cohort, tmp_path, capsys):
@@ -295,6 +348,61 @@ def test_failed_scan_is_named_and_the_others_go_on(cohort, tmp_path, capsys):
     write_volume(cohort.parent / "s1.nii.gz", volume.array, volume)
     assert run(cohort, tmp_path / "out") == 0
     assert len(read_cohort(tmp_path / "out" / "cohort.csv")) == 3
+
+
+def test_spacing_option_resamples_and_places_lesions(cohort, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(cohort, out, "--spacing-mm", "0.8", "0.6", "0.5") == 0  # the scans' own
+    assert run(cohort, tmp_path / "same") == 0
+    assert contents(out)["s1.nii.gz"] == contents(tmp_path / "same")["s1.nii.gz"]
+    out = tmp_path / "coarse"
+    options = ["--spacing-mm", "1", "0.9", "0.75", "--figures"]
+    assert run(cohort, out, *options) == 0
+    assert json.loads((out / "settings.json").read_text())["spacing_mm"] == [1, 0.9, 0.75]
+    loaded = load_scan(read_cohort(out / "cohort.csv")[1])
+    np.testing.assert_allclose(loaded.volume.spacing_mm, (1, 0.9, 0.75), rtol=1e-6)
+    place = index_to_world(loaded.volume, loaded.centres_zyx)
+    np.testing.assert_allclose(place, [[45, -24, 18]], atol=1e-4)
+    assert loaded.volume.array.max() == 1
+    for sizes in (["0", "1", "1"], ["1", "nan", "1"]):
+        assert run(cohort, tmp_path / "bad", "--spacing-mm", *sizes) == 2
+    assert run(cohort, tmp_path / "fine", "--spacing-mm", "0.001", "0.001", "0.001") == 2
+    assert "s0.nii.gz: too many voxels" in capsys.readouterr().err
+    assert not (tmp_path / "fine" / "cohort.csv").exists()
+
+
+def test_nan_outside_the_roi_is_0_and_inside_is_refused(cohort, tmp_path, capfd):
+    scan = read_cohort(cohort)[1]
+    volume, roi = raw_scan(1)
+    near = ndimage.binary_dilation(roi.array) & (roi.array == 0)
+    outside, inside = np.argwhere(near)[:40], np.argwhere(roi.array)[0]
+    volume.array[tuple(outside.T)] = [np.nan, np.inf] * 20
+    write_volume(scan.image, volume.array, volume)
+    assert run(cohort, tmp_path / "out") == 0
+    assert f"note: {scan.image}: 40 NaN voxels" in capfd.readouterr().err
+    volume.array[tuple(outside.T)] = 0
+    expected = prepare(volume, roi).array
+    read = load_scan(read_cohort(tmp_path / "out" / "cohort.csv")[1]).volume.array
+    np.testing.assert_allclose(read, expected, atol=1e-7)
+    mask = roi.array.astype(np.float32)
+    mask[mask == 0] = np.nan  # SPM's masks, too
+    write_volume(scan.roi, mask, roi)
+    assert np.array_equal(load_scan(scan).volume.array, expected)
+    volume.array[tuple(inside)] = np.nan
+    write_volume(scan.image, volume.array, volume)
+    assert run(cohort, tmp_path / "other") == 2
+    assert "NaN or infinite voxels inside the ROI" in capfd.readouterr().err
+
+
+def test_roi_that_splines_have_been_through_is_refused(cohort, tmp_path, capsys):
+    scan = read_cohort(cohort)[2]
+    _, roi = raw_scan(2)
+    rings = ndimage.zoom(roi.array[::2, ::2, ::2].astype(np.float32), 2, order=3)
+    write_volume(scan.roi, rings, roi)
+    assert run(cohort, tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert f"{scan.roi}: no mask, its values are -0." in message
+    assert [s.subject for s in read_cohort(tmp_path / "out" / "cohort.csv")] == ["s0", "s1"]
 
 
 def test_scan_without_roi_is_refused_before_anything_is_written(cohort, tmp_path, capsys):

@@ -9,7 +9,10 @@ import pytest
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
 from weakunet import predict, preprocess
-from weakunet.data.cohort import Scan, read_table, write_cohort
+from weakunet.data.cohort import Scan, write_cohort
+from weakunet.data.rigid import resample_labels
+from weakunet.data.tables import read_table
+from weakunet.data.volumes import Volume
 from weakunet.detection.output_files import DETECTIONS
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import save_checkpoint
@@ -28,11 +31,20 @@ AFFINE = np.array(
 )
 
 
-@pytest.mark.parametrize("codes", ["RAS", "LIA", "PSR"])
+@pytest.mark.parametrize(
+    ("codes", "spacing"),
+    [
+        ("RAS", ()),
+        ("LIA", ()),
+        ("PSR", ()),
+        ("LIA", ("0.63", "0.43", "0.55")),
+        ("PSR", ("1.3",) * 3),
+    ],
+)
 def test_predictions_on_prepared_scans_return_to_the_voxels_they_were_cropped_from(
-    tmp_path, monkeypatch, codes
+    tmp_path, monkeypatch, codes, spacing
 ):
-    monkeypatch.setattr(predict.figures, "overlay", lambda *arguments: None)
+    monkeypatch.setattr(predict, "overlay", lambda *arguments: None)
     rng = np.random.default_rng(0)
     xyz = rng.uniform(200, 900, (25, 23, 21)).astype(np.float32)
     roi = np.zeros(xyz.shape, np.uint8)
@@ -48,10 +60,11 @@ def test_predictions_on_prepared_scans_return_to_the_voxels_they_were_cropped_fr
     network.params["linear.b"][:] = 8
     save_checkpoint(model, network)
     prepared = tmp_path / "prepared"
-    preprocess.main([f"--data={raw}", f"--out={prepared}", "--jobs=1"])
+    spacing = spacing and ("--spacing-mm", *spacing)
+    preprocess.main([f"--data={raw}", f"--out={prepared}", "--jobs=1", *spacing])
     for name, table in (("on-raw", raw), ("on-prepared", prepared / "cohort.csv")):
         options = [f"--model={model}", f"--data={table}", f"--out={tmp_path / name}", "--jobs=1"]
-        predict.main([*options, "--device=cpu"])
+        predict.main([*options, "--device=cpu", *spacing])
     out = tmp_path / "back"
     command = [f"--predictions={tmp_path / 'on-prepared'}", f"--data={raw}", f"--out={out}"]
     detections_to_scan.main(command)
@@ -68,4 +81,20 @@ def test_predictions_on_prepared_scans_return_to_the_voxels_they_were_cropped_fr
         back = nibabel.load(out / f"s_{kind}.nii.gz")
         np.testing.assert_allclose(back.affine, own.affine, atol=1e-5)
         np.testing.assert_allclose(back.get_fdata(), own.get_fdata(), atol=1e-4, rtol=0)
-    assert np.asarray(back.dataobj).max() == len(expected)
+    labels = np.asarray(back.dataobj)
+    assert labels.max() == len(expected)
+    for row in found:  # the table and the image agree about the place, whatever the grid
+        middle = np.argwhere(labels == int(row["detection"])).mean(axis=0)
+        apart = back.affine[:3, :3] @ (middle - [float(row[axis]) for axis in "ijk"])
+        assert np.linalg.norm(apart) < (0.65 if spacing else 2e-3)
+
+
+def test_a_label_too_small_for_larger_voxels_keeps_the_one_at_its_centre():
+    labels = np.zeros((12, 12, 12), np.int32)
+    labels[2:5, 2:5, 2:5], labels[6, 6, 7], labels[11, 0, 0] = 1, 2, 3
+    coarse = Volume(np.zeros((4, 4, 4), np.float32), np.diag([3, 3, 3, 1.0]))
+    coarse.affine[:3, 3] = 1
+    carried = resample_labels(Volume(labels, np.eye(4)), coarse)
+    assert carried[2, 2, 2] == 2 and carried[1, 1, 1] == 1 and (carried == 2).sum() == 1
+    fine = resample_labels(Volume(carried, coarse.affine), Volume(labels, np.eye(4)))
+    assert (fine == 2).sum() == 27

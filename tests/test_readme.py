@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,7 @@ BLOCK = re.compile(r"^```\n(.*?)^```", flags=re.M | re.S)
 # Commands that another test runs, and which.
 ELSEWHERE = {
     r"python3 -m venv \.venv && \.venv/bin/pip install -r requirements\.txt && .*": ".ci/run",
+    r"python -m pytest -m slow": ".ci/run",
     r"pip install (-r data_tools/requirements\.txt|torch)": ".ci/run",
     r"python tutorials/\d\d_\w+\.py": "tests/test_tutorials.py",
     r"python tutorials/to_notebooks\.py": "tests/test_notebooks.py",
@@ -153,3 +155,22 @@ def test_pages_name_only_files_that_exist(page):
     assert links and all((page.parent / link).exists() for link in links), links
     for name in re.findall(r"`((?:weakunet|tutorials|tests|data_tools)/[\w./-]+)`", PAGES[page]):
         assert (ROOT / name).exists(), name
+
+
+def test_read_it_is_the_packages_map_and_leaves_no_folder_out():
+    rows = re.findall(r"^\| `weakunet/(\S+)` \| (.+) \|$", section("Read it"), re.M)
+    package_map = runpy.run_path(str(ROOT / ".ci" / "lines.py"))["package_map"]()
+    assert rows == [(place, what) for place, _, what in package_map]
+    folders = {path.parent for path in (ROOT / "weakunet").glob("*/**/*.py")}
+    places = {f"{path.relative_to(ROOT / 'weakunet').as_posix()}/" for path in folders}
+    assert places == {place for place, _ in rows if place.endswith("/")}
+
+
+def test_requirements_are_what_the_package_depends_on_and_what_its_tests_need():
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    listed = [line for line in listed if line and not line.startswith("#")]
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert sorted(listed) == sorted(re.findall(r"^    '(.+)',$", declared, re.M))
+    assert {"pytest", "ruff"} == set(
+        re.findall(r"\w+(?=>)", declared.split("dev = [")[1].split("]")[0])
+    )

@@ -14,6 +14,7 @@ from test_kernels import cast
 from weakunet.layers.conv import folded, tensor
 from weakunet.layers.conv import gpu as conv3d_cuda
 
+pytestmark = pytest.mark.slow
 FUNCTIONS = sorted({name.split()[0] for name in CASES})
 
 

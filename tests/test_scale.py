@@ -16,7 +16,7 @@ from weakunet import evaluate, predict
 from weakunet.data import load
 from weakunet.data.cohort import LoadedScan, Scan, read_cohort, write_cohort
 from weakunet.data.volumes import Volume, index_to_world, write_volume
-from weakunet.evaluation import evaluate as evaluation
+from weakunet.evaluation.evaluator import evaluate_cases, evaluate_maps
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import save_checkpoint
 from weakunet.util.cli import write_csv
@@ -73,7 +73,7 @@ def no_pictures(monkeypatch):
     def touch(path, *arguments, **options):
         path.write_text("")
 
-    monkeypatch.setattr(predict.figures, "overlay", touch)
+    monkeypatch.setattr(predict, "overlay", touch)
 
 
 # -- killed, and taken up again -------------------------------------------------------------------
@@ -218,13 +218,14 @@ def test_evaluation_holds_one_scan_at_a_time():
         return scan, {"regression_fcn": heatmap}
 
     cases = [lambda i=i: case(i) for i in range(12)]
-    streamed = evaluation.evaluate_cases(cases, {"regression_fcn": [2.2] * 12})
+    streamed = evaluate_cases(cases, {"regression_fcn": [2.2] * 12})
     assert 1 <= alive.most <= 2
     scans, maps = zip(*(case(i) for i in range(12)), strict=True)
-    in_memory = evaluation.evaluate_maps(
+    in_memory = evaluate_maps(
         scans, [2.2] * 12, {"regression_fcn": [own["regression_fcn"] for own in maps]}
     )
-    assert repr(streamed) == repr(in_memory)  # NaN as well
+    for name in ("metrics", "curves", "by_threshold", "scores"):
+        assert repr(getattr(streamed, name)) == repr(getattr(in_memory, name))  # NaN as well
 
 
 def test_many_prepared_scans_are_evaluated_from_files(cohort, no_pictures):

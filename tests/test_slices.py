@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt
 
-from weakunet.data.cohort import LoadedScan, Scan, load_scan, read_cohort, write_cohort
+from weakunet.data.cohort import LoadedScan, Scan, read_cohort, write_cohort
+from weakunet.data.load import load_scan
 from weakunet.data.slices import cut_slab, find_slice, in_slice
 from weakunet.data.volumes import Volume, index_to_world
 from weakunet.util.cli import InputError
@@ -92,7 +93,7 @@ def test_column_is_written_and_read_back(tmp_path):
     "cells, problem",
     [
         (("here", ""), "line 2: slice_z_mm 'here' is no number"),
-        (("nan", "1"), "line 2: slice_z_mm 'nan' is no number"),
+        (("inf", "1"), "line 2: slice_z_mm 'inf' is no number"),
         (("1", "inf"), "line 3: slice_z_mm 'inf' is no number"),
         (("1", ""), "subject 'b' has no slice_z_mm but others do"),
     ],

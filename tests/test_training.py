@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
 from weakunet import train
+from weakunet.data import load
 from weakunet.data.cohort import LoadedScan
 from weakunet.data.volumes import Volume
 from weakunet.model import WeakUNet
@@ -80,8 +82,8 @@ def finished(cohort, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(finished, monkeypatch):
     """Testing draws a dozen pictures; the tests of training leave that to the `finished` run."""
-    monkeypatch.setattr(train, "test_best", lambda *args: None)
-    monkeypatch.setattr(train.figures, "training_curves", lambda *args: None)
+    monkeypatch.setattr(train, "evaluate_best", lambda *args: None)
+    monkeypatch.setattr(train, "training_curves", lambda *args: None)
 
 
 def test_run_leaves_the_files_that_the_contract_names(finished):
@@ -223,13 +225,68 @@ def test_checkpoint_of_another_network_is_refused(finished, tmp_path, capsys):
     assert "last.npz" in line and "another network" in line
 
 
-def test_resume_refuses_a_cohort_that_has_changed(cohort, finished, tmp_path, capsys):
+@pytest.fixture
+def moving(cohort, finished, tmp_path, monkeypatch):
+    """A finished run on a cohort of its own, whose table was named as seen from the folder `a`."""
     shutil.copytree(cohort.parent, tmp_path / "cohort")
-    table = tmp_path / "cohort" / "cohort.csv"
-    run(table, tmp_path / "run")
-    table.write_text(table.read_text().replace("s0,s0.nii.gz,1", "s0,s0.nii.gz,2"))
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    run("../cohort/cohort.csv", Path("../run"), "--epochs", "1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def resume(*more):
+    train.main(["--out", "run", "--resume", "--device", "cpu", *more])
+
+
+def test_resume_finds_its_cohort_from_any_folder_and_where_it_moved_to(moving, capsys):
+    resume()
+    (moving / "cohort").rename("moved")
+    assert "cohort.csv: no such file" in fails(capsys, "--out", "run", "--resume")
+    resume("--data", "moved/cohort.csv")
+    resume()  # it was noted
+
+
+def test_resume_refuses_a_cohort_that_has_changed(moving, capsys):
+    table = moving / "cohort" / "cohort.csv"
+    before = table.read_text()
+    table.write_text(before.replace("s0,s0.nii.gz,1", "s0,s0.nii.gz,2"))
+    line = fails(capsys, "--out", "run", "--resume", "--device", "cpu")
+    assert "split.csv: the cohort has changed since (s0)" in line
+    table.write_text(before)
+    image = nibabel.load(moving / "cohort" / "s1.nii.gz")  # one voxel
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[0, 0, 0] += 0.01
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), moving / "cohort" / "s1.nii.gz")
+    line = fails(capsys, "--out", "run", "--resume", "--device", "cpu")
+    assert "split.csv: the cohort has changed since (s1)" in line
+
+
+def test_run_of_an_older_program_resumes_and_notes_the_content(moving):
+    path = moving / "run" / "split.csv"
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))
+    cli.write_csv(path, rows[0][:3], [row[:3] for row in rows[1:]])
+    resume()
+    with open(path, newline="") as file:
+        assert list(csv.reader(file)) == rows
+
+
+def test_resume_refuses_a_phantom_that_has_changed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(load, "PHANTOM_SCANS", {"train": 2, "val": 1, "test": 1})
+    options = ("--channels", "2", "3", "--epochs", "1", "--device", "cpu")
+    train.main(["--out", str(tmp_path / "run"), *options])
+    simulate = load.simulate_cohort
+
+    def brighter(*arguments):
+        cohort = simulate(*arguments)
+        cohort["val"][0].volume.array[:] *= 0.999
+        return cohort
+
+    monkeypatch.setattr(load, "simulate_cohort", brighter)
     line = fails(capsys, "--out", tmp_path / "run", "--resume", "--device", "cpu")
-    assert "split.csv" in line and "the cohort has changed" in line
+    assert "split.csv: the cohort has changed since" in line
 
 
 def test_settings_file_with_an_unknown_choice_is_refused(finished, tmp_path, capsys):
@@ -249,16 +306,55 @@ def test_test_scans_are_predicted_on_the_device_of_the_run(monkeypatch, tmp_path
     monkeypatch.undo()  # of no_pictures, which leaves testing out
     monkeypatch.setattr(train, "load_model", lambda path: Model())
     with pytest.raises(Moved, match="cuda"):
-        train.test_best(tmp_path, [], "cuda")
+        train.evaluate_best(tmp_path, [], "cuda")
 
 
-def test_resume_refuses_other_settings_and_a_folder_without_a_run(finished, tmp_path, capsys):
-    assert "--epochs" in fails(capsys, "--out", finished[0], "--resume", "--epochs", "9")
-    assert "settings.json" in fails(capsys, "--out", tmp_path / "none", "--resume")
+def test_resume_takes_the_settings_of_the_run_and_no_others(moving, capsys):
+    resume("--epochs", "1", "--channels", "2", "3")
+    arguments = ("--out", "run", "--resume", "--device", "cpu")
+    line = fails(capsys, *arguments, "--batch", "4")
+    assert "--batch 4: the run of run/settings.json has 2" in line
+    resume("--epochs", "2")
+    assert "--epochs 1: the run of run/settings.json has 2" in fails(
+        capsys, *arguments, "--epochs=1"
+    )
+    assert "settings.json" in fails(capsys, "--out", "none", "--resume")
+
+
+def test_resume_without_out_takes_the_default_folder(cohort, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ("--data", str(cohort), *OPTIONS, "--epochs", "1")
+    train.main([*options])
+    assert "add --resume" in fails(capsys, *options)
+    train.main([*options, "--resume"])
+    assert "run: runs/cohort-lmax-seed0" in capsys.readouterr().out.replace(os.sep, "/")
+
+
+def test_finished_run_is_lengthened(cohort, tmp_path, capsys):
+    run(cohort, tmp_path / "run")
+    train.main(["--out", str(tmp_path / "run"), "--resume", "--device=cpu", "--epochs=10"])
+    assert "lengthened from 3 to 10 epochs" in capsys.readouterr().out
+    with open(tmp_path / "run" / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == [str(i + 1) for i in range(10)]
+    assert [row["lr"] for row in rows] == "1.0 1.0 1.0 1.0 1.0 1.0 1.0 0.3 0.3 0.1".split()
+    train.main(["--out", str(tmp_path / "run"), "--resume", "--device=cpu"])
+    assert "lengthened" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "option, value", [("--epochs", "0"), ("--batch", "0"), ("--block", "0"), ("--lr", "nan")]
+    "option, value",
+    [
+        ("--epochs", "0"),
+        ("--batch", "0"),
+        ("--channels", "0"),
+        ("--lr", "nan"),
+        ("--lr", "0"),
+        ("--eps", "0"),
+        ("--rho", "1"),
+        ("--scale", "1"),
+        ("--rotate-deg", "inf"),
+    ],
 )
 def test_setting_out_of_range_is_refused(cohort, tmp_path, capsys, option, value):
     line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", *OPTIONS, option, value)
@@ -331,9 +427,9 @@ def test_scans_of_one_slice_are_moved_within_it_only(monkeypatch, tmp_path):
 
 def test_gaussian_head_leaves_the_last_layer_as_drawn(cohort, tmp_path):
     drawn = WeakUNet([2, 3], 1, "lmax", 2, rng=np.random.default_rng([0, 0])).params["linear.w"]
-    kept = run(cohort, tmp_path / "gaussian", "--gaussian-head", "--lr", "0")["linear.w"]
+    kept = run(cohort, tmp_path / "gaussian", "--gaussian-head", "--lr", "1e-30")["linear.w"]
     np.testing.assert_array_equal(kept, drawn)
-    started = run(cohort, tmp_path / "level", "--lr", "0")["linear.w"]
+    started = run(cohort, tmp_path / "level", "--lr", "1e-30")["linear.w"]
     assert (started > 0).all() and not np.allclose(started, np.abs(drawn))
 
 
@@ -344,7 +440,7 @@ def test_restart_gives_the_last_layer_its_first_weights_once_more(tmp_path, epoc
     rng = np.random.default_rng(5)
     volumes = rng.random((4, 8, 8, 8), np.float32)
     counts = np.array([1, 2, 3, 6], np.float32)
-    settings = Settings(channels=[2, 3], lr=0.0, restart=2, gaussian_head=head)
+    settings = Settings(channels=[2, 3], lr=1e-30, restart=2, gaussian_head=head)
     run = Run(WeakUNet([2, 3], 1, "mean", rng=rng), settings, tmp_path)
     run.model.params["linear.w"][:] = 5, -7
     for average in run.optimizer.state.values():
@@ -358,7 +454,7 @@ def test_restart_gives_the_last_layer_its_first_weights_once_more(tmp_path, epoc
 
 def test_start_from_takes_the_weights_of_the_same_network_only(cohort, finished, tmp_path, capsys):
     best = finished[0] / "best.npz"
-    run(cohort, tmp_path / "run", "--start-from", str(best), "--lr", "0")
+    run(cohort, tmp_path / "run", "--start-from", str(best), "--lr", "1e-30")
     with np.load(best) as trained, np.load(tmp_path / "run" / "last.npz") as kept:
         np.testing.assert_array_equal(kept["encoder0.conv0.w"], trained["encoder0.conv0.w"])
     options = ("--data", cohort, "--out", tmp_path / "other", "--start-from", best)

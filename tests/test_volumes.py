@@ -10,9 +10,11 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from weakunet.data.volumes import (
+    MAX_HEADER,
     Volume,
     index_to_file,
     index_to_world,
+    read_labels,
     read_volume,
     require_same_grid,
     world_to_index,
@@ -152,7 +154,8 @@ def with_shape(shape):
     return bytes(content)
 
 
-GOOD = nifti(np.random.default_rng(0).random((9, 8, 7)).astype(np.float32))
+GOOD_XYZ = np.random.default_rng(0).random((9, 8, 7)).astype(np.float32)
+GOOD = nifti(GOOD_XYZ)
 PACKED = gzip.compress(GOOD)
 NAN = np.array([[[1, np.nan], [2, 3]]], np.float32)
 BAD_FILES = {
@@ -174,9 +177,13 @@ BAD_FILES = {
     "inf.nii": (nifti(np.where(np.isnan(NAN), np.inf, NAN)), "infinite"),
     "complex.nii": (nifti(np.ones((2, 2, 2), np.complex64)), "grey"),
     "colour.nii": (nifti(np.zeros((2, 2, 2), [(c, "u1") for c in "RGB"])), "grey"),
-    "nowhere.nii": (nifti(np.ones((2, 2, 2), np.float32), sform_code=0), "nowhere in space"),
+    "nowhere.nii": (
+        nifti(np.ones((2, 2, 2), np.float32), sform_code=0),
+        "place in the world is unknown",
+    ),
     "zero.nii": (nifti(np.ones((2, 2, 2), np.float32), srow_x=0, srow_y=0, srow_z=0), "affine"),
     "flat.nii": (nifti(np.ones((2, 2, 2), np.float32), srow_x=(0, 1, 0, 0)), "affine"),
+    "no-intercept.nii": (nifti(NAN, scl_slope=1, scl_inter=np.nan), "scl_inter nan"),
     "nan-affine.nii": (nifti(np.ones((2, 2, 2), np.float32), srow_x=np.nan), "affine"),
 }
 
@@ -189,6 +196,64 @@ def test_bad_file_is_refused_in_one_line_that_names_it(tmp_path, name):
         read_volume(tmp_path / name)
     message = str(caught.value)
     assert message.startswith(str(tmp_path / name)) and "; " in message and "\n" not in message
+
+
+def test_units_of_the_header_are_honoured(tmp_path):
+    xyz, affine = image_xyz(), oblique_affine()
+    for form in ("sform", "qform"):
+        for unit, scale in (("meter", 1e-3), ("micron", 1e3), ("mm", 1), ("unknown", 1)):
+            own = affine.copy()
+            own[:3] *= scale
+            image = nibabel.Nifti1Image(xyz, own)
+            image.set_sform(own, 1 if form == "sform" else 0)
+            image.set_qform(own, 1 if form == "qform" else 0)
+            image.header["xyzt_units"] = nibabel.nifti1.unit_codes[unit] + 8  # and seconds
+            nibabel.save(image, tmp_path / "a.nii")
+            volume = read_volume(tmp_path / "a.nii")
+            np.testing.assert_allclose(volume.affine, affine, rtol=1e-5, atol=1e-5)
+            write_volume(tmp_path / "b.nii", volume.array, volume)
+            back = nibabel.load(tmp_path / "b.nii")
+            np.testing.assert_allclose(back.affine, affine, rtol=1e-5, atol=1e-5)
+            assert back.header.get_xyzt_units()[0] == "mm"
+
+
+def test_quaternion_that_rounding_made_too_long_is_normalised(tmp_path):
+    half_turn = nifti(GOOD_XYZ, quatern_d=1, qform_code=1, sform_code=0, pixdim=[1] * 8)
+    longer = nifti(
+        GOOD_XYZ, quatern_d=np.sqrt(1.000002), qform_code=1, sform_code=0, pixdim=[1] * 8
+    )
+    (tmp_path / "a.nii").write_bytes(half_turn)
+    (tmp_path / "b.nii").write_bytes(longer)
+    expected = nibabel.load(tmp_path / "a.nii").affine
+    assert tuple(np.diag(expected)) == (-1, -1, 1, 1)
+    np.testing.assert_allclose(read_volume(tmp_path / "b.nii").native.affine, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_header_extension_is_read_up_to_the_limit_that_the_refusal_states(tmp_path, name):
+    def write(size):
+        image = nibabel.Nifti1Image(GOOD_XYZ, np.eye(4))
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"x" * size))
+        nibabel.save(image, tmp_path / name)
+
+    write(1_500_000)
+    assert np.array_equal(read_volume(tmp_path / name).array, GOOD_XYZ.transpose(2, 1, 0))
+    write(MAX_HEADER)
+    with pytest.raises(InputError, match=f"before the voxels, at most {MAX_HEADER} are read"):
+        read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.int64, np.float64])
+def test_labels_above_2_to_24_stay_apart(tmp_path, kind):
+    labels = np.full((3, 2, 2), 16777216, kind)
+    labels[1:] += 1
+    image = nibabel.Nifti1Image(labels, np.eye(4), dtype=kind)
+    nibabel.save(image, tmp_path / "a.nii")
+    read = read_labels(tmp_path / "a.nii").array
+    assert read.dtype.kind in "iu" and np.array_equal(read, labels.transpose(2, 1, 0))
+    nibabel.save(nibabel.Nifti1Image(np.full((2, 2, 2), 0.5), np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(InputError, match="a.nii: voxels that are no whole numbers"):
+        read_labels(tmp_path / "a.nii")
 
 
 def test_missing_file_and_folder_are_refused(tmp_path):

@@ -12,6 +12,7 @@ from weakunet.gpu import cuda_source
 from weakunet.layers.conv import folded, tensor
 from weakunet.layers.conv import gpu as conv3d_cuda
 
+pytestmark = pytest.mark.slow
 RUNGS = ("tiled", *tensor.PAIR)
 # module and name of each file of kernels that leave out what is 0
 FILES = [(conv3d_cuda, "TILED"), (tensor, "TENSOR"), (tensor, "FOLDED")]

@@ -26,7 +26,7 @@ from scipy.spatial.distance import cdist
 
 from weakunet.data import phantom
 from weakunet.detection.detect import detect_lesions, fill_outside, whole_count
-from weakunet.evaluation import metrics
+from weakunet.evaluation import froc, metrics
 from weakunet.figures.drawing import GREEN, LINES, OUTLINE, near_slice, save_figure, show_slice
 from weakunet.figures.marks import MARKS
 
@@ -217,7 +217,7 @@ for name, own in (("as they are", hits["spots"]), ("with 40 empty scans", dilute
 
 # %%
 curves = {
-    name: metrics.froc_by_count(own, counts, [scan.centres_zyx for scan in scans])
+    name: froc.froc_by_count(own, counts, [scan.centres_zyx for scan in scans])
     for name, own in maps.items()
 }
 for point in curves["spots"]:
@@ -234,7 +234,7 @@ for point in curves["spots"]:
 # %%
 heatmap = np.zeros((1, 9, 9))
 heatmap[0, 2, 2], heatmap[0, 6, 6] = 0.9, 0.3
-end = metrics.froc_by_threshold([heatmap], [np.array([[0, 6, 6]])])
+end = froc.froc_by_threshold([heatmap], [np.array([[0, 6, 6]])])
 print([(point["threshold"], point["tpr"], point["fp_per_scan"]) for point in end])
 assert end[-1]["tpr"] == 1
 

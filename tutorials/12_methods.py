@@ -31,6 +31,7 @@ from weakunet.data.phantom import simulate_cohort
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.predict_scan import predict_scan
 from weakunet.evaluation import metrics
+from weakunet.evaluation.froc import froc_by_count
 from weakunet.evaluation.metrics import count_hits
 from weakunet.figures.drawing import ABOVE, LINES, busiest_slices, save_figure, show_slice
 from weakunet.figures.marks import draw_rings
@@ -311,7 +312,7 @@ for panel, (name, title) in zip(places, METHODS.items(), strict=True):
 froc, sweep = panels[:, 3]
 lesions = [scan.centres_zyx for scan in test]
 for (name, title), (colour, line, marker) in zip(METHODS.items(), LINES, strict=False):
-    curve = metrics.froc_by_count(maps[name], own_counts[name], lesions)
+    curve = froc_by_count(maps[name], own_counts[name], lesions)
     x, y = np.array([(point["fp_per_scan"], point["tpr"]) for point in curve]).T
     froc.plot(x, 100 * y, color=colour, linestyle=line)
     mark = {"color": colour, "linestyle": line, "marker": marker, "markersize": 9}

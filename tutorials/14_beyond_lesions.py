@@ -28,7 +28,8 @@ from matplotlib.lines import Line2D
 
 from weakunet.detection.detect import detect_lesions, fill_outside, whole_count
 from weakunet.detection.predict_scan import predict_scan
-from weakunet.evaluation.metrics import count_hits, count_metrics, detection_metrics, froc_by_count
+from weakunet.evaluation.froc import froc_by_count
+from weakunet.evaluation.metrics import count_hits, count_metrics, detection_metrics
 from weakunet.figures import drawing, marks
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model

@@ -21,7 +21,7 @@ import numpy as np
 
 from weakunet.data.cohort import read_cohort
 from weakunet.data.load import read_scan, scans_from_files
-from weakunet.data.prepare import put_back
+from weakunet.data.prepare import places_in, put_back, voxel_size
 from weakunet.data.slices import half_thickness, in_slice
 from weakunet.data.volumes import (
     index_to_file,
@@ -47,38 +47,38 @@ from weakunet.util.cli import InputError, command, progress, write_csv
 from weakunet.util.processes import cores, map_processes
 
 
-def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None):
+def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None, spacing_mm=None):
     """Predict on one scan and write its images and markups to the folder `out`.
 
     Returns its row of predictions.csv and its rows of detections.csv, the highest score first;
     detection n is the label n of the label image.
     """
-    volume, prepared, box = read_scan(scan, invert, slab_mm)
+    volume, prepared = read_scan(scan, invert=invert, slab_mm=slab_mm, spacing_mm=spacing_mm)
     count, heatmap = predict_copies(model, prepared.volume)
-    shape, paths = volume.array.shape, output_paths(out, scan.subject, bids)
-    write_volume(paths["heatmap"], put_back(heatmap, box, shape, heatmap.min()), volume)
-    if prepared.slice_index is not None:  # all that follows is in the slice that was counted
-        first = box[0].start + prepared.slice_index
-        box = (slice(first, first + 1), *box[1:])
+    paths = output_paths(out, scan.subject, bids)
+    whole = put_back(heatmap, prepared.volume, volume, heatmap.min())
+    write_volume(paths["heatmap"], whole, volume)
+    # from here on in the slice that was counted, if it was one
     counted, heatmap = in_slice(prepared, heatmap)
     found = detect_lesions(heatmap, whole_count(count))
-    write_volume(paths["lesions"], put_back(found.labels, box, shape, 0), volume)
-    rows = detection_rows(scan.subject, found, volume, [side.start for side in box])
+    write_volume(paths["lesions"], put_back(found.labels, counted.volume, volume, 0), volume)
+    rows = detection_rows(scan.subject, found, counted.volume, volume)
     write_markups(paths["markups"], scan.subject, [row[5:8] for row in rows], found.scores)
     # where the lesions are known, the picture judges the detections
-    shown = (counted.volume.array, heatmap, found.labels, counted.centres_zyx, volume.spacing_mm)
+    spacing = counted.volume.spacing_mm
+    shown = (counted.volume.array, heatmap, found.labels, counted.centres_zyx, spacing)
     overlay(paths["overlay"], *shown)
     return [scan.subject, count, len(rows), found.threshold], rows
 
 
-def detection_rows(subject, found, volume, corner_zyx):
-    """Rows of DETECTIONS of what was found in the part of `volume` from voxel `corner_zyx` on."""
-    centres = found.centres_zyx + corner_zyx
+def detection_rows(subject, found, part, volume):
+    """Rows of DETECTIONS of what was found in `part`, prepared from the Volume `volume`."""
+    centres = places_in(found.centres_zyx, part, volume)
     places = np.hstack([index_to_file(volume, centres), index_to_world(volume, centres)])
     places = (places.round(3) + 0.0).tolist()  # + 0.0: no -0.0
     return [
         [subject, i + 1, *places[i], float(found.scores[i]), round(float(mm3), 3)]
-        for i, mm3 in enumerate(found.volumes_vox * volume.voxel_mm3)
+        for i, mm3 in enumerate(found.volumes_vox * part.voxel_mm3)
     ]
 
 
@@ -94,6 +94,8 @@ def parse_arguments(argv):
     parser.add_argument("--slice-z-mm", type=float, help="those scans' slice, if one was counted")
     parser.add_argument("--invert", action="store_true", help="as for preprocess, for raw T1 scans")
     parser.add_argument("--slab-mm", type=half_thickness, help="as for preprocess, for raw scans")
+    about = "as for preprocess, for raw scans"
+    parser.add_argument("--spacing-mm", type=voxel_size, nargs=3, metavar=tuple("ZYX"), help=about)
     parser.add_argument("--bids", action="store_true", help="name the files as BIDS derivatives")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="as for train")
@@ -125,6 +127,7 @@ def predict_cohort(
     invert=False,
     bids=False,
     slab_mm=None,
+    spacing_mm=None,
     n_jobs=1,
 ):
     """Predict on scans, leaving out those that are done; yield each one's rows, or its InputError.
@@ -139,6 +142,7 @@ def predict_cohort(
     if len(todo) < len(scans):
         print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
     how = {"out": out, "invert": invert, "bids": bids, "slab_mm": slab_mm}
+    how["spacing_mm"] = spacing_mm
     if device == "cpu" and min(n_jobs, len(todo)) > 1:
         work = functools.partial(_predict_in_worker, model_path, precision, **how)
         results = map_processes(work, todo, n_jobs)
@@ -154,11 +158,11 @@ def _made_from(scan):
     return {"slice_z_mm": scan.slice_z_mm}, (scan.image, scan.roi, scan.centres)
 
 
-def _predict_or_fail(model, scan, out, invert, bids, slab_mm):
+def _predict_or_fail(model, scan, out, **how):
     made_from = resume.inputs(*_made_from(scan))
     try:
         with backend.explain_out_of_memory():
-            rows = write_prediction(model, scan, out, invert, bids, slab_mm)
+            rows = write_prediction(model, scan, out, **how)
     except InputError as error:
         return error
     except MemoryError:
@@ -187,7 +191,7 @@ def main(argv=None):
         raise InputError(f"{out}: holds BIDS names; add --bids, or choose another --out")
     load_model(args.model)  # its error comes first
     device = backend.pick_device(args.device)
-    how = {name: getattr(args, name) for name in ("invert", "bids", "slab_mm")}
+    how = {name: getattr(args, name) for name in ("invert", "bids", "slab_mm", "spacing_mm")}
     how |= {"device": device, "precision": pick_precision(args.precision, device)}
     resume.begin(out, {"model": resume.file_digest(args.model), **how}, mixed=True)
     if args.bids:

@@ -26,16 +26,18 @@ import sys
 from pathlib import Path
 
 from weakunet.data.cohort import read_centres, read_cohort, write_cohort
+from weakunet.data.load import load_scan, read_raw
 from weakunet.data.prepare import (
     DILATION_VOX,
     SIGMA_VOX,
     TRIM,
+    change_spacing,
     crop_box,
     preparation_steps,
-    prepare,
+    voxel_size,
 )
-from weakunet.data.slices import cut_slab, find_slice, half_thickness
-from weakunet.data.volumes import read_volume, write_volume
+from weakunet.data.slices import half_thickness
+from weakunet.data.volumes import write_volume
 from weakunet.util import resume
 from weakunet.util.cli import (
     InputError,
@@ -46,8 +48,8 @@ from weakunet.util.cli import (
 from weakunet.util.processes import cores, map_processes
 
 
-def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
-    """Write one prepared scan into the folder `out`, unless it is there and newer than its sources.
+def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None, spacing_mm=None):
+    """Write one prepared scan into the folder `out`, unless it is there and still that of its row.
 
     slab_mm: only the slices that lie so close to scan.slice_z_mm, which must be known then.
 
@@ -56,16 +58,12 @@ def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
     image, figure = out / f"{scan.subject}.nii.gz", out / f"{scan.subject}_steps.png"
     centres = None if scan.centres is None else out / f"{scan.subject}_centres.csv"
     prepared_scan = dataclasses.replace(scan, image=image, roi=None, centres=centres)
-    sources = [path for path in (scan.image, scan.roi, scan.centres) if path is not None]
+    own, sources = {"slice_z_mm": scan.slice_z_mm}, (scan.image, scan.roi, scan.centres)
     results = [path for path in (centres, figure if figures else None, image) if path is not None]
-    if all(path.is_file() for path in sources + results):
-        if min(map(os.path.getmtime, results)) >= max(map(os.path.getmtime, sources)):
-            return prepared_scan
-    volume, roi = read_volume(scan.image), read_volume(scan.roi)
-    prepared = prepare(volume, roi, invert, scan.image, scan.roi)
-    k = find_slice(prepared, scan.slice_z_mm, scan.roi)
-    if slab_mm is not None:
-        prepared, _ = cut_slab(prepared, k, slab_mm)
+    if resume.noted(out, scan.subject, own, sources, results):
+        return prepared_scan
+    made_from = resume.inputs(own, sources)
+    prepared = load_scan(scan, invert=invert, slab_mm=slab_mm, spacing_mm=spacing_mm).volume
     if centres is not None:
         read_centres(scan.centres)
         with atomic_path(centres) as temporary:
@@ -73,10 +71,14 @@ def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None):
     if figures:
         from weakunet.figures.preprocess import preprocess_figure  # matplotlib, only where wanted
 
+        volume, roi = read_raw(scan)
+        if spacing_mm is not None:
+            volume, roi = change_spacing(volume, roi, spacing_mm)
         box = crop_box(roi.array)
         steps = preparation_steps(volume.array[box], roi.array[box], invert)
         preprocess_figure(figure, steps, volume.spacing_mm)
     write_volume(image, prepared.array, prepared)
+    resume.note(out, scan.subject, made_from)
     return prepared_scan
 
 
@@ -100,6 +102,8 @@ def main(argv=None):
     parser.add_argument("--figures", action="store_true", help="a picture per scan of the steps")
     about = "keep only what is so close to the slice that was counted"
     parser.add_argument("--slab-mm", type=half_thickness, help=about)
+    about = "resample to voxels of this size first (z, y, x)"
+    parser.add_argument("--spacing-mm", type=voxel_size, nargs=3, metavar=tuple("ZYX"), help=about)
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)
     scans = read_cohort(args.data)
@@ -108,6 +112,7 @@ def main(argv=None):
             raise InputError(f"{args.data}: subject {scan.subject!r} has no roi; name its ROI mask")
         if args.slab_mm is not None and scan.slice_z_mm is None:
             raise InputError(f"{args.data}: --slab-mm needs the column slice_z_mm; add it")
+    spacing_mm = args.spacing_mm and tuple(args.spacing_mm)
     settings = {
         "data": Path(os.path.relpath(args.data, args.out)).as_posix(),
         "invert": args.invert,
@@ -117,8 +122,10 @@ def main(argv=None):
     }
     if args.slab_mm is not None:
         settings["slab_mm"] = args.slab_mm
+    if spacing_mm is not None:
+        settings["spacing_mm"] = args.spacing_mm
     resume.begin(args.out, settings)
-    work = [(scan, args.out, args.invert, args.figures, args.slab_mm) for scan in scans]
+    work = [(scan, args.out, args.invert, args.figures, args.slab_mm, spacing_mm) for scan in scans]
     done = map_processes(_prepare_or_fail, work, args.jobs)
     results = [result for _, result in zip(progress(work, "preprocess"), done, strict=True)]
     failed = [result for result in results if isinstance(result, InputError)]

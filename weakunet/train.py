@@ -1,6 +1,6 @@
 """python -m weakunet.train: learn from one count per scan where the lesions are.
 
-Without --data it simulates a phantom cohort. Writes into its folder settings.json, split.csv,
+Without --data it simulates a phantom cohort. Into its folder it writes settings.json, split.csv,
 log.csv, curves.png, last.npz (all that --resume needs), best.npz (lowest validation error) and, at
 the end, the test split's figures and pictures in test/.
 """
@@ -8,7 +8,7 @@ the end, the test split's figures and pictures in test/.
 import argparse
 import csv
 import dataclasses
-import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +17,9 @@ import numpy as np
 
 from weakunet.data.load import load_scans
 from weakunet.detection.predict_scan import predict_copies
-from weakunet.evaluation.evaluate import evaluate_counts, evaluate_maps
+from weakunet.evaluation.evaluator import evaluate_maps
+from weakunet.evaluation.tables import text_table, write_tables
+from weakunet.figures.evaluation import draw_evaluation
 from weakunet.figures.training import training_curves
 from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import pick_precision
@@ -25,60 +27,46 @@ from weakunet.model import WeakUNet
 from weakunet.training import mpi
 from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import WEIGHTS, Run, train
-from weakunet.training.settings import CHOICES, Settings
+from weakunet.training.settings import Settings, add_options, resumed_settings
 from weakunet.util.cli import InputError, command, progress, write_csv, write_json
+from weakunet.util.resume import array_digest
 
-SPLIT_COLUMNS = ("subject", "split", "count")
+SPLIT_COLUMNS = ("subject", "split", "count", "sha256")  # older programs noted no content
 
 
 def parse_arguments(argv):
-    """(Settings, out, device, resume, the settings that were given)."""
+    """The command line as a namespace; `given` holds its settings by name."""
     parser = argparse.ArgumentParser(prog="python -m weakunet.train", description=__doc__)
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    for field in dataclasses.fields(Settings):
-        name = "--" + field.name.replace("_", "-")
-        text = field.metadata["help"].replace("%", "%%")  # argparse formats it
-        options = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
-        if field.name == "gaussian_head":
-            options["action"] = "store_true"
-        elif field.name == "channels":
-            options |= {"type": int, "nargs": "+"}
-        else:
-            options["type"] = str if field.default is None else type(field.default)
-        options |= CHOICES.get(field.name, {})
-        parser.add_argument(name, **options)
+    about = "auto: the GPU where there is one (default: auto)"
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)
+    about = "go on with the run in --out; more --epochs lengthen it, --data says where it moved to"
+    parser.add_argument("--resume", action="store_true", help=about)
+    add_options(parser)
     given = vars(parser.parse_args(argv))
-    out, device, resume = (given.pop(name) for name in ("out", "device", "resume"))
-    return Settings(**given), out, device, resume, list(given)
+    args = argparse.Namespace(**{name: given.pop(name) for name in ("out", "device", "resume")})
+    for name in ("data", "start_from"):
+        if name in given:
+            given[name] = os.path.abspath(given[name])  # found from any folder when it is resumed
+    args.given = given
+    return args
 
 
-def open_run(settings, out, resume, given):
-    """(Settings, out): a new folder, or with `resume` the settings of the run in `out`."""
-    if resume:
-        if given:
-            raise InputError(
-                f"--resume: the settings come from {out}; leave out --{given[0].replace('_', '-')}"
-            )
-        path = (out or Path("runs")) / "settings.json"
-        try:
-            earlier = {"precision": "fp32"}  # of a run that an older program began
-            return Settings(**earlier | json.loads(path.read_text(encoding="utf-8"))), out
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such run; name its folder with --out") from None
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: damaged ({error}); restore it or train anew") from None
+def open_run(args):
+    """(Settings, folder) of a new run, or with --resume of the one in the folder."""
+    settings, out = Settings(**args.given), args.out
     if out is None:
         data = Path(settings.data).stem if settings.data else f"phantom-{settings.phantom}"
         out = Path("runs") / f"{data}-{settings.pool}-seed{settings.seed}"
+    if args.resume:
+        return resumed_settings(out / "settings.json", args.given), out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already holds something; add --resume, or give another --out")
     return settings, out
 
 
 class Interrupt:
-    """Ctrl-C (or a polite kill) asks for a stop after the current batch instead of an exception."""
+    """Ctrl-C (or SIGTERM) asks for a stop after the current batch instead of raising."""
 
     def __enter__(self):
         self.asked = False
@@ -91,36 +79,52 @@ class Interrupt:
 
     def _ask(self, number, frame):
         self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C is not polite
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one raises
 
     def __call__(self):
         return self.asked
 
 
-def test_best(out, scans, device, precision="fp32"):
-    """Read the test scans once: predict them with best.npz, write test/ and print its table."""
+def evaluate_best(out, scans, device, precision="fp32"):
+    """Predict the test scans with best.npz, write test/ and print its table."""
     model = load_model(out / "best.npz").to(device, precision)
     predicted = [predict_copies(model, scan.volume) for scan in progress(scans, "testing")]
     counts = [count for count, _ in predicted]
-    if any(scan.centres_zyx is None for scan in scans):
-        evaluate_counts([scan.count for scan in scans], counts, out / "test")
-        return
     maps = {
         "intensities": [scan.volume.array for scan in scans],
         "regression_fcn": [heatmap for _, heatmap in predicted],
     }
-    evaluate_maps(scans, counts, maps, out / "test")
+    result = evaluate_maps(scans, counts, maps)
+    write_tables(result, out / "test")
+    draw_evaluation(result, out / "test")
+    print(text_table(result))
+
+
+def table_of_scans(scans):
+    """Rows of split.csv, as text: what a resumed run must find again."""
+    return [
+        (scan.subject, split, str(scan.count), array_digest(scan.volume.array, scan.slice_index))
+        for split in scans
+        for scan in scans[split]
+    ]
 
 
 def require_same_scans(path, rows):
     """InputError unless `rows` are what split.csv holds: a run goes on with its own scans."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            before = [tuple(row) for row in csv.reader(file)]
+            header, *before = [tuple(row) for row in csv.reader(file)]
     except FileNotFoundError:
         raise InputError(f"{path}: missing; restore it or train into another folder") from None
-    if before != [SPLIT_COLUMNS, *(tuple(map(str, row)) for row in rows)]:
-        raise InputError(f"{path}: the cohort has changed since; train into another folder")
+    except ValueError:
+        header, before = [], []
+    now = [row[: len(header)] for row in rows]
+    if before != now or len(header) < 3:
+        names = [row[0] for row, other in zip(now, before, strict=False) if row != other]
+        where = f" ({names[0]})" if names else ""
+        raise InputError(
+            f"{path}: the cohort has changed since{where}; restore it or train into another folder"
+        )
 
 
 def same_network(path, model):
@@ -134,13 +138,13 @@ def same_network(path, model):
     return trained
 
 
-def begin_or_resume(run, rows, resume):
-    """Write what a new run begins with, or take up the state that the run's folder holds."""
+def begin_or_resume(run, scans, resume):
+    """Take up the state of the run's folder, or of --start-from; note settings and scans."""
+    rows = table_of_scans(scans)
     if resume and run.started():
         require_same_scans(run.out / "split.csv", rows)
         run.load()
-        return
-    if run.settings.start_from:
+    elif run.settings.start_from:
         run.model.load(same_network(run.settings.start_from, run.model).params)
     write_json(run.out / "settings.json", dataclasses.asdict(run.settings))
     write_csv(run.out / "split.csv", SPLIT_COLUMNS, rows)
@@ -153,9 +157,10 @@ def main(argv=None):
 
 
 def run_training(argv, ranks):
-    settings, out, device, resume, given = parse_arguments(argv)
-    settings, out = ranks.first(open_run, settings, out, resume, given)
-    device = backend.pick_device(device)
+    """Train in this process; `ranks` are all processes that train with it."""
+    args = parse_arguments(argv)
+    settings, out = ranks.first(open_run, args)
+    device = backend.pick_device(args.device)
     ranks.settle(settings.batch, device)
     precision = pick_precision(settings.precision, device)
     print(f"device: {backend.device_name(device)}, {precision}; run: {out}", flush=True)
@@ -168,8 +173,7 @@ def run_training(argv, ranks):
         rng=np.random.default_rng([settings.seed, WEIGHTS]),
     )
     run = Run(model.to(device, precision), settings, out, ranks)
-    rows = [(scan.subject, split, scan.count) for split in scans for scan in scans[split]]
-    ranks.first(begin_or_resume, run, rows, resume)
+    ranks.first(begin_or_resume, run, scans, args.resume)
     ranks.take_up(run)
     with backend.explain_out_of_memory(), Interrupt() as stop:
         stopped = train(run, scans, stop)
@@ -182,7 +186,7 @@ def run_training(argv, ranks):
     training_curves(out / "curves.png", run.history, float(val_counts.var()))
     if device == "cuda":
         print(f"GPU memory: {backend.device_memory()['held_bytes'] / 2**20:.0f} MiB at most")
-    test_best(out, load_scans(settings, ("test",))["test"], device, precision)
+    evaluate_best(out, load_scans(settings, ("test",))["test"], device, precision)
     print(f"written: {out}")
 
 

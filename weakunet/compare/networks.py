@@ -31,7 +31,8 @@ from weakunet.data.slices import in_slice
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.predict_scan import predict_scan
 from weakunet.detection.tta import mirrored
-from weakunet.evaluation.metrics import correlation, count_hits, froc_by_count
+from weakunet.evaluation.froc import froc_by_count
+from weakunet.evaluation.metrics import correlation, count_hits
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import WEIGHTS, Run, train

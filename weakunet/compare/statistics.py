@@ -8,7 +8,8 @@ draws for both, since both saw the same scans.
 
 import numpy as np
 
-from weakunet.evaluation.metrics import SCALES, count_metrics, detection_metrics
+from weakunet.evaluation.froc import SCALES
+from weakunet.evaluation.metrics import count_metrics, detection_metrics
 
 RESAMPLES = 2000
 FPAV_LIMIT = 4.4  # the paper's second operating point; the area under the FROC ends there

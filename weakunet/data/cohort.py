@@ -7,27 +7,23 @@ ONE axial slice, as the paper's (at the anterior commissure): the slice's world 
 1642 scans into 1289 / 323 / 30; without a `split` column ours are about 70 / 15 / 15 %.
 """
 
-import csv
 import dataclasses
-import io
 import math
 import os
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from weakunet.data.slices import find_slice
-from weakunet.data.volumes import Volume, read_volume, world_to_index
+from weakunet.data.tables import is_blank, parse_count, parse_number, read_table
+from weakunet.data.volumes import Volume
 from weakunet.util.cli import InputError, one_line, write_csv
 
+REQUIRED = ("subject", "image")
+OPTIONAL = ("count", "roi", "split", "centres", "slice_z_mm")
 SPLITS = ("train", "val", "test")
 SHARES = (0.70, 0.15, 0.15)
-MAX_COUNT = 10**6
-MAX_TABLE = 2**23  # bytes; reading takes some 40 times as much memory at worst
 MAX_NAME = 100  # letters of a subject: file systems take 255 bytes with all that is added
 FORBIDDEN = set('/\\<>:"|?*')  # a subject names files, on every system
-RANGE_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +49,10 @@ class LoadedScan:
     centres_zyx: np.ndarray | None = None  # (n, 3) voxel indices, fractions kept
     slice_index: int | None = None  # along z, the slice that was counted; None: the whole scan
 
+    def __post_init__(self):
+        if self.count == 0 and self.centres_zyx is None:
+            self.centres_zyx = np.zeros((0, 3))  # no lesions need no list of centres
+
 
 def read_cohort(path):
     """Read and check the table; whether the files it names exist shows when they are read.
@@ -62,7 +62,7 @@ def read_cohort(path):
     """
     path = Path(path)
     scans, seen = [], {}
-    for line, row in read_table(path, ("subject", "image", "count")):
+    for line, row in read_table(path, REQUIRED, OPTIONAL):
         scan = _parse_row(f"{path}: line {line}", row, path.parent)
         first = seen.setdefault(scan.subject.casefold(), line)
         if first != line:
@@ -83,102 +83,38 @@ def read_cohort(path):
     return scans
 
 
-def read_table(path, columns):
-    """Yield (line number, {column: text}) of a CSV that must have these columns, maybe others.
-
-    Spaces are stripped, blank lines skipped, `columns` that a line lacks are "". Raises InputError
-    naming the table (and the line) when it is missing, not UTF-8, no CSV or over MAX_TABLE bytes.
-    """
-    try:
-        if os.path.getsize(path) > MAX_TABLE:
-            raise InputError(f"{path}: over {MAX_TABLE // 2**20} MiB; check that it is the table")
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; save it as 'CSV UTF-8'") from None
-    except OSError as error:
-        raise InputError(f"{path}: not readable as CSV ({error.strerror}); save it again") from None
-    lines = _split_lines(path, text)
-    _, header = next(lines, (1, []))
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise InputError(
-            f"{path}: no column {', '.join(missing)} (found: {one_line(', '.join(header))}); "
-            f"the first line must name {','.join(columns)}, separated by commas"
-        )
-    twice = [name for name, times in Counter(header).items() if name and times > 1]
-    if twice:
-        raise InputError(f"{path}: two columns are called {one_line(twice[0])!r}; rename one")
-    for number, row in lines:
-        if len(row) > len(header) and any(row[len(header) :]):
-            raise InputError(
-                f"{path}: line {number} has {len(row)} cells, the header {len(header)}; "
-                "put text with commas in double quotes"
-            )
-        yield number, dict.fromkeys(columns, "") | dict(zip(header, row, strict=False))
-
-
-def _split_lines(path, text):
-    """Yield (line number, cells) of the lines that are not blank."""
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
-    try:
-        for row in reader:
-            row = [cell.strip() for cell in row]
-            if any(row):
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise InputError(f"{path}: not readable as CSV ({error}); save it again") from None
-
-
 def _parse_row(where, row, folder):
-    subject, split = row["subject"], row.get("split", "").lower()
+    subject, split = row["subject"], row["split"].lower()
     odd = not subject.isprintable() or FORBIDDEN & set(subject) or len(subject) > MAX_NAME
     if not subject or subject[0] == "." or odd:
         raise InputError(
             f"{where}: subject {one_line(subject)!r} cannot name a file; use letters and digits"
         )
-    if not row["image"]:
+    texts = {name: row[name] for name in ("image", "roi", "centres")}
+    if not all(text.isprintable() for text in texts.values()):
+        raise InputError(f"{where}: a path holds a line break or control character; retype it")
+    paths = {name: None if is_blank(text) else folder / text for name, text in texts.items()}
+    if paths["image"] is None:
         raise InputError(f"{where}: no image; give the path of {subject}'s scan")
-    if split and split not in SPLITS:
+    if not is_blank(split) and split not in SPLITS:
         raise InputError(
             f"{where}: split {one_line(row['split'])!r} is unknown; use train, val or test"
         )
-    texts = {name: row.get(name, "") for name in ("image", "roi", "centres")}
-    if not all(text.isprintable() for text in texts.values()):
-        raise InputError(f"{where}: a path holds a line break or control character; retype it")
-    paths = {name: folder / text if text else None for name, text in texts.items()}
-    count = _parse_count(where, row["count"])
-    z_mm = _parse_slice(where, row.get("slice_z_mm", ""))
-    return Scan(subject, count=count, split=split or None, slice_z_mm=z_mm, **paths)
-
-
-def _parse_count(where, text):
-    if not text:
-        return None
     try:
-        count = float(text)  # a spreadsheet with gaps writes 3 as 3.0
-    except ValueError:
-        count = float("nan")
-    if not (0 <= count <= MAX_COUNT and count == int(count)):
+        count = parse_count(row["count"])
+    except ValueError as error:
         raise InputError(
-            f"{where}: count {one_line(text)!r} is no whole number of at least 0; "
-            "correct it, or leave it empty for a scan that is only predicted on"
-        )
-    return int(count)
-
-
-def _parse_slice(where, text):
-    try:
-        z_mm = float(text) if text else None
-    except ValueError:
-        z_mm = math.nan
-    if z_mm is not None and not math.isfinite(z_mm):
+            f"{where}: {error}; correct it, or leave it empty for a scan that is only predicted on"
+        ) from None
+    z_mm = None if is_blank(row["slice_z_mm"]) else parse_number(row["slice_z_mm"])
+    if z_mm is not None and math.isnan(z_mm):
         raise InputError(
-            f"{where}: slice_z_mm {one_line(text)!r} is no number; give the slice's world z in mm, "
-            "or leave it empty where lesions were counted in the whole scan"
+            f"{where}: slice_z_mm {one_line(row['slice_z_mm'])!r} is no number; give the slice's "
+            "world z in mm, or leave it empty where lesions were counted in the whole scan"
         )
-    return z_mm
+    return Scan(
+        subject, count=count, split=None if is_blank(split) else split, slice_z_mm=z_mm, **paths
+    )
 
 
 def write_cohort(path, scans):
@@ -235,36 +171,8 @@ def read_centres(path):
     columns = ("x_mm", "y_mm", "z_mm")
     points = []
     for line, row in read_table(path, columns):
-        try:
-            point = [float(row[name]) for name in columns]
-        except ValueError:
-            point = [float("nan")]
-        if not np.isfinite(point).all():
+        point = [parse_number(row[name]) for name in columns]
+        if np.isnan(point).any():
             raise InputError(f"{path}: line {line}: a coordinate is no number; correct the line")
         points.append(point)
     return np.array(points, np.float64).reshape(-1, 3)
-
-
-def load_scan(scan):
-    """Read a prepared scan and its centres, if it names any; InputError if it is not prepared."""
-    volume = read_volume(scan.image)
-    low, high = float(volume.array.min()), float(volume.array.max())
-    if low == high:
-        raise InputError(f"{scan.image}: every voxel is {low:g}; check that this is the scan")
-    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
-        raise InputError(
-            f"{scan.image}: intensities {low:g} to {high:g}, [0, 1] expected; "
-            "prepare it with python -m weakunet.preprocess"
-        )
-    np.clip(volume.array, 0, 1, out=volume.array)
-    centres_zyx = None
-    if scan.centres is not None:
-        centres_zyx = world_to_index(volume, read_centres(scan.centres))
-        outside = (centres_zyx < -0.5) | (centres_zyx > np.array(volume.array.shape) - 0.5)
-        if len(centres_zyx) and outside.any(axis=1).all():
-            raise InputError(
-                f"{scan.centres}: every centre lies outside {scan.image}; "
-                "give world coordinates in RAS+ mm (negate x and y of LPS ones)"
-            )
-    slice_index = find_slice(volume, scan.slice_z_mm, scan.image)
-    return LoadedScan(scan.subject, volume, scan.count, centres_zyx, slice_index)

@@ -1,20 +1,28 @@
-"""From rows of a cohort table, files or a phantom to scans in memory."""
+"""From rows of a cohort table, files or a phantom to scans in memory.
 
-from weakunet.data.cohort import (
-    LoadedScan,
-    Scan,
-    load_scan,
-    read_centres,
-    read_cohort,
-    split_cohort,
-)
+A row that names an ROI is a raw scan, which is prepared here as `weakunet.preprocess` does; a row
+without one is a prepared scan, in [0, 1].
+"""
+
+import sys
+
+import numpy as np
+
+from weakunet.data.cohort import LoadedScan, Scan, read_centres, read_cohort, split_cohort
 from weakunet.data.phantom import simulate_cohort
-from weakunet.data.prepare import crop_box, prepare
+from weakunet.data.prepare import prepare
 from weakunet.data.slices import cut_slab, find_slice
-from weakunet.data.volumes import SUFFIXES, read_volume, world_to_index
+from weakunet.data.volumes import (
+    SUFFIXES,
+    read_mask,
+    read_volume,
+    require_same_grid,
+    world_to_index,
+)
 from weakunet.util.cli import InputError, progress
 
 PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}
+RANGE_TOLERANCE = 1e-3
 
 
 def load_scans(settings, splits):
@@ -31,25 +39,86 @@ def load_scans(settings, splits):
     }
 
 
-def read_scan(scan, invert=False, slab_mm=None):
-    """The scan as read (Volume), prepared (LoadedScan), and the second's box in the first.
+def read_raw(scan):
+    """Read a raw scan and its ROI: a Volume and a Volume of bool on the same grid."""
+    volume, roi = read_volume(scan.image, nan_ok=True), read_mask(scan.roi)
+    require_same_grid(volume, scan.image, roi, scan.roi)
+    return zero_nan(volume, roi.array, scan), roi
 
-    invert, slab_mm: how a raw scan is prepared, as for `weakunet.preprocess`.
+
+def zero_nan(volume, roi, scan):
+    """Read NaN and infinity outside the ROI as 0, with a note on stderr: SPM writes NaN there.
+
+    roi : (D, H, W) bool. Raises InputError where such a voxel lies inside.
     """
+    if np.isfinite([volume.array.min(), volume.array.max()]).all():
+        return volume
+    bad = ~np.isfinite(volume.array)
+    if bad[roi].any():
+        raise InputError(
+            f"{scan.image}: NaN or infinite voxels inside the ROI {scan.roi}; "
+            "set them to 0, shrink the ROI or convert the scan again"
+        )
+    volume.array[bad] = 0
+    about = f"{bad.sum()} NaN voxels, all of them outside the ROI, are read as 0"
+    print(f"note: {scan.image}: {about}", file=sys.stderr)
+    return volume
+
+
+def read_prepared(scan):
+    """Read a prepared scan; InputError if it is constant or not in [0, 1]."""
+    volume = read_volume(scan.image)
+    low, high = float(volume.array.min()), float(volume.array.max())
+    if low == high:
+        raise InputError(f"{scan.image}: every voxel is {low:g}; check that this is the scan")
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise InputError(
+            f"{scan.image}: intensities {low:g} to {high:g}, [0, 1] expected; "
+            "prepare it with python -m weakunet.preprocess"
+        )
+    np.clip(volume.array, 0, 1, out=volume.array)
+    return volume
+
+
+def load_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None):
+    """A row of the table as a LoadedScan, prepared in memory if it is raw.
+
+    raw_as_is : leave a raw scan as it was read, for comparing with predictions on its own grid
+    invert, slab_mm, spacing_mm : how a raw scan is prepared, as for `weakunet.preprocess`
+    """
+    return read_scan(scan, raw_as_is, invert, slab_mm, spacing_mm)[1]
+
+
+def read_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None):
+    """The scan as it is in its file (a Volume), and as `load_scan` returns it."""
     if scan.roi is None:
-        loaded = load_scan(scan)
-        return loaded.volume, loaded, tuple(slice(0, n) for n in loaded.volume.array.shape)
-    volume, roi = read_volume(scan.image), read_volume(scan.roi)
-    prepared, box = prepare(volume, roi, invert, scan.image, scan.roi), crop_box(roi.array)
-    k = find_slice(prepared, scan.slice_z_mm, scan.roi)
-    if slab_mm is not None:
-        prepared, first = cut_slab(prepared, k, slab_mm)
-        k, first = k - first, box[0].start + first
-        box = (slice(first, first + len(prepared.array)), *box[1:])
+        volume = prepared = read_prepared(scan)
+    elif raw_as_is:
+        volume = prepared = read_volume(scan.image, nan_ok=True)
+        np.nan_to_num(volume.array, copy=False, posinf=0, neginf=0)
+    else:
+        volume, roi = read_raw(scan)
+        prepared = prepare(volume, roi, invert, scan.image, scan.roi, spacing_mm)
     centres_zyx = None
     if scan.centres is not None:
-        centres_zyx = world_to_index(prepared, read_centres(scan.centres))
-    return volume, LoadedScan(scan.subject, prepared, scan.count, centres_zyx, k), box
+        centres_mm = read_centres(scan.centres)
+        _require_near(world_to_index(volume, centres_mm), volume, scan)
+        centres_zyx = world_to_index(prepared, centres_mm)
+    k = find_slice(prepared, scan.slice_z_mm, scan.image if prepared is volume else scan.roi)
+    if slab_mm is not None and prepared is not volume:
+        prepared, first = cut_slab(prepared, k, slab_mm)
+        k -= first
+        centres_zyx = None if centres_zyx is None else centres_zyx - (first, 0, 0)
+    return volume, LoadedScan(scan.subject, prepared, scan.count, centres_zyx, k)
+
+
+def _require_near(centres_zyx, volume, scan):
+    outside = (centres_zyx < -0.5) | (centres_zyx > np.array(volume.array.shape) - 0.5)
+    if len(centres_zyx) and outside.any(axis=1).all():
+        raise InputError(
+            f"{scan.centres}: every centre lies outside {scan.image}; "
+            "give world coordinates in RAS+ mm (negate x and y of LPS ones)"
+        )
 
 
 def scans_from_files(paths, roi, slice_z_mm):

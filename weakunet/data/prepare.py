@@ -12,25 +12,36 @@ as the 99th percentile of s over the dilated ROI. Where fluid or other bright ti
 would betray the count.
 """
 
+import math
+
 import numpy as np
 from scipy import ndimage
 
-from weakunet.data.volumes import Volume, require_same_grid
+from weakunet.data.rigid import resample, resample_image, resample_labels, spacing_grid
+from weakunet.data.volumes import Volume, index_to_world, require_same_grid, world_to_index
 from weakunet.util.cli import InputError
 
 DILATION_VOX = 3
 SIGMA_VOX = 2.0
 TRIM = 0.01
 SMALLEST_WEIGHT = 0.01
+SAME_SPACING = 1e-3  # of a voxel: less is rounding
 
 
-def crop_box(roi):
-    """The dilated ROI's box: three slices inside the array. The ROI may not be empty."""
+def crop_box(roi, margins_vox=(DILATION_VOX,) * 3):
+    """The box around the ROI and its margins: three slices in the array. No ROI may be empty."""
     box = ndimage.find_objects((roi > 0).astype(np.uint8))[0]
     return tuple(
-        slice(max(0, side.start - DILATION_VOX), min(n, side.stop + DILATION_VOX))
-        for side, n in zip(box, roi.shape, strict=True)
+        slice(max(0, side.start - margin), min(n, side.stop + margin))
+        for side, n, margin in zip(box, roi.shape, margins_vox, strict=True)
     )
+
+
+def crop(volume, box):
+    """The box of a Volume, in its place in the world."""
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box[::-1]]
+    return Volume(volume.array[box], affine)
 
 
 def dilate_mask(mask, radius_vox=DILATION_VOX):
@@ -73,7 +84,7 @@ def preparation_steps(image, roi, invert=False):
     return steps
 
 
-def prepare(volume, roi, invert=False, image_path="image", roi_path="ROI"):
+def prepare(volume, roi, invert=False, image_path="image", roi_path="ROI", spacing_mm=None):
     """Prepare a raw scan: a Volume cropped to `crop_box(roi.array)`, in its place in the world.
 
     Parameters
@@ -81,10 +92,15 @@ def prepare(volume, roi, invert=False, image_path="image", roi_path="ROI"):
     volume, roi : Volumes on the same grid; the ROI is where `roi` is above 0
     invert : turn dark into bright first, for T1-weighted scans
     image_path, roi_path : named in the InputErrors: different grids, empty ROI, constant image
+    spacing_mm : (z, y, x), resample both to voxels of this size first; None: keep the scan's
     """
     require_same_grid(volume, image_path, roi, roi_path)
     if not (roi.array > 0).any():
         raise InputError(f"{roi_path}: empty ROI, no voxel is above 0; check that it is the mask")
+    if spacing_mm is not None and not np.allclose(spacing_mm, volume.spacing_mm, rtol=SAME_SPACING):
+        volume, roi = change_spacing(volume, roi, spacing_mm, image_path)
+        if not roi.array.any():
+            raise InputError(f"{roi_path}: nothing is left of the ROI in voxels of {spacing_mm} mm")
     box = crop_box(roi.array)
     image, mask = volume.array[box], roi.array[box] > 0
     inside = image[dilate_mask(mask)]
@@ -94,13 +110,60 @@ def prepare(volume, roi, invert=False, image_path="image", roi_path="ROI"):
             "check that this is the scan and that the ROI lies inside the head"
         )
     prepared = list(preparation_steps(image, mask, invert).values())[-1]
-    affine = volume.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box[::-1]]
-    return Volume(np.ascontiguousarray(prepared, np.float32), affine)
+    return Volume(np.ascontiguousarray(prepared, np.float32), crop(volume, box).affine)
 
 
-def put_back(array, box, shape, fill):
-    """Undo the crop: `array` in its `box` of an array of `shape`, `fill` around it."""
-    full = np.full(shape, fill, array.dtype)
-    full[box] = array
+def voxel_size(text):
+    """Parse a number of the option --spacing-mm: above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def change_spacing(volume, roi, spacing_mm, path="image"):
+    """Scan and ROI in voxels of `spacing_mm` (z, y, x), as far around the ROI as is needed.
+
+    Cubic splines for the scan, the nearest neighbour for the ROI; the axes keep their directions.
+    """
+    ratio = np.maximum(1, np.array(spacing_mm) / volume.spacing_mm)
+    box = crop_box(roi.array, np.ceil((DILATION_VOX + 3) * ratio).astype(int) + 3)
+    volume, roi = crop(volume, box), crop(roi, box)
+    grid = spacing_grid(volume, spacing_mm, path)
+    mask = Volume(roi.array > 0, roi.affine)
+    return (
+        Volume(resample_image(volume, grid, 3), grid.affine),
+        Volume(resample(mask, grid, 0), grid.affine),
+    )
+
+
+def crop_corner(part, whole):
+    """The voxel (z, y, x) of the Volume `whole` where `part` begins; None if `part` is no crop."""
+    step = np.linalg.inv(whole.affine) @ part.affine
+    corner = np.round(step[2::-1, 3])
+    same = np.allclose(step[:3, :3], np.eye(3), atol=1e-5)
+    return corner.astype(int) if same and np.allclose(step[2::-1, 3], corner, atol=1e-3) else None
+
+
+def put_back(array, part, whole, fill):
+    """`array`, on the grid of the Volume `part`, on the whole grid of `whole`; `fill` around it.
+
+    Voxels of a crop return to where they were. Where the preparation changed the spacing, labels
+    (whole numbers) go to the nearest voxels, all else is interpolated linearly.
+    """
+    corner = crop_corner(part, whole)
+    if corner is None and array.dtype.kind in "iu":
+        return resample_labels(Volume(array, part.affine), whole)
+    if corner is None:
+        return resample(Volume(array, part.affine), whole, 1, fill=fill)
+    full = np.full(whole.array.shape, fill, array.dtype)
+    full[tuple(slice(i, i + n) for i, n in zip(corner, array.shape, strict=True))] = array
     return full
+
+
+def places_in(points_zyx, part, whole):
+    """Voxel indices (n, 3) in the Volume `part` to those in `whole`, from which it was prepared."""
+    corner = crop_corner(part, whole)
+    if corner is None:
+        return world_to_index(whole, index_to_world(part, points_zyx))
+    return points_zyx + corner

@@ -1,21 +1,23 @@
-"""Between spaces: rigid 4x4 matrices in world millimetres, their files, and resampling by them.
+"""Rigid transforms: 4x4 matrices between worlds in millimetres, their files, and resampling.
 
-A space is a world of RAS+ millimetres: a scanner's, or a template's. A matrix M carries a point of
-one to the other,
+A world has RAS+ millimetres: a scanner's, or a template's. A matrix M carries a point from one to
+the other,
 
     (x, y, z, 1)_template = M (x, y, z, 1)_scan
 
-and lies in a text file of four rows of four numbers, `np.loadtxt(path)`. Images are resampled
-through the world, whatever their grids are.
+and is stored as four lines of four numbers, `np.loadtxt(path)`. nibabel resamples images through
+the world, whatever their grids.
 """
 
 import io
 import warnings
 
 import numpy as np
+from nibabel.processing import resample_from_to
+from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
-from weakunet.data.volumes import MAX_VOXELS, Volume, index_to_world
+from weakunet.data.volumes import MAX_VOXELS, Volume, index_to_world, world_to_index
 from weakunet.util.cli import InputError, one_line, write_text
 
 LAST_ROW = (0, 0, 0, 1)
@@ -62,16 +64,46 @@ def resample(volume, like, order, matrix=None, fill=0):
     matrix : (4, 4) from the world of `volume` to that of `like`; None: they are the same
     fill : the value outside `volume`, whose voxels reach half a voxel beyond their centres
     """
-    step = np.linalg.inv(volume.affine) @ np.linalg.inv(np.eye(4) if matrix is None else matrix)
-    step = step @ like.affine  # (x, y, z) indices of `like` to those of `volume`
-    swap = [2, 1, 0]
-    place = step[:3, :3][np.ix_(swap, swap)], step[:3, 3][swap], like.array.shape
+    affine = volume.affine if matrix is None else matrix @ volume.affine
+    grid = like.array.T.shape, like.affine  # nibabel's axes are (x, y, z)
+
+    def on_grid(array, order, mode):
+        image = resample_from_to(SpatialImage(array.T, affine), grid, order, mode, out_class=None)
+        return np.ascontiguousarray(np.asarray(image.dataobj).T)
+
     # scipy's own filling would blend the outermost voxels with `fill`, and splines would ring
-    array = ndimage.affine_transform(volume.array, *place, order=order, mode="nearest")
-    ones = np.ones(volume.array.shape, np.uint8)
-    inside = ndimage.affine_transform(ones, *place, order=0, mode="grid-constant")
-    array[inside == 0] = fill
+    array = on_grid(volume.array, order, "nearest")
+    array[on_grid(np.ones(volume.array.shape, np.uint8), 0, "grid-constant") == 0] = fill
     return array
+
+
+def resample_labels(labels, like, matrix=None):
+    """As `resample`, for a Volume of whole numbers: nearest neighbour.
+
+    A label too small for the voxels of `like` keeps the one at its centre.
+    """
+    array = resample(labels, like, 0, matrix)
+    missing = np.setdiff1d(labels.array, array)
+    if len(missing):
+        centres = ndimage.center_of_mass(labels.array > 0, labels.array, missing)
+        centres_mm = move_points(
+            np.eye(4) if matrix is None else matrix, index_to_world(labels, centres)
+        )
+        places = np.round(world_to_index(like, centres_mm)).astype(int)
+        for label, place in zip(missing, places, strict=True):
+            inside = ((place >= 0) & (place < array.shape)).all()
+            if inside and array[tuple(place)] == 0:
+                array[tuple(place)] = label
+    return array
+
+
+def resample_image(volume, like, order):
+    """As `resample`, for intensities: larger voxels average, and splines do not overshoot."""
+    ratio = np.array(like.spacing_mm) / volume.spacing_mm
+    blur = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))  # a Gaussian as wide as the voxels differ
+    smoothed = Volume(ndimage.gaussian_filter(volume.array, blur), volume.affine)
+    array = resample(smoothed, like, order)
+    return array.clip(volume.array.min(), volume.array.max()) if order > 1 else array
 
 
 def box_grid(volume, spacing_mm):
@@ -94,6 +126,19 @@ def box_grid(volume, spacing_mm):
     affine = np.diag([*spacing_mm, 1.0])
     affine[:3, 3] = low_mm + spacing_mm / 2
     return Volume(np.broadcast_to(np.float32(0), shape.astype(int)[::-1]), affine)
+
+
+def spacing_grid(volume, spacing_mm, path):
+    """An empty grid along the axes of `volume` that fills its box with voxels of (z, y, x) mm."""
+    spacing_mm = np.asarray(spacing_mm, np.float64)
+    ratio = spacing_mm / volume.spacing_mm
+    shape = np.maximum(1, np.round(volume.array.shape / ratio))
+    if shape.prod() > MAX_VOXELS:
+        raise InputError(f"{path}: too many voxels of {spacing_mm.tolist()} mm; take larger ones")
+    affine = volume.affine.copy()
+    affine[:3, 3] = index_to_world(volume, ratio / 2 - 0.5)[0]  # the corner of the box stays
+    affine[:3, :3] *= ratio[::-1]
+    return Volume(np.broadcast_to(np.float32(0), shape.astype(int)), affine)
 
 
 def plane(volume, axis, index):

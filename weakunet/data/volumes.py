@@ -24,6 +24,7 @@ from nibabel import Nifti1Header, Nifti2Header
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.freesurfer.mghformat import MGHHeader
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.spatialimages import HeaderDataError
 
 from weakunet.util.cli import InputError, atomic_path, one_line
 
@@ -32,7 +33,8 @@ COMPRESSED = (".nii.gz", ".mgz")
 MAX_VOXELS = 2**29  # 2 GiB in float32; more is taken for a damaged header
 MEMORY_PER_VOXEL = 24  # bytes that reading takes at most (of doubles; 8 of float32)
 MAX_DEFLATE = 1040  # deflate never shrinks by more than 1032:1
-MAX_HEADER = 2**20  # bytes before the voxels, extensions and all
+MAX_HEADER = 2**24  # bytes before the voxels, extensions and all
+MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's codes for metre, mm and micron
 MAX_TRAILER = 2**20  # bytes that may follow the voxels (an .mgz keeps its history there)
 GRID_TOLERANCE = 0.05  # how far, in voxels, the corners of one and the same grid may lie apart
 
@@ -69,29 +71,62 @@ class Volume:
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
 
-def read_volume(path):
+def read_volume(path, nan_ok=False):
     """Read a 3-D image as a `Volume`: float32, scaled as its header says, reoriented to RAS+.
 
     A 2-D image becomes one slice, and a fourth axis of length 1 is dropped. Takes at most
-    `MEMORY_PER_VOXEL` bytes a voxel, whatever the file. Raises InputError when the file is missing,
-    empty, truncated, no image, 4-D, not real, not finite or nowhere in space.
+    `MEMORY_PER_VOXEL` bytes per voxel, whatever the file. Raises InputError when the file is
+    missing, empty, truncated, no image, 4-D, not real, without a place in the world or, unless
+    `nan_ok`, not finite.
     """
-    path = Path(path)
-    header = _read_header(path)
+    volume = _read(Path(path), np.float32)
+    if not nan_ok and not np.isfinite([volume.array.min(), volume.array.max()]).all():
+        raise InputError(f"{path}: NaN or infinite voxels; set them to 0 or convert it again")
+    return volume
+
+
+def read_labels(path):
+    """As `read_volume`, but integers stay what they are: float32 merges numbers above 2^24."""
+    volume = _read(Path(path), None)
+    if volume.array.dtype.kind == "f":
+        if (volume.array % 1 != 0).any():  # NaN as well
+            raise InputError(f"{path}: voxels that are no whole numbers; give the label image")
+        volume.array = volume.array.astype(np.int64)
+    return volume
+
+
+def read_mask(path):
+    """Read a mask as a `Volume` of bool: the voxels above 0. NaN is outside, as SPM writes it."""
+    return mask_of(read_volume(path, nan_ok=True), path)
+
+
+def mask_of(volume, path):
+    """The mask that the file's `volume` holds; InputError where splines have been through it."""
+    negative = volume.array[volume.array < 0]
+    if (negative % 1 != 0).any():
+        low, high = np.nanmin(negative), np.nanmax(volume.array)
+        raise InputError(
+            f"{path}: no mask, its values are {low:.3g} to {high:.3g}, as splines leave them; "
+            "resample it with the nearest neighbour, or keep what is at least 0.5"
+        )
+    return Volume(volume.array > 0, volume.affine, volume.native)
+
+
+def _read(path, dtype):
+    """The file as a Volume of `dtype`; None: integers as stored, or doubles where scaled."""
+    header = read_header(path)
     _check_limits(path, header)
     affine = _checked_affine(path, header)
     try:
-        stored = _read_voxels(path, header)
+        stored = _read_voxels(path, header, dtype)
     except Exception as error:  # zlib, struct, EOF, OS, memory: nibabel lets them all through
         raise InputError(
             f"{path}: truncated or damaged ({one_line(error)}); copy or download it again"
         ) from None
-    if not np.isfinite([stored.min(), stored.max()]).all():  # a NaN is both
-        raise InputError(f"{path}: NaN or infinite voxels; set them to 0 or convert it again")
     orientation = io_orientation(affine)
     canonical = apply_orientation(stored, orientation)
     return Volume(
-        np.ascontiguousarray(canonical.transpose(2, 1, 0)),
+        np.ascontiguousarray(canonical.transpose(2, 1, 0)),  # (x, y, z) -> (z, y, x)
         affine @ inv_ornt_aff(orientation, stored.shape),
         FileGrid(tuple(header.get_data_shape()), affine, orientation),
     )
@@ -101,8 +136,9 @@ def _open(path):
     return gzip.open(path) if path.name.lower().endswith(COMPRESSED) else open(path, "rb")
 
 
-def _read_header(path):
-    """The header alone, from the file's first bytes: nothing that it declares is believed yet."""
+def read_header(path):
+    """The header alone, from the file's first bytes, in mm: what it declares is still unchecked."""
+    path = Path(path)
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: not one of {', '.join(SUFFIXES)}; convert it, as with dcm2niix")
     if not os.path.isfile(path):  # also where the name is too long for a file
@@ -120,6 +156,8 @@ def _read_header(path):
         with np.errstate(all="ignore"):  # odd numbers are looked for below
             header = kind(start[: kind.template_dtype.itemsize])
             header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
+            if not mgh:
+                _standardise(header)
             header.get_best_affine()
     except PermissionError:
         raise InputError(f"{path}: may not be read; change its permissions") from None
@@ -128,6 +166,21 @@ def _read_header(path):
             f"{path}: not a readable image ({one_line(error)}); copy or convert it again"
         ) from None
     return header
+
+
+def _standardise(header):
+    """Lengths in mm, and the quaternion of the qform as the NIfTI library takes it."""
+    in_mm = MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
+    if in_mm != 1:
+        for name in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
+            header[name] = header[name] * in_mm
+        header["pixdim"][1:4] *= in_mm
+        header.set_xyzt_units("mm")
+    quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], np.float64)
+    length = np.linalg.norm(quaternion)
+    if length > 1:  # rounded by another program; nibabel refuses it
+        for axis, value in zip("bcd", quaternion / length, strict=True):
+            header[f"quatern_{axis}"] = value
 
 
 def _check_limits(path, header):
@@ -142,7 +195,18 @@ def _check_limits(path, header):
         raise InputError(f"{path}: voxels are {dtype}, not grey values; convert it to a grey image")
     compressed = path.name.lower().endswith(COMPRESSED)
     if header.get_data_offset() > MAX_HEADER:
-        raise InputError(f"{path}: the header is damaged; copy or convert it again")
+        raise InputError(
+            f"{path}: {header.get_data_offset()} bytes before the voxels, at most {MAX_HEADER} are "
+            "read; remove the header's extensions, or copy the file again if it is damaged"
+        )
+    try:
+        header.get_slope_inter()
+    except HeaderDataError:
+        slope, intercept = header["scl_slope"], header["scl_inter"]
+        raise InputError(
+            f"{path}: the header's scl_slope is {slope:g} and scl_inter {intercept:g}; "
+            "set both (1 and 0: as stored) or convert it again"
+        ) from None
     if _end_of_voxels(header) > size * (MAX_DEFLATE if compressed else 1):
         raise InputError(
             f"{path}: truncated ({size} bytes for {shape} voxels); copy or download it again"
@@ -155,21 +219,23 @@ def _end_of_voxels(header):
     return int(header.get_data_offset()) + voxels * header.get_data_dtype().itemsize
 
 
-def _read_voxels(path, header):
-    """The voxels as stored, (i, j, k) float32; a gzip file is read to its end, for its checksum."""
+def _read_voxels(path, header, dtype):
+    """The voxels as stored, (i, j, k); a gzip file is read to its end, for its checksum."""
     with _open(path) as file:
         content = file.read(_end_of_voxels(header) + MAX_TRAILER)
     with np.errstate(all="ignore"):  # an overflow becomes inf, which the caller refuses
-        stored = np.asarray(ArrayProxy(io.BytesIO(content), header), np.float32)
+        stored = np.asarray(ArrayProxy(io.BytesIO(content), header), dtype)
     return stored.reshape((*stored.shape, 1)[:3])
 
 
 def _checked_affine(path, header):
     """The image's affine, if it places the voxels in the world."""
-    mend = "set its qform or sform, or convert it again from the scanner's files"
+    remedy = "set its qform or sform, or convert it again from the scanner's files"
     if isinstance(header, Nifti1Header):  # NIfTI-2 as well
         if not (header["sform_code"] > 0 or header["qform_code"] > 0):
-            raise InputError(f"{path}: no qform and no sform, so it is nowhere in space; {mend}")
+            raise InputError(
+                f"{path}: no qform and no sform, so its place in the world is unknown; {remedy}"
+            )
     with np.errstate(all="ignore"):
         affine = np.asarray(header.get_best_affine(), np.float64)
     usable = np.isfinite(affine).all() and abs(affine).max() < 1e6
@@ -177,7 +243,7 @@ def _checked_affine(path, header):
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
         usable = sizes.min() > 1e-6 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3
     if not usable:
-        raise InputError(f"{path}: unusable affine {affine[:3].tolist()}; {mend}")
+        raise InputError(f"{path}: unusable affine {affine[:3].tolist()}; {remedy}")
     return affine
 
 

@@ -14,14 +14,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from weakunet.detection.detect import components_above, thresholds_for_counts, whole_count
-from weakunet.evaluation import froc_thresholds as ranks
-
 RADIUS_VOX = 3.0  # the paper's: the average radius of its largest lesions
 ROUNDING = 1e-6  # centres come through an affine: 3 voxels can read 3.0000000001
 DRAWN_AT_ONCE = 10**5  # scans of the bootstrap in memory
-LEVELS = 40  # thresholds of a FROC by threshold
-SCALES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8)  # of the predicted count, for the FROC
 RATES = ("tpr", "tpr_per_scan", "fdr", "fp_per_scan")
 
 
@@ -52,34 +47,46 @@ def count_hits(detections, lesions, radius=RADIUS_VOX, spacing_mm=None):
 def detection_metrics(hits, seed=0, resamples=2000):
     """Rates over scans with 95 % bootstrap intervals.
 
-    Parameters: hits (S, 3), a scan's TP, FP, FN a row (see `count_hits`).
-    Returns: dict tpr (pooled over lesions), tpr_per_scan (mean over scans with lesions), fdr,
-    fp_per_scan: fractions, and for each its NAME_ci95 [low, high] from `resamples` draws of S scans
-    with replacement; draws in which the rate is not defined are left out.
+    Parameters: hits (S, 3), one row of TP, FP, FN per scan (see `count_hits`).
+    Returns: the RATES of `rates`, and for each its NAME_ci95 [low, high] from `resamples` draws of
+    S scans with replacement.
     """
     hits = np.reshape(hits, (-1, 3))
-    rates = {name: float(value) for name, value in _rates(hits).items()}
-    for name, values in _resampled_rates(hits, seed, resamples).items():
-        values = values[~np.isnan(values)]
-        interval = np.percentile(values, [2.5, 97.5]) if len(values) else [np.nan, np.nan]
-        rates[f"{name}_ci95"] = [float(end) for end in interval]
-    return rates
+    found = {name: float(value) for name, value in rates(hits).items()}
+    resampled = _resampled_rates(hits, seed, resamples)
+    return found | {f"{name}_ci95": interval(values) for name, values in resampled.items()}
+
+
+def interval(values):
+    """[low, high] of the 95 % percentile interval; draws that are not defined (NaN) are left out.
+
+    [NaN, NaN] where none is defined.
+    """
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return [float("nan")] * 2
+    return [float(end) for end in np.percentile(values, [2.5, 97.5])]
 
 
 def _resampled_rates(hits, seed, resamples):
-    """Rates (resamples,) of as many draws of all scans, some draws at a time: memory is bounded."""
+    """Rates (resamples,) of as many draws of all scans, a few draws at a time to bound memory."""
     n, rng, parts = len(hits), np.random.default_rng(seed), []
     if n == 0:
         return {name: np.zeros(0) for name in RATES}
     some = max(1, DRAWN_AT_ONCE // n)
     for first in range(0, resamples, some):
         draws = rng.integers(n, size=(min(some, resamples - first), n))
-        parts.append(_rates(hits[draws]))
+        parts.append(rates(hits[draws]))
     return {name: np.concatenate([part[name] for part in parts]) for name in RATES}
 
 
-def _rates(hits):
-    """Rates (...,) of hits (..., S, 3)."""
+def rates(hits):
+    """RATES of the hits of S scans, as fractions.
+
+    Parameters: hits (..., S, 3), TP, FP, FN of each scan.
+    Returns: dict tpr (pooled over lesions), tpr_per_scan (mean over scans with lesions), fdr,
+    fp_per_scan, each (...,); NaN where not defined.
+    """
     tp, fp, fn = np.moveaxis(np.asarray(hits, float), -1, 0)
     has_lesions = (tp + fn) > 0
     own_tpr = np.where(has_lesions, _ratio(tp, tp + fn), 0)
@@ -94,65 +101,6 @@ def _rates(hits):
 def _ratio(part, whole):
     """Divide; NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0)
-
-
-def froc_by_threshold(heatmaps, lesions, radius=RADIUS_VOX, spacings_mm=None, levels=LEVELS):
-    """Free-response ROC: ONE threshold over all scans, from the highest value to the lowest.
-
-    Up to `levels` distinct values are all taken; of more, those that let 1 ... all voxels pass, in
-    geometric steps, first and last included: the lowest score belongs to the curve. A map's minimum
-    never passes. Returns: list of dict threshold, tpr (pooled), fp_per_scan.
-    """
-    spacings_mm = spacings_mm or [None] * len(heatmaps)
-    bins = ranks.add_up(map(ranks.count_bins, heatmaps))
-    wanted = ranks.wanted_bins(bins, levels)
-    values = ranks.add_up(ranks.count_values(heatmap, wanted) for heatmap in heatmaps)
-    thresholds = ranks.thresholds(bins, values, levels)
-    hits = [
-        hits_at_thresholds(heatmap, thresholds, own, radius, spacing_mm)
-        for heatmap, own, spacing_mm in zip(heatmaps, lesions, spacings_mm, strict=True)
-    ]
-    return froc_curve("threshold", thresholds, hits)
-
-
-def hits_at_thresholds(heatmap, thresholds, lesions, radius=RADIUS_VOX, spacing_mm=None):
-    """(TP, FP, FN) of one scan at each threshold; its minimum, the background, never passes."""
-    floor = np.nextafter(heatmap.min(), heatmap.dtype.type(np.inf))
-    levels = [max(float(threshold), floor) for threshold in thresholds]
-    found = (components_above(heatmap, level).centres_zyx for level in levels)
-    return [count_hits(centres, lesions, radius, spacing_mm) for centres in found]
-
-
-def froc_by_count(heatmaps, counts, lesions, radius=RADIUS_VOX, spacings_mm=None, scales=SCALES):
-    """Free-response ROC as in the paper: over- or underestimate each scan's count by a factor.
-
-    Returns: list of dict scale, tpr (pooled), fp_per_scan, one for each of `scales`; a scaled count
-    is rounded half up.
-    """
-    spacings_mm = spacings_mm or [None] * len(heatmaps)
-    scans = zip(heatmaps, counts, lesions, spacings_mm, strict=True)
-    hits = [
-        hits_at_counts(heatmap, count, own, radius, spacing_mm, scales)
-        for heatmap, count, own, spacing_mm in scans
-    ]
-    return froc_curve("scale", scales, hits)
-
-
-def hits_at_counts(heatmap, count, lesions, radius=RADIUS_VOX, spacing_mm=None, scales=SCALES):
-    """(TP, FP, FN) of one scan at each multiple of its count."""
-    found = thresholds_for_counts(heatmap, [whole_count(scale * count) for scale in scales])
-    centres = [components_above(heatmap, threshold).centres_zyx for threshold, _ in found]
-    return [count_hits(centre, lesions, radius, spacing_mm) for centre in centres]
-
-
-def froc_curve(name, settings, hits):
-    """The curve's points from every scan's hits at every setting (see `hits_at_counts`)."""
-    return [_point(name, each, [scan[k] for scan in hits]) for k, each in enumerate(settings)]
-
-
-def _point(name, setting, hits):
-    rates = _rates(np.reshape(hits, (-1, 3)))
-    return {name: float(setting), **{key: float(rates[key]) for key in ("tpr", "fp_per_scan")}}
 
 
 def count_metrics(true, predicted):

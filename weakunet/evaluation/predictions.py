@@ -3,13 +3,13 @@
 import math
 from pathlib import Path
 
-from weakunet.data.cohort import LoadedScan, load_scan, read_centres, read_table
-from weakunet.data.slices import find_slice
-from weakunet.data.volumes import read_volume, require_same_grid, world_to_index
+from weakunet.data.load import load_scan
+from weakunet.data.tables import read_table
+from weakunet.data.volumes import read_volume, require_same_grid
 from weakunet.detection.output_files import is_bids, output_paths
+from weakunet.evaluation.evaluator import MAIN, NO_NETWORK
+from weakunet.evaluation.tables import named
 from weakunet.util.cli import InputError, one_line
-
-MAIN, NO_NETWORK = "regression_fcn", "intensities"  # methods: the heatmap's, the image's
 
 
 def read_predictions(path):
@@ -37,28 +37,38 @@ def read_predictions(path):
 
 
 def choose_scans(scans, counts, split, data, predictions):
-    """The predicted scans of the split (of all, where the table has none) with lesion centres.
+    """The scans of the split to evaluate, and the subjects of the split without a prediction.
 
-    Where no scan has centres, those with a count.
+    A scan needs a count or lesion centres. What is left out, and why, is printed. Without a split
+    column all scans are of the split.
     """
-    named = {scan.subject for scan in scans}
-    unknown = [subject for subject in counts if subject not in named]
+    named_scans = {scan.subject for scan in scans}
+    unknown = [subject for subject in counts if subject not in named_scans]
     if unknown:
         raise InputError(f"{data}: no row for {unknown[0]} of {predictions}; give its own table")
-    chosen = [scan for scan in scans if split == "all" or scan.split in (split, None)]
-    chosen = [scan for scan in chosen if scan.subject in counts]
-    if not chosen:
+    own = [scan for scan in scans if split == "all" or scan.split in (split, None)]
+    known = [scan for scan in own if scan.count is not None or scan.centres is not None]
+    missing = [scan.subject for scan in known if scan.subject not in counts]
+    chosen = [scan for scan in known if scan.subject in counts]
+    if not any(scan.subject in counts for scan in own):
         raise InputError(f"{predictions}: none of split {split}; predict on it, or --split all")
-    usable = [scan for scan in chosen if scan.centres is not None]
-    usable = usable or [scan for scan in chosen if scan.count is not None]
-    if not usable:
+    if not chosen:
         raise InputError(
             f"{data}: no predicted scan has lesion centres or a count; fill in one of the columns"
         )
+    print(f"evaluating {len(chosen)} of the {len(known)} scans of split {split}")
+    if missing:
+        print(f"note: no prediction for {len(missing)} of them: {named(missing)}")
+    if len(known) < len(own):
+        blank = [scan.subject for scan in own if scan not in known]
+        print(f"note: left out, with neither a count nor lesion centres: {named(blank)}")
     if all(scan.split is None for scan in scans):
         print(f"note: {data} has no split, so scans that were trained on would count as test scans")
-    print(f"evaluating {len(usable)} of {len(counts)} predicted scans")
-    return usable
+    trained = sum(scan.split in ("train", "val") for scan in chosen)
+    if split == "all" and trained:
+        print(f"note: {trained} of the scans are of the splits train and val; on scans that a "
+              "network was trained or chosen on, its figures are too good")  # fmt: skip
+    return chosen, missing
 
 
 def load_prediction(scan, folder, with_image):
@@ -69,13 +79,7 @@ def load_prediction(scan, folder, with_image):
     path = output_paths(folder, scan.subject, is_bids(folder))["heatmap"]
     if not path.is_file():
         raise InputError(f"{path}: no such file; predict on {scan.subject} again")
-    if scan.roi is None:
-        loaded = load_scan(scan)
-    else:
-        volume = read_volume(scan.image)
-        centres_zyx = world_to_index(volume, read_centres(scan.centres))
-        k = find_slice(volume, scan.slice_z_mm, scan.image)
-        loaded = LoadedScan(scan.subject, volume, scan.count, centres_zyx, k)
+    loaded = load_scan(scan, raw_as_is=True)
     heatmap = read_volume(path)
     require_same_grid(loaded.volume, scan.image, heatmap, path)
     maps = {NO_NETWORK: loaded.volume.array} if with_image else {}

@@ -1,8 +1,8 @@
-"""What an evaluation asks of one scan at a time, so that it never holds more; see evaluate.py.
+"""What an evaluation asks of one scan, so that only one scan per process is in memory.
 
-A case is a function that takes nothing and returns a scan with its centres and its maps, from a
-file or from memory; with a slice_index, it is judged in that slice only. The functions below are
-sent to the processes that share the work, and return numbers, not maps.
+A case is a function without arguments that returns a scan and its maps, from files or from memory.
+A scan with a slice_index is scored in that slice only. The functions here are sent to the worker
+processes and return numbers, not maps.
 """
 
 from dataclasses import dataclass
@@ -10,19 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from weakunet.data.slices import in_slice
-from weakunet.detection.detect import components_above, detect_lesions, whole_count
-from weakunet.evaluation.froc_thresholds import count_bins, count_values
-from weakunet.evaluation.metrics import count_hits, hits_at_counts, hits_at_thresholds
-from weakunet.util.cli import InputError
-
-PER_SCAN = "subject,method,count,count_predicted,threshold,n_detected,tp,fp,fn,tpr".split(",")
+from weakunet.detection.detect import components_above
+from weakunet.evaluation.froc import (
+    SCALES,
+    candidate_thresholds,
+    hits_at_counts,
+    hits_at_thresholds,
+)
+from weakunet.evaluation.metrics import RADIUS_VOX
 
 
 @dataclass(frozen=True)
-class Reach:
-    """How far a hit may lie off: in voxels or, where radius_mm is given, in mm."""
+class Tolerance:
+    """How far a hit may be from its lesion: in voxels or, where radius_mm is given, in mm."""
 
-    radius: float
+    radius: float = RADIUS_VOX
     radius_mm: float | None = None
 
     def of(self, scan):
@@ -32,60 +34,60 @@ class Reach:
         return self.radius_mm, scan.volume.spacing_mm
 
 
+@dataclass
+class Score:
+    """What one method makes of one scan. Hits are TP, FP, FN; None where no centres are known."""
+
+    subject: str
+    count: int | None  # true; None: not known
+    count_predicted: float  # not rounded
+    threshold: float | None = None  # of the predicted count
+    n_detected: int | None = None
+    hits: tuple | None = None  # at the predicted count
+    hits_true_count: tuple | None = None  # at the number of lesions
+    hits_by_scale: np.ndarray | None = None  # (len(SCALES), 3), at multiples of the predicted count
+    candidates: np.ndarray | None = None  # see froc.candidate_thresholds
+
+
 def open_case(case):
-    """The case's scan and maps, cut to the slice that was counted."""
+    """The case's scan and its maps (by method), cut to the slice that was counted."""
     scan, maps = case()
-    if scan.centres_zyx is None:
-        raise InputError(f"{scan.subject}: no lesion centres; add them to the cohort table")
     scan, *cut = in_slice(scan, *maps.values())
     return scan, dict(zip(maps, cut, strict=True))
 
 
-def judge(reach, task):
-    """For a task (case, method -> predicted count), in three dicts by method.
-
-    The scan's row of PER_SCAN, its hits at every multiple of the count, and its voxels' bins.
-    """
+def score_scan(tolerance, task):
+    """Score of each method for a task (case, method -> predicted count)."""
     case, counts = task
     scan, maps = open_case(case)
-    rows, hits, bins = {}, {}, {}
-    for method, own in maps.items():
-        rows[method] = _row(scan, method, own, counts[method], reach)
-        at_counts = hits_at_counts(own, counts[method], scan.centres_zyx, *reach.of(scan))
-        hits[method] = np.array(at_counts, np.int32)
-        bins[method] = count_bins(own)
-    return rows, hits, bins
+    return {name: _score(scan, own, float(counts[name]), tolerance) for name, own in maps.items()}
 
 
-def _row(scan, method, heatmap, count, reach):
-    found = detect_lesions(heatmap, whole_count(count))
-    tp, fp, fn = count_hits(found.centres_zyx, scan.centres_zyx, *reach.of(scan))
-    tpr = tp / (tp + fn) if tp + fn else ""  # not defined without lesions
-    known = "" if scan.count is None else scan.count
-    numbers = (known, float(count), found.threshold, tp + fp, tp, fp, fn, tpr)
-    return (scan.subject, method, *numbers)
+def _score(scan, heatmap, count, tolerance):
+    known = scan.centres_zyx is not None
+    lesions = scan.centres_zyx if known else np.zeros((0, 3))
+    wanted = [count, len(lesions), *(scale * count for scale in SCALES)]
+    hits, thresholds = hits_at_counts(heatmap, wanted, lesions, *tolerance.of(scan))
+    score = Score(scan.subject, scan.count, count, thresholds[0], sum(hits[0][:2]))
+    if known:
+        score.hits, score.hits_true_count = hits[:2]
+        score.hits_by_scale = np.array(hits[2:], np.int32)
+        score.candidates = candidate_thresholds(heatmap)
+    return score
 
 
-def values_in_bins(bins, case):
-    """Method -> how often each value occurs, of those in its `bins`."""
-    _, maps = open_case(case)
-    return {method: count_values(own, bins[method]) for method, own in maps.items()}
-
-
-def hits_above(reach, thresholds, case):
-    """Method -> hits at each of its `thresholds`."""
+def hits_above(tolerance, thresholds, case):
+    """Hits (levels, 3) of each method at each of its `thresholds`; None without known centres."""
     scan, maps = open_case(case)
-    lesions, how_far = scan.centres_zyx, reach.of(scan)
-    hits = {}
-    for method, own in maps.items():
-        at_thresholds = hits_at_thresholds(own, thresholds[method], lesions, *how_far)
-        hits[method] = np.array(at_thresholds, np.int32)
-    return hits
+    if scan.centres_zyx is None:
+        return dict.fromkeys(maps)
+    truth = scan.centres_zyx, *tolerance.of(scan)
+    found = {name: hits_at_thresholds(own, thresholds[name], *truth) for name, own in maps.items()}
+    return {name: np.array(hits, np.int32) for name, hits in found.items()}
 
 
 def picture(case, method, threshold):
-    """What figures.overlay shows of a case, and the subject."""
+    """The arguments of figures.overlay, but the path, for one method."""
     scan, maps = open_case(case)
     labels = components_above(maps[method], threshold).labels
-    shown = (scan.volume.array, maps[method], labels, scan.centres_zyx, scan.volume.spacing_mm)
-    return scan.subject, shown
+    return scan.volume.array, maps[method], labels, scan.centres_zyx, scan.volume.spacing_mm

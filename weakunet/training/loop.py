@@ -86,7 +86,8 @@ class Run:
                 raise ValueError("its epoch is no number")
             if history.shape != (self.epoch, len(COLUMNS)) or predicted.ndim != 1:
                 raise ValueError("its epochs and its history differ")
-            self.history = [tuple(row) for row in history.astype(float, casting="safe").tolist()]
+            rows = history.astype(float, casting="safe").tolist()
+            self.history = [(int(epoch), *row) for epoch, *row in rows]
             self.predicted = backend.to_device(predicted.astype("f4", casting="safe"), device)
             for name, value in self.optimizer.state.items():
                 average = state[f"optimizer.{name}"]

@@ -1,6 +1,9 @@
 """What decides a training run: one dataclass, from which the command makes its options."""
 
+import argparse
 import dataclasses
+import json
+import math
 
 from weakunet.data.phantom import PRESETS
 from weakunet.layers.conv.gpu import PRECISIONS
@@ -8,70 +11,94 @@ from weakunet.training.checkpoint import FLIPS
 from weakunet.util.cli import InputError
 
 
-def option(default, help):
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default, help, low=None, high=math.inf, choices=None):
+    """A field with what `--help` says of it; numbers from `low` to `high`, both included."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass
 class Settings:
     """Everything that decides a run's result; each is a command-line option of the same name."""
 
-    data: str | None = option(None, "cohort table (CSV); without it a phantom cohort is simulated")
-    phantom: str = option("tiny", "which phantom to simulate: tiny, mid or standard")
-    seed: int = option(0, "of the simulated data, the split, the first weights and the order")
-    epochs: int = option(16, "passes over the training scans")
-    batch: int = option(4, "scans per step")
-    channels: tuple = option((8, 16, 32), "feature maps per level (the paper's scale: 32 64 128)")
-    convs_per_level: int = option(1, "3x3x3 convolutions per level (the paper's scale: 2)")
-    pool: str = option("lmax", "global pooling: lmax (mean of local maxima), max (paper) or mean")
-    block: int = option(4, "edge of lmax's blocks, in voxels")
-    gaussian_head: bool = option(
-        False, "draw the last layer from a Gaussian too, as the paper does"
-    )
-    restart: int = option(6, "epochs after which the last layer starts again, once; 0: never")
+    # fmt: off
+    data: str | None = option(None, "cohort table (CSV); without one a phantom is simulated")
+    phantom: str = option("tiny", "the phantom to simulate", choices=tuple(PRESETS))
+    seed: int = option(0, "random seed for data, split, initial weights and order", 0)
+    epochs: int = option(16, "passes over the training scans", 1)
+    batch: int = option(4, "scans per step", 1)
+    channels: tuple = option((8, 16, 32), "feature maps per level (the paper: 32 64 128)", 1)
+    convs_per_level: int = option(1, "3x3x3 convolutions per level (the paper: 2)", 1)
+    pool: str = option("lmax", "global pooling: mean of local maxima, maximum (the paper) or mean",
+                       choices=("lmax", "max", "mean"))
+    block: int = option(4, "edge of the blocks of lmax, in voxels", 1)
+    gaussian_head: bool = option(False, "draw the last layer from a Gaussian too, as the paper")
+    restart: int = option(6, "epoch after which the last layer is re-initialised; 0: never", 0)
     start_from: str | None = option(None, "start from the weights of this best.npz, same network")
-    lr: float = option(1.0, "Adadelta's factor on its own step; falls at 70 % and 90 % of the end")
-    rho: float = option(0.95, "Adadelta's decay of its running averages")
-    eps: float = option(1e-7, "Adadelta's guard against division by 0: its first steps")
-    flips: str = option("zyx", "axes along which scans are mirrored at random")
-    shift_vox: int = option(2, "random shift along each axis, at most, in voxels")
-    rotate_deg: float = option(0.0, "random rotation about each axis, at most, in degrees")
-    scale: float = option(0.0, "random scaling, at most, as a fraction")
-    precision: str = option("auto", "of the convolutions; auto: tf32 on a GPU, fp32 on a CPU")
-    patience: int = option(0, "stop after so many epochs without a better one; 0: never")
+    lr: float = option(1.0, "learning rate; x0.3 and x0.1 after 70 and 90 %% of the epochs", 1e-30)
+    rho: float = option(0.95, "Adadelta's decay of its running averages", 0, 0.9999)
+    eps: float = option(1e-7, "Adadelta's epsilon; it sets the size of the first steps", 1e-30)
+    flips: str = option("zyx", "axes along which scans are flipped at random", choices=FLIPS)
+    shift_vox: int = option(2, "maximum random shift along each axis, in voxels", 0)
+    rotate_deg: float = option(0.0, "maximum random rotation about each axis, in degrees", 0, 180)
+    scale: float = option(0.0, "maximum random scaling, as a fraction", 0, 0.9)
+    precision: str = option("auto", "of the convolutions; auto: tf32 on a GPU, fp32 on a CPU",
+                            choices=PRECISIONS)
+    patience: int = option(0, "stop after this many epochs without improvement; 0: never", 0)
+    # fmt: on
 
     def __post_init__(self):
         self.channels = list(self.channels)
-        for name, rule in CHOICES.items():
-            if getattr(self, name) not in rule["choices"]:
-                raise InputError(f"{name} {getattr(self, name)!r}: choose from {rule['choices']}")
-        for name, low in LOWEST.items():
-            values = getattr(self, name)
-            for value in values if isinstance(values, list) else [values]:
-                if not low <= value < float("inf"):
-                    option_name = name.replace("_", "-")
-                    raise InputError(f"--{option_name} {value}: must be at least {low}")
+        for field in dataclasses.fields(self):
+            value, rule = getattr(self, field.name), field.metadata
+            name = "--" + field.name.replace("_", "-")
+            if rule["choices"] and value not in rule["choices"]:
+                raise InputError(f"{name} {value!r}: choose from {rule['choices']}")
+            if rule["low"] is None:
+                continue
+            for number in value if isinstance(value, list) else [value]:
+                if not rule["low"] <= number <= rule["high"] or math.isinf(number):  # or NaN
+                    limits = f"{rule['low']} to {rule['high']}"
+                    raise InputError(f"{name} {number}: must be a number from {limits}")
 
 
-LOWEST = {
-    "seed": 0,
-    "epochs": 1,
-    "batch": 1,
-    "channels": 1,
-    "convs_per_level": 1,
-    "block": 1,
-    "restart": 0,
-    "lr": 0,
-    "rho": 0,
-    "eps": 0,
-    "shift_vox": 0,
-    "rotate_deg": 0,
-    "scale": 0,
-    "patience": 0,
-}
-CHOICES = {
-    "precision": {"choices": PRECISIONS},
-    "phantom": {"choices": tuple(PRESETS)},
-    "pool": {"choices": ("lmax", "max", "mean")},
-    "flips": {"choices": FLIPS},
-}
+def add_options(parser):
+    """Give an argparse parser an option per setting; one that is not given is not in its result."""
+    for field in dataclasses.fields(Settings):
+        choices, default = field.metadata["choices"], field.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        options = {"help": f"{field.metadata['help']} (default: {shown})"}
+        if default is False:
+            options["action"] = "store_true"
+        elif isinstance(default, tuple):
+            options |= {"type": int, "nargs": "+"}
+        else:
+            options |= {"type": str if default is None else type(default), "choices": choices}
+        name = "--" + field.name.replace("_", "-")
+        parser.add_argument(name, dest=field.name, default=argparse.SUPPRESS, **options)
+
+
+def resumed_settings(path, given):
+    """Settings of the run that wrote `path`; those given now (name -> value) must be the same.
+
+    But for two: more epochs lengthen the run, and data may have moved (split.csv knows the scans).
+    """
+    try:
+        earlier = {"precision": "fp32"}  # of a run that an older program began
+        earlier = Settings(**earlier | json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such run; name its folder with --out") from None
+    except (ValueError, TypeError, InputError) as error:
+        raise InputError(f"{path}: damaged ({error}); restore it or train anew") from None
+    settings = dataclasses.replace(earlier, **given)
+    for name in given:
+        before, now = getattr(earlier, name), getattr(settings, name)
+        if name == "epochs" and now > before:
+            print(f"lengthened from {before} to {now} epochs; the learning rate falls later, too")
+        elif name != "data" and now != before:
+            option = "--" + name.replace("_", "-")
+            raise InputError(
+                f"{option} {now}: the run of {path} has {before}; "
+                f"leave out {option}, or train into another folder"
+            )
+    return settings

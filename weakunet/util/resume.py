@@ -118,6 +118,11 @@ def file_digest(path):
     return digest.hexdigest()
 
 
+def array_digest(array, more=None):
+    """SHA-256 of an array's shape and values, and of what else tells it from others."""
+    return hashlib.sha256(repr((array.shape, more)).encode() + array.tobytes()).hexdigest()
+
+
 def _note(out, name):
     return out / FOLDER / f"{name}.json"
 

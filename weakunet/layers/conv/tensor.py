@@ -112,7 +112,9 @@ def backward_coarse(rung, dy, w):
 def backward_weight_folded(rung, dy, coarse):
     """dw (C_out, C_b, 3, 3, 3) of the part that reads `coarse`."""
     (scans, c_in, *volume), c_out, xp = coarse.shape, dy.shape[1], backend.array_module(dy)
-    count, *grid = folded_weight_grid(coarse.shape, c_out, PAIR[rung])
+    grid = _ceil(c_in, 8 * SIZES["UP_DW_GROUPS"]), _ceil(c_out, SIZES["UP_DW_MAPS"])
+    tiles = scans * tiles_of(volume, "UP_DW", PAIR[rung])
+    count = max(1, min(tiles, BLOCKS // (4 * grid[0] * grid[1])))  # each by 4 parities in z and y
     parts = xp.empty((count, c_out, c_in, 4, 4, 4), dy.dtype)
     args = dy, coarse, parts, scans, c_in, c_out, *volume
     threads = (4 * count, *grid), (SIZES["UP_DW_THREADS"],)
@@ -123,15 +125,6 @@ def backward_weight_folded(rung, dy, coarse):
     threads = (_ceil(64 * c_out * c_in, block),), (block,)
     launch(rung, FOLDED, "folded_tensor_unfold", threads, args)
     return dw
-
-
-def folded_weight_grid(shape, c_out, pair=1):
-    """How the weight gradient is split, coarse having `shape`: the number of parts (each by 4
-    parities in z and y), of groups of coarse and of groups of output channels.
-    """
-    grid = _ceil(shape[1], 8 * SIZES["UP_DW_GROUPS"]), _ceil(c_out, SIZES["UP_DW_MAPS"])
-    tiles = shape[0] * tiles_of(shape[2:], "UP_DW", pair)
-    return max(1, min(tiles, BLOCKS // (4 * grid[0] * grid[1]))), *grid
 
 
 def _arranged_folded(rung, w, backward=False):
