@@ -22,7 +22,7 @@ def launch(kernel, threads, args, *, file="wrong", seed=0, sanitize=None):
     if harness.reason_not_to_run(sanitize):
         pytest.skip(harness.reason_not_to_run(sanitize))
     if isinstance(threads, tuple) and isinstance(threads[0], int):  # (blocks, threads in each)
-        threads = tuple((size,) for size in threads)
+        threads = *((size,) for size in threads[:2]), *threads[2:]
     CudaOnCpu(seed, sanitize).launch(PLANTED / file, kernel, threads, args)
 
 
@@ -182,6 +182,40 @@ def test_missing_barrier_is_a_race_for_the_thread_sanitizer(kernel):
     args = (x, y, 3) if kernel == "one_barrier_of_two" else (x, y)
     with pytest.raises(KernelError, match=f"(?s){kernel}.*data race.*{fault(kernel)}"):
         launch(kernel, (1, 32 if kernel == "no_syncwarp" else 64), args, sanitize="thread")
+
+
+COPIES = ["no_wait", "late_wait", "early_copy"]
+
+
+@pytest.mark.parametrize("sanitize", [None, "address", "thread"])
+def test_asynchronous_copies_to_dynamic_shared_memory(sanitize):
+    x = random(5 * 64)
+    for seed in SEEDS[sanitize]:
+        y = empty(5 * 64)
+        args = {"file": "right", "seed": seed, "sanitize": sanitize}
+        launch("reverse_rows", (1, 64, 512), (x, y, 5), **args)
+        np.testing.assert_array_equal(y.reshape(5, 64), x.reshape(5, 64)[:, ::-1])
+
+
+@pytest.mark.parametrize("kernel", COPIES)
+def test_missing_wait_and_early_copy_show_in_the_numbers_of_most_orders(kernel):
+    x, wrong = random(5 * 64), 0
+    for seed in SEEDS[None]:
+        y = empty(5 * 64)
+        launch(kernel, (1, 64, 512), (x, y, 5), seed=seed)
+        wrong += not np.array_equal(y.reshape(5, 64), x.reshape(5, 64)[:, ::-1])
+    assert wrong >= 5
+
+
+@pytest.mark.parametrize("kernel", COPIES[1:])
+def test_late_wait_and_early_copy_are_races_for_the_thread_sanitizer(kernel):
+    with pytest.raises(KernelError, match=f"(?s){kernel}.*data race.*{fault(kernel)}"):
+        launch(kernel, (1, 64, 512), (random(5 * 64), empty(5 * 64), 5), sanitize="thread")
+
+
+def test_access_behind_dynamic_shared_memory_is_found_with_its_line():
+    with pytest.raises(KernelError, match=f"(?s)heap-buffer-overflow.*{fault('behind_dynamic')}"):
+        launch("behind_dynamic", (1, 64, 256), (empty(64),), sanitize="address")
 
 
 def test_two_blocks_that_write_one_output_are_a_race_for_the_thread_sanitizer():

@@ -78,19 +78,20 @@ def test_parameter_lists_are_read_from_the_text(monkeypatch):
 @pytest.mark.parametrize(
     ("threads", "expected"),
     [
-        (1, ((1, 1, 1), (256, 1, 1))),
-        (257, ((2, 1, 1), (256, 1, 1))),
-        (0, ((0, 1, 1), (256, 1, 1))),
-        (((5, 2), (16, 4)), ((5, 2, 1), (16, 4, 1))),
+        (1, ((1, 1, 1), (256, 1, 1), 0)),
+        (257, ((2, 1, 1), (256, 1, 1), 0)),
+        (0, ((0, 1, 1), (256, 1, 1), 0)),
+        (((5, 2), (16, 4)), ((5, 2, 1), (16, 4, 1), 0)),
+        (((5,), (16,), 70000), ((5, 1, 1), (16, 1, 1), 70000)),
     ],
 )
 def test_grid_covers_the_threads(threads, expected):
-    assert backend.grid_and_block(threads) == expected
+    assert backend.launch_sizes(threads) == expected
 
 
 def test_grid_larger_than_cuda_takes_is_refused():
     with pytest.raises(ValueError, match="65535"):
-        backend.grid_and_block(((1, 65536), (32,)))
+        backend.launch_sizes(((1, 65536), (32,)))
 
 
 # ---- a GPU that is not there: CuPy's part is played by this stand-in ----------------------------
@@ -122,7 +123,17 @@ def fake_cupy(monkeypatch):
         def get_function(self, name):
             if "broken" in self.code:
                 raise CompileException("relu.cu(3): error: identifier is undefined")
-            return lambda grid, block, args: launched.append((name, grid, block, args))
+            return Function(name)
+
+    class Function:
+        max_dynamic_shared_size_bytes = 48 * 1024
+
+        def __init__(self, name):
+            self.name = name
+
+        def __call__(self, grid, block, args, shared_mem):
+            assert shared_mem <= self.max_dynamic_shared_size_bytes
+            launched.append((self.name, grid, block, args))
 
     cupy = types.ModuleType("cupy")
     cupy.RawModule, cupy.launched = RawModule, launched
@@ -146,6 +157,12 @@ def test_launch_compiles_once_and_passes_grid_block_and_widths(fake_cupy):
     assert compiled == ("compiled", ("-Dreal=float", "--std=c++17"))
     assert calls == [("relu_forward", (2, 1, 1), (256, 1, 1), (x, y, 300))] * 2
     assert type(calls[0][3][2]) is np.int64
+
+
+def test_launch_asks_for_shared_memory_beyond_48_kb(fake_cupy):
+    arrays = FakeArray(), FakeArray()
+    backend.launch("layers/relu", "relu_forward", ((1,), (32,), 100_000), (*arrays, 32))
+    assert fake_cupy.launched[1:] == [("relu_forward", (1, 1, 1), (32, 1, 1), (*arrays, 32))]
 
 
 def test_launch_of_no_threads_does_nothing(fake_cupy):

@@ -105,11 +105,11 @@ def test_killed_prediction_goes_on_with_the_bytes_of_one_process(cohort):
 def begun(cohort, monkeypatch, scans):
     """Predict on the first scans only: the run ends as if it was killed there."""
 
-    def stop(*arguments):
+    def stop(*arguments, **options):
         if stop.left == 0:
             raise KeyboardInterrupt
         stop.left -= 1
-        return write(*arguments)
+        return write(*arguments, **options)
 
     write, stop.left = predict.write_prediction, scans
     with monkeypatch.context() as patch:
@@ -122,9 +122,9 @@ def redone(cohort, monkeypatch):
     """Go on; the subjects that were predicted on now."""
     subjects = []
 
-    def watch(model, scan, *arguments):
+    def watch(model, scan, *arguments, **options):
         subjects.append(scan.subject)
-        return write(model, scan, *arguments)
+        return write(model, scan, *arguments, **options)
 
     write = predict.write_prediction
     with monkeypatch.context() as patch:
@@ -195,14 +195,14 @@ class Alive:
 
 
 def test_prediction_holds_one_scan_at_a_time(cohort, no_pictures, monkeypatch):
-    alive, read = Alive(), load.load_scan
+    alive, read = Alive(), load.read_prepared
 
-    def load_scan(scan):
-        loaded = read(scan)
-        alive.watch(loaded.volume.array)
-        return loaded
+    def read_prepared(scan):
+        volume = read(scan)
+        alive.watch(volume.array)
+        return volume
 
-    monkeypatch.setattr(load, "load_scan", load_scan)
+    monkeypatch.setattr(load, "read_prepared", read_prepared)
     assert run(cohort, "out") == 0
     assert 1 <= alive.most <= 2
 

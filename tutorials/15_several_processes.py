@@ -60,11 +60,15 @@ def new_network(channels=(8, 16, 32), convs_per_level=1):
     return WeakUNet(channels, convs_per_level, block=4, rng=np.random.default_rng(0))
 
 
+def flat(grads):
+    return np.concatenate([grad.ravel() for grad in grads.values()])
+
+
 def gradient(model, part):
     """All gradients, one after another, of the mean squared error over a part of the batch."""
     predicted = model.forward(batch[part])
     model.backward(mse_backward(predicted, counts[part]))  # 2 (y - t) / N_r
-    return np.concatenate([grad.ravel() for grad in model.grads.values()])
+    return flat(model.grads)
 
 
 model = new_network()
@@ -87,11 +91,10 @@ assert difference(total, whole) < 1e-5
 #
 # ## The same by the package
 #
-# `weakunet/training/mpi.py` does this, and nothing else, between processes. After each backward
-# pass every rank sends its weighted gradients to all others (MPI calls that an *allgather*). Then
-# EVERY rank adds up what it has, in the order of the ranks, and takes the optimizer's step. The
-# same numbers, added in the same order, are the same bits: weights that were equal stay equal, and
-# need not be sent.
+# `weakunet/training/mpi.py` does this between processes. After each backward pass every rank sends
+# its weighted gradients to all others (MPI calls that an *allgather*). Then EVERY rank adds up what
+# it has, in the order of the ranks, and takes the optimizer's step. The same numbers, added in the
+# same order, give the same bits: weights that were equal stay equal, and need not be sent.
 #
 # Here two threads stand in for two processes, and a list on the table for the network:
 
@@ -111,14 +114,10 @@ class Table:
 
 def work(rank, arrays, everybody, results):
     ranks, model = Ranks(Table(rank, arrays, everybody)), new_network()
-
-    def compute(part):  # as in weakunet/training/loop.py
-        predicted = model.forward(batch[part])
-        model.backward(mse_backward(predicted, counts[part]))
-        return predicted
-
-    _, grads = ranks.gradient(compute, slice(0, 4), model)
-    results[rank] = np.concatenate([grad.ravel() for grad in grads.values()])
+    part = ranks.part(4)
+    gradient(model, part)  # sets model.grads
+    ranks.sum_gradients(model.grads, (part.stop - part.start) / 4)
+    results[rank] = flat(model.grads)
 
 
 arrays, results, everybody = [None] * 2, [None] * 2, threading.Barrier(2)
@@ -137,7 +136,7 @@ print("two ranks: the same bits as each other, and as the two halves added up by
 # ## What is sent, in bytes
 #
 # In each step, one number per parameter, and one per scan: its predicted count, for the log. The
-# feature maps are not sent. Forward keeps them for backward, in the process that has made them, and
+# feature maps are not sent: forward keeps them for backward, in the process that has made them. And
 # they are by far the most.
 #
 # Two networks: the default one at the phantom's size, and one of the paper's scale (for which the
@@ -224,17 +223,14 @@ with join() as ranks:
     with np.load({data!r}) as file:
         batch, counts = file["batch"], file["counts"]
     model = WeakUNet((8, 16, 32), block=4, rng=np.random.default_rng(0))
-
-    def compute(part):
-        predicted = model.forward(batch[part])
-        model.backward(mse_backward(predicted, counts[part]))
-        return predicted
-
-    times = []
+    part, times = ranks.part(len(batch)), []
     for _ in range(6):
         ranks.any(False)  # wait for one another
         started = time.perf_counter()
-        ranks.gradient(compute, slice(0, len(batch)), model)
+        predicted = model.forward(batch[part])
+        model.backward(mse_backward(predicted, counts[part]))
+        if ranks.size > 1:
+            ranks.sum_gradients(model.grads, len(predicted) / len(batch))
         times.append(time.perf_counter() - started)
     print(statistics.median(times[1:]))
 """

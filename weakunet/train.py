@@ -172,11 +172,14 @@ def run_training(argv, ranks):
         settings.block,
         rng=np.random.default_rng([settings.seed, WEIGHTS]),
     )
-    run = Run(model.to(device, precision), settings, out, ranks)
+    model.to(device, precision)
+    if ranks.size == 1:
+        run = Run(model, settings, out)
+    else:
+        run = mpi.SharedRun(model, settings, out, ranks)
     ranks.first(begin_or_resume, run, scans, args.resume)
-    ranks.take_up(run)
     with backend.explain_out_of_memory(), Interrupt() as stop:
-        stopped = train(run, scans, stop)
+        stopped = train(run, scans, lambda: ranks.any(stop()))
     if stopped:
         print(f"stopped; go on with: python -m weakunet.train --out {out} --resume")
         sys.exit(130)

@@ -27,9 +27,10 @@ BUILD = {
                 "-fsanitize-sections=cuda_shared"],
     "thread": ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=thread"],
 }  # fmt: skip
-# The only change to a kernel's text: a pragma's spelling. (tensor_core.cuh leaves the two functions
-# that are a GPU's own instructions to cuda_on_cpu.h.)
+# The only changes to a kernel's text: a pragma's spelling, and where dynamic shared memory lies.
+# (tensor_core.cuh leaves the functions that are a GPU's own instructions to cuda_on_cpu.h.)
 REWRITES = [
+    (r"extern __shared__ (\w+) (\w+)\[\];", r"\1* \2 = (\1*)cuda_on_cpu::dynamic_shared;"),
     (r"#pragma unroll[ \t]*$", "#pragma GCC unroll 64"),
     (r"#pragma unroll[ \t]+(\d+)", r"#pragma GCC unroll \1"),
 ]

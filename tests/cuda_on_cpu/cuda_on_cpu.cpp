@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <string>
 #include <tuple>
@@ -176,6 +177,7 @@ struct Thread {
     void* mine = nullptr;
     Collective compute = nullptr;
     bool vote = false;
+    std::deque<AsyncCopy> copies;  // on their way
 };
 using Threads = std::vector<Thread*>;
 
@@ -254,6 +256,16 @@ void wait_for_warp(int line, const char* name, unsigned mask, void* mine, Collec
     thread.compute = compute;
     bool named = mask >> lane_index() & 1;
     wait(Thread::AT_WARP, line, named ? name : "a warp operation whose mask leaves them out");
+}
+
+void start_copy(const AsyncCopy& copy) { running->thread->copies.push_back(copy); }
+
+bool next_copy(AsyncCopy& copy) {
+    auto& copies = running->thread->copies;
+    if (copies.empty()) return false;
+    copy = copies.front();
+    copies.pop_front();
+    return true;
 }
 
 // The lanes that take part in lane's operation, if all of them have come (else none).
@@ -355,8 +367,20 @@ extern "C" unsigned char __start_cuda_shared[], __stop_cuda_shared[];
 alignas(4096) static volatile unsigned char last_page[4096]
     __attribute__((section("cuda_shared"), used));
 
+unsigned char* dynamic_shared;  // an allocation of its own, so that the byte behind it is out of bounds
+static size_t dynamic_bytes;
+
 // Shared memory holds garbage when a block starts: NaN as a float, -1 as an integer.
 static void poison_shared() {
+#ifdef CUDA_ON_CPU_THREAD
+    static void* place = mmap(nullptr, 1 << 18, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    dynamic_shared = static_cast<unsigned char*>(
+        mmap(place, 1 << 18, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+#else
+    free(dynamic_shared);
+    dynamic_shared = static_cast<unsigned char*>(malloc(dynamic_bytes));
+#endif
+    for (size_t i = 0; i < dynamic_bytes; ++i) ((volatile unsigned char*)dynamic_shared)[i] = 0xFF;
     size_t bytes = __stop_cuda_shared - __start_cuda_shared;
 #ifdef CUDA_ON_CPU_THREAD
     mmap(__start_cuda_shared, bytes, PROT_READ | PROT_WRITE,
@@ -377,7 +401,7 @@ static std::string run_block() {
 #endif
     poison_shared();
     synchronise({&host}, idle);
-    for (Thread& thread : threads) thread.state = Thread::READY;
+    for (Thread& thread : threads) thread.state = Thread::READY, thread.copies.clear();
     shuffle_order(order);
     shuffle_order(warps);
     for (started = 0; started < order.size();) start_one();
@@ -397,7 +421,7 @@ using namespace cuda_on_cpu;
 
 // Run kernel `name` over the grid. 0: done; 1: it went wrong, as `message` says.
 extern "C" __attribute__((visibility("default"))) int cuda_on_cpu_launch(
-    const char* name, void** args, const unsigned sizes[6], uint64_t seed, char message[4096]) {
+    const char* name, void** args, const unsigned sizes[7], uint64_t seed, char message[4096]) {
     for (kernel = kernels; kernel->name && std::string(name) != kernel->name;) ++kernel;
     if (!kernel->name) return snprintf(message, 4096, "no such kernel"), 1;
 #ifdef CUDA_ON_CPU_THREAD
@@ -407,6 +431,7 @@ extern "C" __attribute__((visibility("default"))) int cuda_on_cpu_launch(
     random_state = seed;
     gridDim = {sizes[0], sizes[1], sizes[2]};
     blockDim = {sizes[3], sizes[4], sizes[5]};
+    dynamic_bytes = sizes[6];
     threads.assign(size_t(blockDim.x) * blockDim.y * blockDim.z, Thread());
     order.clear();
     warps.clear();
@@ -431,12 +456,12 @@ extern "C" __attribute__((visibility("default"))) int cuda_on_cpu_launch(
 }
 
 #if defined(CUDA_ON_CPU_ADDRESS) || defined(CUDA_ON_CPU_THREAD)
-// stdin, again and again: "kernel grid[3] block[3] seed n size[n] is_array[n]\n", then the
+// stdin, again and again: "kernel grid[3] block[3] shared seed n size[n] is_array[n]\n", then the
 // arguments' bytes; stdout: the arrays' bytes after the run. Each argument has an allocation of its
 // own, so that the byte behind it is out of bounds. A launch that goes wrong ends the program.
 int main() {
     char name[256], message[4096];
-    unsigned sizes[6];
+    unsigned sizes[7];
     size_t seed, n;
     while (scanf("%255s", name) == 1) {
         for (unsigned& size : sizes)

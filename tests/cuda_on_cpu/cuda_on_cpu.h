@@ -4,7 +4,8 @@
 // functions; whatever makes a thread wait (__syncthreads, a warp operation) calls the runtime in
 // cuda_on_cpu.cpp, which runs the threads of one block in turns, each on a stack of its own.
 // The tensor cores' mma is done the way the shuffle is: each lane leaves a pointer to its registers
-// and one function computes for the warp. ldmatrix and cp.async could be added like that.
+// and one function computes for the warp. Of an asynchronous copy nothing is known between its start
+// and the wait for it: its target holds NaN until then.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -174,6 +175,34 @@ void mma(int line, float (&d)[4], float4 a, float2 b) {
     wait_for_warp(line, "mma", ~0u, &mine, Mma<PAIR>::compute);
 }
 
+// A copy that is on its way (cp.async): its target, and the bytes that will be there.
+struct AsyncCopy {
+    float* to;
+    float value[4];
+    int count;
+};
+extern unsigned char* dynamic_shared;  // of the block that runs now
+void start_copy(const AsyncCopy& copy);
+bool next_copy(AsyncCopy& copy);  // of this thread, the oldest first; false when none is left
+
+// The manufacturer promises nothing of the target until the copy is waited for. So it is made NaN at
+// once, which shows a copy that starts while others still read, and written only when its thread
+// waits, which shows a wait that is missing or comes after the barrier.
+template <class T>
+void copy_async(T* to, const T* from, bool inside = true) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 16, "cp.async copies 4 or 16 bytes");
+    AsyncCopy copy{(float*)to, {}, int(sizeof(T) / 4)};
+    T poison, value = inside ? *from : T{};
+    std::memset((void*)&poison, 0xff, sizeof(T));
+    std::memcpy(copy.value, &value, sizeof(T));
+    *to = poison;
+    start_copy(copy);
+}
+inline void wait_for_copies() {
+    for (AsyncCopy copy; next_copy(copy);)
+        for (int e = 0; e < copy.count; ++e) copy.to[e] = copy.value[e];
+}
+
 // A kernel as the runtime calls it: one pointer an argument, as in cudaLaunchKernel.
 struct Kernel {
     const char* name;
@@ -201,7 +230,9 @@ inline void call(void (*kernel)(A...), void** arguments) {
 #define __any_sync(mask, p) (cuda_on_cpu::ballot(__LINE__, "__any_sync", mask, p) != 0)
 #define __all_sync(mask, p) (cuda_on_cpu::ballot(__LINE__, "__all_sync", mask, !(p)) == 0)
 
-#define CUDA_ON_CPU  // says so to tensor_core.cuh, whose two instructions these are
+#define CUDA_ON_CPU  // says so to tensor_core.cuh, whose instructions these are
+using cuda_on_cpu::copy_async;
+using cuda_on_cpu::wait_for_copies;
 #define mma(...) cuda_on_cpu::mma<PAIR>(__LINE__, __VA_ARGS__)
 #define to_factor(...) cuda_on_cpu::to_factor<PAIR>(__VA_ARGS__)
 

@@ -70,26 +70,27 @@ class CudaOnCpu:
         """As backend.launch(), with the same checks; `file` may be the path of any .cu file too."""
         path = cuda_source.cu_path(str(file).removesuffix(".cu"))
         checked, real = cuda_source.check_arguments(str(path.with_suffix("")), kernel, args)
-        grid, block = backend.grid_and_block(threads)
+        grid, block, shared = backend.launch_sizes(threads)
         if np.prod(block) > 1024:
             raise ValueError(f"{path.name}, {kernel}: a block of {block}; CUDA takes 1024 threads")
         self.launched.add((str(file), kernel))
         if min(grid) > 0:
-            run(path, kernel, grid, block, checked, real, self.seed, self.sanitize)
+            run(path, kernel, grid, block, checked, real, self.seed, self.sanitize, shared)
 
 
-def run(path, kernel, grid, block, args, real="float", seed=0, sanitize=None):
+def run(path, kernel, grid, block, args, real="float", seed=0, sanitize=None, shared=0):
     """Run one kernel of a .cu file over a grid of blocks; arrays among `args` change in place.
 
-    grid, block: three numbers each, x first. args: C-contiguous numpy arrays and numpy scalars of
-    the kernel's own types. Raises KernelError: the kernel's name, and what went wrong where.
+    grid, block: three numbers each, x first; shared: bytes of dynamic shared memory. args:
+    C-contiguous numpy arrays and numpy scalars of the kernel's own types. Raises KernelError: the
+    kernel's name, and what went wrong where.
     """
-    where = f"{Path(path).name}, {kernel}"
+    where, sizes = f"{Path(path).name}, {kernel}", (*grid, *block, shared)
     with _one_at_a_time:  # shared memory is static, a program has one standard input
         if sanitize:
-            problem = _run_sanitized(path, kernel, (*grid, *block), args, real, seed, sanitize)
+            problem = _run_sanitized(path, kernel, sizes, args, real, seed, sanitize)
         else:
-            problem = _run_here(path, kernel, (*grid, *block), args, real, seed)
+            problem = _run_here(path, kernel, sizes, args, real, seed)
     if problem:
         raise KernelError(f"{where}: {problem}")
 
@@ -104,7 +105,7 @@ def _run_here(path, kernel, sizes, args, real, seed):
     pointers = (ctypes.c_void_p * len(cells))(*[cell.ctypes.data for cell in cells])
     message = ctypes.create_string_buffer(4096)
     _library(path, real).cuda_on_cpu_launch(
-        kernel.encode(), pointers, (ctypes.c_uint * 6)(*sizes), ctypes.c_uint64(seed), message
+        kernel.encode(), pointers, (ctypes.c_uint * 7)(*sizes), ctypes.c_uint64(seed), message
     )
     return message.value.decode()
 

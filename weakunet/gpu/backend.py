@@ -76,14 +76,17 @@ def to_host(array):
 
 
 def join_gpus(rank, size, place):
-    """NCCL's communicator of `size` processes, one GPU each: the n-th process (`place`) of a
-    computer takes its n-th GPU. Not tried yet: it needs a computer with two.
+    """gather(array, arrays): NCCL sends an array to `size` processes, which get all (size, n).
+
+    Each takes a GPU, the n-th process (`place`) of a computer its n-th. Not yet tried: that takes
+    a computer with two GPUs.
     """
     import cupy
     import cupyx.distributed
 
     cupy.cuda.Device(place % cupy.cuda.runtime.getDeviceCount()).use()
-    return cupyx.distributed.init_process_group(size, rank, use_mpi=True)
+    nccl = cupyx.distributed.init_process_group(size, rank, use_mpi=True)
+    return lambda array, arrays: nccl.all_gather(array, arrays, array.size)
 
 
 def move(layer, device):
@@ -156,8 +159,9 @@ def launch(file, kernel, threads, args):
 
     threads: how many threads are needed, in blocks of 256 (the last block may be partly idle, so
     the kernel guards its index); or (grid, block), each up to three numbers, for a kernel whose
-    threads share tiles. args: CuPy arrays and numbers in the order of the kernel's parameters;
-    float32 and float64 arrays choose the compilation. The text is compiled once per dtype and GPU.
+    threads share tiles; or (grid, block, bytes) where it takes dynamic shared memory, too. args:
+    CuPy arrays and numbers in the order of the kernel's parameters; float32 and float64 arrays
+    choose the compilation. The text is compiled once per dtype and GPU.
 
     Raises
     ------
@@ -166,9 +170,10 @@ def launch(file, kernel, threads, args):
     """
     checked, real = cuda_source.check_arguments(file, kernel, args)
     device = _require_current_device(file, kernel, args)
-    grid, block = grid_and_block(threads)
+    grid, block, shared = launch_sizes(threads)
     if min(grid) > 0:
-        _compiled(file, kernel, real, device)(grid, block, tuple(checked))
+        run = _compiled(file, kernel, real, device, shared)
+        run(grid, block, tuple(checked), shared_mem=shared)
 
 
 def captured(run):
@@ -200,15 +205,14 @@ def captured(run):
     return replay
 
 
-def grid_and_block(threads):
-    """((grid x, y, z), (block x, y, z)) for `threads` as launch() takes it."""
-    if isinstance(threads, tuple):
-        grid, block = ((*size, 1, 1)[:3] for size in threads)
-    else:
-        grid, block = (-(-threads // THREADS_PER_BLOCK), 1, 1), (THREADS_PER_BLOCK, 1, 1)
+def launch_sizes(threads):
+    """((grid x, y, z), (block x, y, z), bytes) for `threads` as launch() takes it."""
+    if not isinstance(threads, tuple):
+        threads = (-(-threads // THREADS_PER_BLOCK),), (THREADS_PER_BLOCK,)
+    grid, block = ((*size, 1, 1)[:3] for size in threads[:2])
     if max(grid[1:]) > 65535 or grid[0] >= 2**31:
         raise ValueError(f"a grid of {grid} blocks; CUDA takes (2^31 - 1, 65535, 65535)")
-    return grid, block
+    return grid, block, threads[2] if len(threads) > 2 else 0
 
 
 def _require_current_device(file, kernel, args):
@@ -227,11 +231,14 @@ def _require_current_device(file, kernel, args):
 
 
 @functools.cache
-def _compiled(file, kernel, real, device):
+def _compiled(file, kernel, real, device, shared):
     import cupy
 
     try:
-        return _module(file, real, device).get_function(kernel)
+        function = _module(file, real, device).get_function(kernel)
+        if shared > 48 * 1024:  # so much has to be asked for
+            function.max_dynamic_shared_size_bytes = shared
+        return function
     except cupy.cuda.compiler.CompileException as error:
         raise RuntimeError(
             f"{cuda_source.cu_path(file)}, {kernel} (real = {real}) does not compile:\n{error}"

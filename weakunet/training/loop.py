@@ -22,7 +22,6 @@ from weakunet.layers.loss import mse_backward
 from weakunet.layers.optim import Adadelta
 from weakunet.training.augment import draw_transform, warp
 from weakunet.training.checkpoint import load_checkpoint, save_checkpoint
-from weakunet.training.mpi import Ranks
 from weakunet.util.cli import InputError, one_line, progress, write_csv
 
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
@@ -31,11 +30,16 @@ START_ON = 32  # training scans that the last layer's first weights are measured
 
 
 class Run:
-    """All that a training run knows; OUT/last.npz is this, saved after every epoch."""
+    """All that a training run knows; OUT/last.npz is this, saved after every epoch.
 
-    def __init__(self, model, settings, out, ranks=None):
+    What is learned is decided by `prepare`, `learn`, `validate` and `finish_epoch`; compare's
+    VoxelwiseRun overrides them.
+    """
+
+    columns = COLUMNS  # of log.csv
+
+    def __init__(self, model, settings, out):
         self.model, self.settings, self.out = model, settings, out
-        self.ranks = ranks or Ranks()  # the processes that train it
         self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
         self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
         self.epoch = self.batch = 0
@@ -61,8 +65,6 @@ class Run:
 
     def save(self):
         """Write last.npz."""
-        if self.ranks.rank > 0:
-            return  # rank 0 writes
         state = {"epoch": self.epoch, "batch": self.batch, "predicted": self.predicted}
         state["history"] = np.array(self.history, np.float64).reshape(-1, len(COLUMNS))
         averages = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
@@ -100,38 +102,57 @@ class Run:
                 f"{path}: cannot be resumed ({one_line(error)}); train into another folder"
             ) from None
 
+    def prepare(self, scans, volumes):
+        """Get ready to train on `volumes` (split -> (n, D, H, W)), which are the scans, padded."""
+
+    def learn(self, scans, targets, places, matrices):
+        """The gradients of one batch; returns what is predicted for each scan (N,).
+
+        scans (N, 1, D, H, W), transformed; targets (N,), true counts; places (N,), indices of the
+        scans; matrices (N, 3, 4), their transforms.
+        """
+        predicted = self.model.forward(scans)
+        self.model.backward(mse_backward(predicted, targets))
+        return predicted
+
+    def validate(self, volumes):
+        """Predicted counts (n,), on the host, of the validation scans."""
+        return predict_counts(self.model, volumes, self.settings.batch)
+
     def finish_epoch(self, counts, val_predicted, seconds):
         """Log the epoch just trained; keep its weights if they are the best; save."""
         order = self.order(len(counts["train"]))
         train_error = backend.to_host(self.predicted) - counts["train"][order]
         val_error = val_predicted - counts["val"]
-        if not np.isfinite(val_error).all():
-            raise InputError(
-                f"{self.out}: training diverged in epoch {self.epoch + 1}, its counts are no "
-                "numbers any more; train into another folder with a lower --lr or --eps"
-            )
-        row = (
-            self.epoch + 1,
-            self.optimizer.lr,
-            float((train_error**2).mean()),
-            float((val_error**2).mean()),
-            correlation(counts["val"], val_predicted),
-            round(seconds, 2),
-        )
-        self.history.append(row)
-        self.epoch, self.batch = self.epoch + 1, 0
-        if self.ranks.rank > 0:
-            return
-        if self.best_epoch() == len(self.history) - 1:
-            save_checkpoint(self.out / "best.npz", self.model)
-        self.save()
-        write_csv(self.out / "log.csv", COLUMNS, self.history)
+        r = correlation(counts["val"], val_predicted)
+        row = self.keep_epoch((train_error**2).mean(), (val_error**2).mean(), r, seconds)
         print(
             f"epoch {self.epoch}/{self.settings.epochs}  squared error of the count: training "
             f"{row[2]:.2f}, validation {row[3]:.2f} (the mean count's: {counts['val'].var():.2f})  "
             f"r {row[4]:.2f}  {seconds:.1f} s",
             flush=True,
         )
+
+    def keep_epoch(self, train_error, val_error, r, seconds):
+        """Add the epoch's row of `columns` to the history and save; returns the row."""
+        if not np.isfinite(val_error):
+            raise InputError(
+                f"{self.out}: training diverged in epoch {self.epoch + 1}, its outputs are no "
+                "numbers any more; train into another folder with a lower --lr or --eps"
+            )
+        errors = float(train_error), float(val_error), r
+        row = (self.epoch + 1, self.optimizer.lr, *errors, round(seconds, 2))
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.save_epoch()
+        return row
+
+    def save_epoch(self):
+        """Write best.npz if the last epoch is the best, then last.npz and log.csv."""
+        if self.best_epoch() == len(self.history) - 1:
+            save_checkpoint(self.out / "best.npz", self.model)
+        self.save()
+        write_csv(self.out / "log.csv", self.columns, self.history)
 
 
 def common_shape(volumes, multiple):
@@ -171,21 +192,16 @@ def train_epoch(run, volumes, counts, stop):
     done = min(run.batch * settings.batch, len(counts))
     before, run.predicted = run.predicted[:done], targets * 0
     run.predicted[: len(before)] = backend.to_device(before, model.device)
-
-    def compute(batch):
-        """The predicted counts of a slice of scans; sets model.grads."""
-        scans = _batch(model, volumes[places[batch]])[:, 0]
-        predicted = model.forward(warp(scans, matrices[batch])[:, None])
-        model.backward(mse_backward(predicted, targets[batch]))
-        return predicted
-
     starts = range(done, len(counts), settings.batch)
     for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
-        batch = slice(start, min(start + settings.batch, len(counts)))
-        run.predicted[batch], grads = run.ranks.gradient(compute, batch, model)
-        run.optimizer.step(grads)
+        batch = slice(start, start + settings.batch)
+        scans = _batch(model, volumes[places[batch]])[:, 0]
+        moved = warp(scans, matrices[batch])[:, None]
+        predicted = run.learn(moved, targets[batch], places[batch], matrices[batch])
+        run.optimizer.step(model.grads)
+        run.predicted[batch] = predicted
         run.batch += 1
-        if run.ranks.any(stop()):
+        if stop():
             return True
     return False
 
@@ -243,6 +259,7 @@ def train(run, scans, stop=lambda: False):
     flat = all(len(array) == 1 for array in arrays["train"])
     run.in_plane = flat or scans["train"][0].slice_index is not None
     model.flips = settings.flips.replace("z", "") if run.in_plane else settings.flips
+    run.prepare(scans, volumes)
     if run.epoch == run.batch == 0:
         run.save()
     while run.epoch < settings.epochs and not run.stale():
@@ -250,12 +267,9 @@ def train(run, scans, stop=lambda: False):
         if train_epoch(run, volumes["train"], counts["train"], stop):
             run.save()
             return True
-        predicted = run.ranks.counts(
-            lambda part: predict_counts(model, volumes["val"][part], settings.batch),
-            len(counts["val"]),
-        )
+        predicted = run.validate(volumes["val"])
         run.finish_epoch(counts, predicted, time.monotonic() - started)
-    warn_if_collapsed(predict_counts(model, volumes["val"], settings.batch), counts["val"])
+    warn_if_collapsed(run.validate(volumes["val"]), counts["val"])
     return False
 
 

@@ -18,17 +18,17 @@ import sys
 import time
 import traceback
 
-import numpy as np
-
 from weakunet.gpu import backend
+from weakunet.training.loop import Run
 from weakunet.util.cli import InputError, one_line
 from weakunet.util.processes import cores
 from weakunet.util.threads import set_threads
 
-LAUNCHERS = (  # their variables for the number of processes, and for which one this is
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # Open MPI
-    ("PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # srun
+# How Open MPI, MPICH and srun tell a process how many there are, and which one it is.
+LAUNCHERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
 
 
@@ -36,12 +36,12 @@ class Ranks:
     """The processes of a run. Without MPI there is one, rank 0: it exchanges nothing."""
 
     def __init__(self, comm=None):
-        self.comm, self.nccl = comm, None  # nccl: between GPUs
+        self.comm, self.gather = comm, comm and comm.Allgather
         self.rank, self.size = (comm.rank, comm.size) if comm else (0, 1)
 
     def settle(self, batch, device):
         """Check the batch's size; take this process's GPU, or its fair number of cores."""
-        if not self.comm:
+        if self.size == 1:
             return
         if batch < self.size:
             raise InputError(f"--batch {batch}: raise it to at least the {self.size} processes")
@@ -49,7 +49,7 @@ class Ranks:
 
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks on this computer
         if device == "cuda":
-            self.nccl = backend.join_gpus(self.rank, self.size, node.rank)
+            self.gather = backend.join_gpus(self.rank, self.size, node.rank)
         else:  # ranks that may use the same cores divide them
             allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
             set_threads(max(1, cores() // node.allgather(allowed).count(allowed)))
@@ -59,54 +59,56 @@ class Ranks:
         result = function(*args) if self.rank == 0 else None
         return self.comm.bcast(result) if self.comm else result
 
-    def take_up(self, run):
-        """Give the state of rank 0's run to every rank."""
-        if self.comm:
-            state = run.epoch, run.batch, run.history, run.predicted
-            run.epoch, run.batch, run.history, run.predicted = self.comm.bcast(state)
-            run.model.load(self.comm.bcast(run.model.params))
-            for average in run.optimizer.state.values():
-                average[...] = self.comm.bcast(average)
-
     def any(self, flag):
         """True in every rank if `flag` is true in one."""
         return any(self.comm.allgather(flag)) if self.comm else flag
 
-    def gradient(self, compute, batch, model):
-        """Predicted counts and gradients (name -> array) of a batch, each rank doing its part.
+    def part(self, n):
+        """The slice of a batch of n scans that this rank computes; empty if there are too few."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
-        batch: a slice of scans. compute(part): the predicted counts of a part; sets model.grads.
-        """
-        if not self.comm:
-            return compute(batch), model.grads
-        xp = backend.array_module(model.params["linear.b"])
-        counts, weight = self._part(compute, batch, xp)
-        terms = [counts, *(grad.ravel() * weight for grad in model.grads.values())]
-        total = self._sum(xp.concatenate(terms))  # one message: counts (N,), then all gradients
-        counts, *flat = xp.split(total, np.cumsum([term.size for term in terms[:-1]]).tolist())
-        return counts, {name: flat.pop(0).reshape(g.shape) for name, g in model.grads.items()}
-
-    def counts(self, predict, n):
-        """Predicted counts (n,) of n scans; each rank calls predict(part) for a slice of them."""
-        return self._sum(self._part(predict, slice(0, n))[0]) if self.comm else predict(slice(n))
-
-    def _part(self, compute, batch, xp=np):
-        """Counts (N,) of a batch, 0 but for those of this rank's N_r scans; N_r / N."""
-        n = batch.stop - batch.start
-        start, stop = n * self.rank // self.size, n * (self.rank + 1) // self.size
-        counts = xp.zeros(n, np.float32)
-        if start < stop:  # an epoch's last batch may hold fewer scans than there are ranks
-            counts[start:stop] = compute(slice(batch.start + start, batch.start + stop))
-        return counts, np.float32((stop - start) / n)
-
-    def _sum(self, term):
+    def sum(self, term):
         """The sum of the ranks' arrays (n,), in the order of the ranks."""
         terms = backend.array_module(term).empty((self.size, term.size), term.dtype)
-        if backend.is_cuda(term):
-            self.nccl.all_gather(term, terms, term.size)
-        else:
-            self.comm.Allgather(term, terms)
+        self.gather(term, terms)
         return sum(terms[1:], start=terms[0])  # MPI's own sum may take them in any order
+
+    def sum_gradients(self, grads, fraction):
+        """Set `grads` (name -> array), in place, to sum_r fraction_r grads_r; see above."""
+        terms = [grad.ravel() * fraction for grad in grads.values()]
+        total = self.sum(backend.array_module(terms[0]).concatenate(terms))  # one message for all
+        for grad in grads.values():
+            grad[...], total = total[: grad.size].reshape(grad.shape), total[grad.size :]
+
+
+class SharedRun(Run):
+    """A run whose batches are split across the ranks."""
+
+    def __init__(self, model, settings, out, ranks):
+        super().__init__(model, settings, out)
+        self.ranks = ranks
+        if ranks.rank > 0:
+            self.save = self.save_epoch = lambda: None  # rank 0 alone writes
+
+    def prepare(self, scans, volumes):
+        """Begin with the state of rank 0's run."""
+        bcast = self.ranks.comm.bcast
+        state = self.epoch, self.batch, self.history, self.predicted
+        self.epoch, self.batch, self.history, self.predicted = bcast(state)
+        self.model.load(bcast(self.model.params))
+        for average in self.optimizer.state.values():
+            average[...] = bcast(average)
+
+    def learn(self, scans, targets, *others):
+        """As Run.learn, of which each rank does its part."""
+        part, predicted = self.ranks.part(len(targets)), targets * 0
+        if part.start < part.stop:
+            predicted[part] = super().learn(*(each[part] for each in (scans, targets, *others)))
+        self.ranks.sum_gradients(self.model.grads, (part.stop - part.start) / len(targets))
+        return self.ranks.sum(predicted)
+
+    def validate(self, volumes):
+        return self.ranks.first(super().validate, volumes)
 
 
 @contextlib.contextmanager
@@ -129,7 +131,7 @@ def join():
             raise
         if not isinstance(error, (InputError, OSError)):
             traceback.print_exc(file=sys.__stderr__)
-        line = f"error: rank {rank} of {size}: {one_line(error, 400)}"  # ranks count from 0
+        line = f"error: rank {rank} of {size}: {one_line(error, 400)}"
         print(line, file=sys.__stderr__, flush=True)
         comm.Abort(2)
 
@@ -142,8 +144,6 @@ def _connect(size):
         why = f"{size} processes were started, but mpi4py cannot be used ({one_line(error)})"
         raise InputError(f"{why}; pip install mpi4py, or start one process") from None
     if MPI.COMM_WORLD.size != size:
-        raise InputError(
-            f"{size} processes were started, but mpi4py sees {MPI.COMM_WORLD.size}; use the mpirun "
-            f"of the MPI that it loads ({one_line(MPI.Get_library_version(), 40)})"
-        )
+        why = f"{size} processes were started, but mpi4py sees {MPI.COMM_WORLD.size}"
+        raise InputError(f"{why}; use the mpirun of {one_line(MPI.Get_library_version(), 30)}")
     return MPI.COMM_WORLD

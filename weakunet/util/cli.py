@@ -6,6 +6,7 @@ exits with code 2. Every file is written under a temporary name beside its own a
 an interruption leaves the old file or none.
 """
 
+import argparse
 import contextlib
 import csv
 import errno
@@ -36,6 +37,14 @@ def one_line(what, longest=80):
         text = type(what).__name__
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """--help keeps the lines of the description and shows each option's default, if it has one."""
+
+    def _get_help_string(self, action):
+        none = action.default is None or action.default is False or action.default == []
+        return action.help if none else super()._get_help_string(action)
 
 
 def command(main):

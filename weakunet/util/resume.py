@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 
-from weakunet.util.cli import InputError, clear_leftovers, write_json
+from weakunet.util.cli import WRITING, InputError, clear_leftovers, write_json
 
 VERSION = 1  # of what the program writes; raise it where the same inputs give other results
 FOLDER = ".done"
@@ -50,12 +50,21 @@ def begin(out, settings, mixed=False, shared=False):
                 f"{path}: begun with other settings, {_differences(earlier or {}, settings)}; "
                 f"choose another --out, or remove {out} to begin again"
             )
-    elif not mixed and out.exists() and any(out.iterdir()):
+    elif not mixed and any(not _is_ours(name) for name in _names(out)):
         raise InputError(f"{out}: the folder holds other files; choose another --out")
     else:
         write_json(path, settings)
     if not shared:
         clear_leftovers(out)
+
+
+def _names(out):
+    return [path.name for path in out.iterdir()] if out.exists() else []
+
+
+def _is_ours(name):
+    """Another part may be beginning the same folder at this moment."""
+    return name in (SETTINGS, FOLDER) or name.startswith(WRITING)
 
 
 def inputs(settings, sources):

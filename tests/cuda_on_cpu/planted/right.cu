@@ -133,3 +133,19 @@ extern "C" __global__ void multiply_pairs(const float* __restrict__ a, const flo
     for (int e = 0; e < 4; ++e)
         d[(g + e / 2 * 8) * 8 + 2 * t + e % 2] = of_d[e];
 }
+
+// y[row] is x[row] reversed, a block taking all rows in turn: while one is written the next is on
+// its way to the other of two tiles. n rows of 64.
+extern "C" __global__ void reverse_rows(const real* __restrict__ x, real* __restrict__ y, int n)
+{
+    extern __shared__ float tiles[];  // 2 x 64
+    int t = threadIdx.x;
+    copy_async(tiles + t, (const float*)x + t, true);
+    for (int row = 0; row < n; ++row) {
+        wait_for_copies();
+        __syncthreads();  // everybody's copies are there, and the other tile has been read
+        if (row + 1 < n)
+            copy_async(tiles + (row + 1) % 2 * 64 + t, (const float*)x + (row + 1) * 64 + t, true);
+        y[row * 64 + t] = tiles[row % 2 * 64 + 63 - t];
+    }
+}

@@ -151,6 +151,58 @@ extern "C" __global__ void blocks_race(const real* __restrict__ x, real* __restr
     y[threadIdx.x] = tile[31 - threadIdx.x];  // here
 }
 
+// right.cu's reverse_rows, which does not wait for its copies
+extern "C" __global__ void no_wait(const float* __restrict__ x, float* __restrict__ y, int n)
+{
+    extern __shared__ float tiles[];
+    int t = threadIdx.x;
+    copy_async(tiles + t, x + t, true);
+    for (int row = 0; row < n; ++row) {
+        __syncthreads();
+        if (row + 1 < n)
+            copy_async(tiles + (row + 1) % 2 * 64 + t, x + (row + 1) * 64 + t, true);
+        y[row * 64 + t] = tiles[row % 2 * 64 + 63 - t];  // here
+    }
+}
+
+// it waits, but only for the copies of the thread itself: the wait comes after the barrier
+extern "C" __global__ void late_wait(const float* __restrict__ x, float* __restrict__ y, int n)
+{
+    extern __shared__ float tiles[];
+    int t = threadIdx.x;
+    copy_async(tiles + t, x + t, true);
+    for (int row = 0; row < n; ++row) {
+        __syncthreads();
+        wait_for_copies();
+        if (row + 1 < n)
+            copy_async(tiles + (row + 1) % 2 * 64 + t, x + (row + 1) * 64 + t, true);
+        y[row * 64 + t] = tiles[row % 2 * 64 + 63 - t];  // here
+    }
+}
+
+// the next row's copies start before the barrier: others may still read the row before last
+extern "C" __global__ void early_copy(const float* __restrict__ x, float* __restrict__ y, int n)
+{
+    extern __shared__ float tiles[];
+    int t = threadIdx.x;
+    copy_async(tiles + t, x + t, true);
+    for (int row = 0; row < n; ++row) {
+        wait_for_copies();
+        if (row + 1 < n)
+            copy_async(tiles + (row + 1) % 2 * 64 + t, x + (row + 1) * 64 + t, true);
+        __syncthreads();
+        y[row * 64 + t] = tiles[row % 2 * 64 + 63 - t];  // here
+    }
+}
+
+// writes one element behind the dynamic shared memory
+extern "C" __global__ void behind_dynamic(float* __restrict__ y)
+{
+    extern __shared__ float tiles[];
+    tiles[threadIdx.x + 1] = 1;  // here
+    y[threadIdx.x] = tiles[threadIdx.x];
+}
+
 #define PAIR 1  // factors in a register of a tensor core: one, in TF32
 
 // half of the warp leaves before the product that takes all of it
