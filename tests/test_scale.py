@@ -73,7 +73,7 @@ def no_pictures(monkeypatch):
     def touch(path, *arguments, **options):
         path.write_text("")
 
-    monkeypatch.setattr(predict, "overlay", touch)
+    monkeypatch.setattr("weakunet.detection.prediction.overlay", touch)
 
 
 # -- killed, and taken up again -------------------------------------------------------------------
@@ -176,6 +176,37 @@ def test_corrected_table_is_obeyed_after_the_end(cohort, no_pictures, monkeypatc
     assert redone(cohort, monkeypatch) == ["s03"]
     assert run(cohort, "whole") == 0
     assert contents(cohort / "out") == contents(cohort / "whole")
+
+
+def test_parts_side_by_side_give_the_tables_of_one_run(cohort, no_pictures, capsys):
+    """One part fails at first: the join names its scan and leaves it out."""
+    image = (cohort / "s04.nii.gz").read_bytes()
+    (cohort / "s04.nii.gz").write_bytes(b"damaged")
+    assert run(cohort, "out", "--part", "1/3") == 0
+    (cohort / "out" / ".writing-abc").write_text("half")  # of another part
+    assert run(cohort, "out", "--part", "2/3") == 2
+    assert run(cohort, "out", "--subjects", "s02", "s05", "s08") == 0
+    assert (cohort / "out" / ".writing-abc").exists()
+    assert not (cohort / "out" / "predictions.csv").exists()
+    capsys.readouterr()
+    assert run(cohort, "out") == 2
+    errors = capsys.readouterr().err
+    assert "failed: s04 is missing" in errors and "1 of 10 scans failed" in errors
+    (cohort / "s04.nii.gz").write_bytes(image)
+    assert run(cohort, "out", "--part", "2/3") == 0
+    assert run(cohort, "out") == 0
+    assert run(cohort, "whole") == 0
+    (cohort / "out" / ".writing-abc").unlink()
+    assert contents(cohort / "out") == contents(cohort / "whole")
+
+
+def test_parts_of_other_settings_are_refused(cohort, no_pictures, capsys):
+    assert run(cohort, "out", "--part", "1/3") == 0
+    assert run(cohort, "out", "--part", "2/3", "--invert") == 2
+    assert "begun with other settings, invert False (now True)" in capsys.readouterr().err
+    assert run(cohort, "out", "--part", "4/3") == 2
+    assert run(cohort, "out", "--subjects", "s99") == 2
+    assert "s99: no scan is called so" in capsys.readouterr().err
 
 
 # -- memory ---------------------------------------------------------------------------------

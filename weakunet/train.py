@@ -40,7 +40,7 @@ def parse_arguments(argv):
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
     about = "auto: the GPU where there is one (default: auto)"
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)
-    about = "go on with the run in --out; more --epochs lengthen it, --data says where it moved to"
+    about = "go on with the run in --out; more --epochs lengthen it (default: False)"
     parser.add_argument("--resume", action="store_true", help=about)
     add_options(parser)
     given = vars(parser.parse_args(argv))
@@ -88,7 +88,9 @@ class Interrupt:
 def evaluate_best(out, scans, device, precision="fp32"):
     """Predict the test scans with best.npz, write test/ and print its table."""
     model = load_model(out / "best.npz").to(device, precision)
-    predicted = [predict_copies(model, scan.volume) for scan in progress(scans, "testing")]
+    predicted = [
+        predict_copies(model, scan.volume, scan.slice_index) for scan in progress(scans, "testing")
+    ]
     counts = [count for count, _ in predicted]
     maps = {
         "intensities": [scan.volume.array for scan in scans],

@@ -2,14 +2,15 @@
 
     mpirun -n 4 python -m weakunet.train --batch 4
 
-The loss is the mean over the N scans of a batch, so its gradient is a weighted sum over the ranks,
-as MPI calls the processes. Rank r computes dw_r, the gradient of the mean over its own N_r scans:
+The ranks, as MPI calls the processes, meet twice in a step. Rank r predicts the counts of its own
+scans and sends them to all: the loss may look at the whole batch. Then it sends dL/dcount back
+through its own scans. What a weight gets from a batch is a sum over scans, so it can be cut:
 
-    dw = sum_r (N_r / N) dw_r
+    dw = sum_r dw_r
 
-After each backward pass every rank sends its term to all others and adds up all terms in the order
-of the ranks. All then take the same optimizer step, so their weights stay equal, bit for bit,
-without ever being sent. Rank 0 alone reads, prints and writes.
+Every rank sends dw_r to all, adds up all terms in the order of the ranks, and takes the same
+optimizer step. So the weights stay equal, bit for bit, without ever being sent. Rank 0 alone reads,
+prints and writes.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import time
 import traceback
 
 from weakunet.gpu import backend
+from weakunet.layers.loss import mse_backward
 from weakunet.training.loop import Run
 from weakunet.util.cli import InputError, one_line
 from weakunet.util.processes import cores
@@ -73,9 +75,9 @@ class Ranks:
         self.gather(term, terms)
         return sum(terms[1:], start=terms[0])  # MPI's own sum may take them in any order
 
-    def sum_gradients(self, grads, fraction):
-        """Set `grads` (name -> array), in place, to sum_r fraction_r grads_r; see above."""
-        terms = [grad.ravel() * fraction for grad in grads.values()]
+    def sum_gradients(self, grads):
+        """Replace all `grads` (name -> array), in place, by their sums over the ranks."""
+        terms = [grad.ravel() for grad in grads.values()]
         total = self.sum(backend.array_module(terms[0]).concatenate(terms))  # one message for all
         for grad in grads.values():
             grad[...], total = total[: grad.size].reshape(grad.shape), total[grad.size :]
@@ -99,13 +101,20 @@ class SharedRun(Run):
         for average in self.optimizer.state.values():
             average[...] = bcast(average)
 
-    def learn(self, scans, targets, *others):
+    def learn(self, scans, targets, places, matrices):
         """As Run.learn, of which each rank does its part."""
         part, predicted = self.ranks.part(len(targets)), targets * 0
         if part.start < part.stop:
-            predicted[part] = super().learn(*(each[part] for each in (scans, targets, *others)))
-        self.ranks.sum_gradients(self.model.grads, (part.stop - part.start) / len(targets))
-        return self.ranks.sum(predicted)
+            predicted[part] = self.forward(scans[part], places[part])
+        predicted = self.ranks.sum(predicted)
+        dcount = mse_backward(predicted, targets, self.common, self.bound)
+        if part.start < part.stop:
+            self.model.backward(dcount[part])
+        else:
+            for grad in self.model.grads.values():
+                grad[...] = 0
+        self.ranks.sum_gradients(self.model.grads)
+        return predicted
 
     def validate(self, volumes):
         return self.ranks.first(super().validate, volumes)
