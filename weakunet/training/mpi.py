@@ -2,15 +2,14 @@
 
     mpirun -n 4 python -m weakunet.train --batch 4
 
-The ranks, as MPI calls the processes, meet twice in a step. Rank r predicts the counts of its own
-scans and sends them to all: the loss may look at the whole batch. Then it sends dL/dcount back
-through its own scans. What a weight gets from a batch is a sum over scans, so it can be cut:
+A rank, as MPI calls a process, predicts the counts of its own scans and sends them to all others,
+because the loss looks at the whole batch. Then it sends dL/dcount back through its own scans. What
+a weight gets from a batch is a sum over the scans, so it can be cut anywhere:
 
     dw = sum_r dw_r
 
-Every rank sends dw_r to all, adds up all terms in the order of the ranks, and takes the same
-optimizer step. So the weights stay equal, bit for bit, without ever being sent. Rank 0 alone reads,
-prints and writes.
+Every rank sends its dw_r to all others, adds up all of them in the order of the ranks and takes the
+same step. So the weights stay equal, bit for bit, and are not sent. Rank 0 alone reads and writes.
 """
 
 import contextlib
@@ -26,8 +25,7 @@ from weakunet.util.cli import InputError, one_line
 from weakunet.util.processes import cores
 from weakunet.util.threads import set_threads
 
-# How Open MPI, MPICH and srun tell a process how many there are, and which one it is.
-LAUNCHERS = (
+LAUNCHERS = (  # of Open MPI, MPICH, srun: how many processes there are, and which one this is
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("PMI_SIZE", "PMI_RANK"),
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
@@ -37,8 +35,8 @@ LAUNCHERS = (
 class Ranks:
     """The processes of a run. Without MPI there is one, rank 0: it exchanges nothing."""
 
-    def __init__(self, comm=None):
-        self.comm, self.gather = comm, comm and comm.Allgather
+    def __init__(self, comm=None, node=None):
+        self.comm, self.node, self.gather = comm, node, comm and comm.Allgather
         self.rank, self.size = (comm.rank, comm.size) if comm else (0, 1)
 
     def settle(self, batch, device):
@@ -47,14 +45,11 @@ class Ranks:
             return
         if batch < self.size:
             raise InputError(f"--batch {batch}: raise it to at least the {self.size} processes")
-        from mpi4py import MPI
-
-        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks on this computer
         if device == "cuda":
-            self.gather = backend.join_gpus(self.rank, self.size, node.rank)
+            self.gather = backend.join_gpus(self.rank, self.size, self.node.rank)
         else:  # ranks that may use the same cores divide them
             allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-            set_threads(max(1, cores() // node.allgather(allowed).count(allowed)))
+            set_threads(max(1, cores() // self.node.allgather(allowed).count(allowed)))
 
     def first(self, function, *args):
         """Call function(*args) in rank 0; every rank returns its result."""
@@ -75,9 +70,9 @@ class Ranks:
         self.gather(term, terms)
         return sum(terms[1:], start=terms[0])  # MPI's own sum may take them in any order
 
-    def sum_gradients(self, grads):
-        """Replace all `grads` (name -> array), in place, by their sums over the ranks."""
-        terms = [grad.ravel() for grad in grads.values()]
+    def sum_gradients(self, grads, busy=True):
+        """Set `grads` (name -> array), in place, to their sums over all ranks that were `busy`."""
+        terms = [grad.ravel() * float(busy) for grad in grads.values()]
         total = self.sum(backend.array_module(terms[0]).concatenate(terms))  # one message for all
         for grad in grads.values():
             grad[...], total = total[: grad.size].reshape(grad.shape), total[grad.size :]
@@ -94,9 +89,9 @@ class SharedRun(Run):
 
     def prepare(self, scans, volumes):
         """Begin with the state of rank 0's run."""
-        bcast = self.ranks.comm.bcast
-        state = self.epoch, self.batch, self.history, self.predicted
-        self.epoch, self.batch, self.history, self.predicted = bcast(state)
+        bcast, pool = self.ranks.comm.bcast, self.model.global_pool
+        state = self.epoch, self.batch, self.history, self.predicted, pool.blocks
+        self.epoch, self.batch, self.history, self.predicted, pool.blocks = bcast(state)
         self.model.load(bcast(self.model.params))
         for average in self.optimizer.state.values():
             average[...] = bcast(average)
@@ -104,16 +99,14 @@ class SharedRun(Run):
     def learn(self, scans, targets, places, matrices):
         """As Run.learn, of which each rank does its part."""
         part, predicted = self.ranks.part(len(targets)), targets * 0
-        if part.start < part.stop:
+        busy = part.start < part.stop  # an epoch's last batch may have fewer scans than ranks
+        if busy:
             predicted[part] = self.forward(scans[part], places[part])
         predicted = self.ranks.sum(predicted)
         dcount = mse_backward(predicted, targets, self.common, self.bound)
-        if part.start < part.stop:
+        if busy:
             self.model.backward(dcount[part])
-        else:
-            for grad in self.model.grads.values():
-                grad[...] = 0
-        self.ranks.sum_gradients(self.model.grads)
+        self.ranks.sum_gradients(self.model.grads, busy)
         return predicted
 
     def validate(self, volumes):
@@ -132,21 +125,20 @@ def join():
         sys.stdout = sys.stderr = open(os.devnull, "w")
     comm = None
     try:
-        comm = _connect(size)
-        yield Ranks(comm)
+        comm, node = _connect(size)
+        yield Ranks(comm, node)
     except Exception as error:  # not SystemExit (--help, Ctrl-C): all ranks leave together
         time.sleep(rank > 0)  # where all fail alike, rank 0 says it and ends the others
         if comm is None:
             raise
         if not isinstance(error, (InputError, OSError)):
             traceback.print_exc(file=sys.__stderr__)
-        line = f"error: rank {rank} of {size}: {one_line(error, 400)}"
-        print(line, file=sys.__stderr__, flush=True)
+        print(f"error: rank {rank} of {size}: {one_line(error, 400)}", file=sys.__stderr__)
         comm.Abort(2)
 
 
 def _connect(size):
-    """The communicator of the `size` processes that a launcher has started."""
+    """The communicators of all `size` processes, and of those on this computer."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # no mpi4py, or no MPI library
@@ -155,4 +147,4 @@ def _connect(size):
     if MPI.COMM_WORLD.size != size:
         why = f"{size} processes were started, but mpi4py sees {MPI.COMM_WORLD.size}"
         raise InputError(f"{why}; use the mpirun of {one_line(MPI.Get_library_version(), 30)}")
-    return MPI.COMM_WORLD
+    return MPI.COMM_WORLD, MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
