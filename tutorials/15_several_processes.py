@@ -5,9 +5,9 @@
 # when, so that the result is the network that one computer would have trained?
 #
 # **You will see** the gradient of a batch put together from its parts, first by hand, then by the
-# file that `mpirun` runs; how many bytes that takes, beside all the bytes that stay at home; and
-# when the exchange costs nothing, and when it costs everything. The last picture shows it, with the
-# speed of several processes on THIS computer.
+# file that training with `mpirun` uses; how many bytes that takes, beside all those that stay where
+# they are; and when the exchange costs nothing, and when it costs everything. The last picture
+# shows it, with the speed of several processes on THIS computer.
 #
 # **Takes** about 10 seconds on 2 cores. The last measurement needs MPI (`apt-get install
 # openmpi-bin`, `pip install mpi4py`); without it, the lesson says so and shows the rest. Lesson 3
@@ -42,18 +42,20 @@ from weakunet.util.processes import cores
 from weakunet.util.threads import set_threads
 
 # %% [markdown]
-# ## A batch is a mean, so its gradient is a sum
+# ## Where can a batch be cut?
 #
-# The loss of a batch of N scans is the mean of their squared errors. The gradient of a mean is the
-# mean of the gradients. So it can be cut anywhere: rank r (MPI's word for process number r) takes
-# N_r of the scans, and its gradient counts N_r / N.
+# The network sees each scan alone. Only the loss looks at all N counts of a batch: it is a mean,
+# and ours also weighs the error that all scans have in common (`weakunet/layers/loss.py`). Whoever
+# knows the N counts knows dL/dcount of every scan. From there on it is a sum again: what a weight
+# gets from a batch is the sum of what it gets from each scan.
 #
-# By hand, in one process: a batch of 4, cut into 3 scans and 1.
+# By hand, in one process: two networks with equal weights take 3 scans and 1 of a batch of 4.
 
 # %%
 scans = simulate_cohort("tiny", {"train": 4}, seed=15)["train"]
 batch = np.stack([scan.volume.array for scan in scans])[:, None]  # (N, 1, D, H, W)
 counts = np.array([scan.count for scan in scans], np.float32)
+COMMON = 0.1  # weight of the common error in training
 
 
 def new_network(channels=(8, 16, 32), convs_per_level=1):
@@ -65,38 +67,48 @@ def flat(grads):
 
 
 def gradient(model, part):
-    """All gradients, one after another, of the mean squared error over a part of the batch."""
-    predicted = model.forward(batch[part])
-    model.backward(mse_backward(predicted, counts[part]))  # 2 (y - t) / N_r
+    """All gradients, one after another, of the loss of a part of the batch."""
+    model.backward(mse_backward(model.forward(batch[part]), counts[part], COMMON))
     return flat(model.grads)
 
 
-model = new_network()
-whole = gradient(model, slice(0, 4))
-three, one = gradient(model, slice(0, 3)), gradient(model, slice(3, 4))
-total = 3 / 4 * three + 1 / 4 * one
+whole = gradient(new_network(), slice(0, 4))
+parts, networks = (slice(0, 3), slice(3, 4)), (new_network(), new_network())
+predicted = [model.forward(batch[part]) for model, part in zip(networks, parts, strict=True)]
+dcount = mse_backward(np.concatenate(predicted), counts, COMMON)  # of all 4 counts
+for model, part in zip(networks, parts, strict=True):
+    model.backward(dcount[part])
+total = flat(networks[0].grads) + flat(networks[1].grads)
 
 
 def difference(a, b):
     return abs(a - b).max() / abs(b).max()
 
 
-print(f"weighted sum of the parts against the whole batch: {difference(total, whole):.0e}")
-print(f"their plain mean, (three + one) / 2: {difference((three + one) / 2, whole):.0%} off")
+print(f"sum of the parts against the whole batch: {difference(total, whole):.0e}")
 assert difference(total, whole) < 1e-5
+three, one = (gradient(new_network(), part) for part in parts)
+print(
+    f"each part with a loss of its own, their mean: {difference((three + one) / 2, whole):.0%} off"
+)
+weighted = 3 / 4 * three + 1 / 4 * one
+print(f"the same, weighted with 3 scans and 1: {difference(weighted, whole):.0%} off")
 
 # %% [markdown]
-# The first number is rounding: float32 sums in another order. The second is a mistake that nobody
-# notices while all parts are equally long. The last batch of an epoch often is not.
+# The first number is rounding: float32 sums in another order. The second is a common mistake: a
+# part with fewer scans counts too much, which nobody notices while all parts are equally long (the
+# last batch of an epoch often is not). The third would be right if the loss were a mean over scans
+# and nothing else. The common error of a part is not that of the batch.
 #
 # ## The same by the package
 #
-# `weakunet/training/mpi.py` does this between processes. After each backward pass every rank sends
-# its weighted gradients to all others (MPI calls that an *allgather*). Then EVERY rank adds up what
-# it has, in the order of the ranks, and takes the optimizer's step. The same numbers, added in the
-# same order, give the same bits: weights that were equal stay equal, and need not be sent.
+# `weakunet/training/mpi.py` does this between processes, in two messages per step. First every rank
+# (MPI's word for a process and its number) sends its counts to all others; MPI calls that an
+# *allgather*. After the backward pass it sends its gradients in the same way. EVERY rank adds up
+# what it has, in the order of the ranks, and takes the optimizer's step. The same numbers, added in
+# the same order, give the same bits: weights that were equal stay equal, and need not be sent.
 #
-# Here two threads stand in for two processes, and a list on the table for the network:
+# Here two threads stand in for two processes, and a list on the table for the cable:
 
 
 # %%
@@ -110,13 +122,16 @@ class Table:
         self.arrays[self.rank] = mine
         self.everybody.wait()
         all_[:] = self.arrays
+        self.everybody.wait()
 
 
 def work(rank, arrays, everybody, results):
     ranks, model = Ranks(Table(rank, arrays, everybody)), new_network()
-    part = ranks.part(4)
-    gradient(model, part)  # sets model.grads
-    ranks.sum_gradients(model.grads, (part.stop - part.start) / 4)
+    part, predicted = ranks.part(4), counts * 0  # 0 for the scans of others
+    predicted[part] = model.forward(batch[part])
+    dcount = mse_backward(ranks.sum(predicted), counts, COMMON)
+    model.backward(dcount[part])
+    ranks.sum_gradients(model.grads)
     results[rank] = flat(model.grads)
 
 
@@ -127,10 +142,9 @@ with threadpool_limits(1):  # numpy's own threads would add in another order
         worker.start()
     for worker in workers:
         worker.join()
-    halves = gradient(model, slice(0, 2)), gradient(model, slice(2, 4))
-by_hand = np.float32(1 / 2) * halves[0] + np.float32(1 / 2) * halves[1]
-assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], by_hand)
-print("two ranks: the same bits as each other, and as the two halves added up by hand")
+assert np.array_equal(*results)
+print(f"two ranks: the same bits; against the whole batch {difference(results[0], whole):.0e}")
+assert difference(results[0], whole) < 1e-5
 
 # %% [markdown]
 # ## What is sent, in bytes
@@ -181,7 +195,7 @@ for name, each in sizes.items():
 def seconds_per_step(threads, steps=5):
     """Median time of forward and backward for the batch of 4; the first, which warms up, aside."""
     set_threads(threads)
-    times = []
+    model, times = new_network(), []
     for _ in range(steps + 1):
         started = time.perf_counter()
         gradient(model, slice(0, 4))
@@ -227,10 +241,13 @@ with join() as ranks:
     for _ in range(6):
         ranks.any(False)  # wait for one another
         started = time.perf_counter()
-        predicted = model.forward(batch[part])
-        model.backward(mse_backward(predicted, counts[part]))
+        predicted = counts * 0
+        predicted[part] = model.forward(batch[part])
         if ranks.size > 1:
-            ranks.sum_gradients(model.grads, len(predicted) / len(batch))
+            predicted = ranks.sum(predicted)
+        model.backward(mse_backward(predicted, counts, 0.1)[part])
+        if ranks.size > 1:
+            ranks.sum_gradients(model.grads)
         times.append(time.perf_counter() - started)
     print(statistics.median(times[1:]))
 """

@@ -1,4 +1,4 @@
-"""Exercise 15: a batch in parts, their gradients, a ring, and how many ranks. About 40 minutes.
+"""Exercise 15: gradients of parts, a sum in a ring, and how many ranks. About 40 minutes.
 
 No MPI is needed: all ranks are rows of one array.
 
@@ -8,20 +8,11 @@ Grade with: python -m pytest tutorials/exercises/15_several_processes
 import numpy as np  # noqa: F401
 
 
-def split_batch(n, size):
-    """The parts of a batch of n scans for `size` ranks: a list of `size` pairs (start, stop).
-
-    Rank r computes the scans start, ..., stop - 1. The parts follow one another, cover every scan
-    once, and differ by one scan at most. Where n < size, some are empty (start == stop).
-    """
-    raise NotImplementedError("split_batch is yours to write")
-
-
 def combine(gradients, scans):
     """The gradient (n,) of the mean loss over the whole batch.
 
     gradients (P, n): row r is the gradient of the mean loss over rank r's own scans; scans (P,):
-    how many they are. The row of a rank without scans may hold anything, NaN too.
+    how many they are. The row of a rank without scans may hold anything, infinity too.
     """
     raise NotImplementedError("combine is yours to write")
 

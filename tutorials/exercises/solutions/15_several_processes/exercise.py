@@ -1,11 +1,6 @@
-"""Solution 15: a batch in parts, their gradients, a ring, and how many ranks."""
+"""Solution 15: gradients of parts, a sum in a ring, and how many ranks."""
 
 import numpy as np
-
-
-def split_batch(n, size):
-    ends = [n * r // size for r in range(size + 1)]
-    return list(zip(ends[:-1], ends[1:], strict=True))
 
 
 def combine(gradients, scans):
