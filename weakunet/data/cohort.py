@@ -10,6 +10,7 @@ ONE axial slice, as the paper's (at the anterior commissure): the slice's world 
 import dataclasses
 import math
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,8 @@ def write_cohort(path, scans):
 def split_cohort(scans, seed, path="cohort table"):
     """Give every scan a split: the table's own, or else a random one of 70 / 15 / 15 %.
 
-    The draw depends on the seed and the set of subject names, not on the order of the rows. Raises
+    The draw depends on the seed and the set of subject names, not on the order of the rows. Scans
+    of one person, BIDS sessions such as sub-01_ses-1 and sub-01_ses-2, stay together. Raises
     InputError (naming `path`) when a split is empty or a scan has no count.
     """
     uncounted = [scan.subject for scan in scans if scan.count is None]
@@ -150,13 +152,17 @@ def split_cohort(scans, seed, path="cohort table"):
             "for every scan, so fill it in or remove the row"
         )
     if all(scan.split is None for scan in scans):
-        subjects = sorted(scan.subject for scan in scans)
-        np.random.default_rng(seed).shuffle(subjects)
+        scans_of = Counter(_person(scan) for scan in scans)
+        people = sorted(scans_of)
+        np.random.default_rng(seed).shuffle(people)
         n_val = max(1, round(SHARES[1] * len(scans)))
         n_test = max(1, round(SHARES[2] * len(scans)))
-        names = ["val"] * n_val + ["test"] * n_test + ["train"] * (len(scans) - n_val - n_test)
-        split_of = dict(zip(subjects, names, strict=False))
-        scans = [dataclasses.replace(scan, split=split_of[scan.subject]) for scan in scans]
+        split_of, drawn = {}, Counter()
+        for person in people:
+            fill = "val" if drawn["val"] < n_val else "test" if drawn["test"] < n_test else "train"
+            split_of[person] = fill
+            drawn[fill] += scans_of[person]
+        scans = [dataclasses.replace(scan, split=split_of[_person(scan)]) for scan in scans]
     for name in SPLITS:
         if not any(scan.split == name for scan in scans):
             raise InputError(
@@ -164,6 +170,11 @@ def split_cohort(scans, seed, path="cohort table"):
                 "training needs at least one scan in each of train, val and test"
             )
     return list(scans)
+
+
+def _person(scan):
+    """Whose scan it is: in BIDS, what its name says before the session."""
+    return scan.subject.partition("_ses-")[0]
 
 
 def read_centres(path):

@@ -10,16 +10,18 @@ import numpy as np
 
 from weakunet.data.cohort import LoadedScan, Scan, read_centres, read_cohort, split_cohort
 from weakunet.data.phantom import simulate_cohort
-from weakunet.data.prepare import prepare
+from weakunet.data.prepare import prepare, without_strays
 from weakunet.data.slices import cut_slab, find_slice
 from weakunet.data.volumes import (
     SUFFIXES,
+    Volume,
     read_mask,
     read_volume,
     require_same_grid,
     world_to_index,
 )
 from weakunet.util.cli import InputError, progress
+from weakunet.util.processes import cores
 
 PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}
 RANGE_TOLERANCE = 1e-3
@@ -29,7 +31,7 @@ def load_scans(settings, splits):
     """dict split -> list of LoadedScan: the cohort of --data, or a simulated one."""
     if settings.data is None:
         wanted = {split: PHANTOM_SCANS[split] for split in splits}
-        return simulate_cohort(settings.phantom, wanted, settings.seed)
+        return simulate_cohort(settings.phantom, wanted, settings.seed, cores(), show=True)
     table = split_cohort(read_cohort(settings.data), settings.seed, settings.data)
     rows = [scan for scan in table if scan.split in splits]
     loaded = [load_scan(scan) for scan in progress(rows, "reading scans")]
@@ -43,7 +45,12 @@ def read_raw(scan):
     """Read a raw scan and its ROI: a Volume and a Volume of bool on the same grid."""
     volume, roi = read_volume(scan.image, nan_ok=True), read_mask(scan.roi)
     require_same_grid(volume, scan.image, roi, scan.roi)
-    return zero_nan(volume, roi.array, scan), roi
+    mask = without_strays(roi.array)
+    if n_strays := int((roi.array & ~mask).sum()):
+        about = f"{n_strays} stray voxels, apart from the rest, are left out"
+        print(f"note: {scan.roi}: {about}", file=sys.stderr)
+        roi = Volume(mask, roi.affine)
+    return zero_nan(volume, mask, scan), roi
 
 
 def zero_nan(volume, roi, scan):

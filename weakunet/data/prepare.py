@@ -25,7 +25,19 @@ DILATION_VOX = 3
 SIGMA_VOX = 2.0
 TRIM = 0.01
 SMALLEST_WEIGHT = 0.01
+STRAY_VOX = 8  # a part of the ROI as small as this is a mistake
 SAME_SPACING = 1e-3  # of a voxel: less is rounding
+
+
+def without_strays(mask):
+    """The mask without its parts of at most STRAY_VOX voxels, unless there is nothing else.
+
+    Dilated and smoothed, a voxel marked by mistake would be a bright spot that looks like a lesion.
+    """
+    parts, n_parts = ndimage.label(mask, np.ones((3, 3, 3)))
+    kept = np.bincount(parts.ravel(), minlength=n_parts + 1) > STRAY_VOX
+    kept[0] = False
+    return kept[parts] if kept.any() else mask
 
 
 def crop_box(roi, margins_vox=(DILATION_VOX,) * 3):

@@ -36,6 +36,7 @@ MAX_DEFLATE = 1040  # deflate never shrinks by more than 1032:1
 MAX_HEADER = 2**24  # bytes before the voxels, extensions and all
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's codes for metre, mm and micron
 MAX_TRAILER = 2**20  # bytes that may follow the voxels (an .mgz keeps its history there)
+SPACING_TOLERANCE = 0.05
 GRID_TOLERANCE = 0.05  # how far, in voxels, the corners of one and the same grid may lie apart
 
 # nibabel's remarks on odd headers would stand between our own one-line messages
@@ -315,6 +316,23 @@ def require_same_grid(a, path_a, b, path_b):
             f"{path_b}: not on the grid of {path_a}: size (x, y, z) {b.array.shape[::-1]} against "
             f"{a.array.shape[::-1]}, affine {_short(b.affine)} against {_short(a.affine)}; "
             f"resample it to the grid of {path_a}"
+        )
+
+
+def require_spacing(volume, spacing_mm, name):
+    """InputError naming the scan unless its voxels are as large as `spacing_mm` (z, y, x).
+
+    5 % are allowed along each axis; along an axis with one voxel any size is. None is any, too.
+    """
+    if spacing_mm is None:
+        return
+    ratio = np.where(np.array(volume.array.shape) > 1, volume.spacing_mm, spacing_mm) / spacing_mm
+    if abs(np.log(ratio)).max() > np.log(1 + SPACING_TOLERANCE):
+        own, wanted = (" x ".join(f"{mm:.3g}" for mm in s) for s in (volume.spacing_mm, spacing_mm))
+        raise InputError(
+            f"{name}: its voxels are {own} mm (z, y, x), the others' or the network's {wanted} mm; "
+            "resample it: python -m weakunet.preprocess --spacing-mm "
+            + " ".join(f"{mm:.3g}" for mm in spacing_mm)
         )
 
 

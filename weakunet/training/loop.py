@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from weakunet.data.slices import front_padding
-from weakunet.data.volumes import Volume
+from weakunet.data.volumes import Volume, require_spacing
 from weakunet.evaluation.metrics import correlation
 from weakunet.gpu import backend
 from weakunet.layers.loss import mse_backward
@@ -27,11 +27,19 @@ from weakunet.training.augment import draw_transform, warp
 from weakunet.training.checkpoint import load_checkpoint, save_checkpoint
 from weakunet.util.cli import InputError, one_line, progress, write_csv
 
-COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
+COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "train_worst", "seconds")
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
 START_ON = 32  # training scans that the last layer's first weights are measured on
-COMMON = 0.1  # weight of a batch's common error, see loss.py
-BOUND_SD = 3.0  # an error counts as at most so many standard deviations of the training counts
+# Weight of the error that a batch's scans have in common (see loss.py). The level of the count is
+# what all weights change, so its error drowns the differences between scans, which say where the
+# lesions are: weighed down, learning starts some epochs earlier.
+COMMON = 0.1
+# An error counts as at most so many standard deviations of the training counts. A jump comes from
+# one scan whose count is far off, say because a map that was 0 everywhere has come alive: its
+# gradient is as large as its error, Adadelta's step follows before its averages do, the next error
+# is larger, and so on. With bounded errors the gradient cannot run away; near the truth nothing
+# changes. `train_worst` in log.csv is the largest error of an epoch's scans, not bounded.
+BOUND_SD = 3.0
 
 
 class Run:
@@ -139,7 +147,8 @@ class Run:
         train_error = backend.to_host(self.predicted) - counts["train"][order]
         val_error = val_predicted - counts["val"]
         r = correlation(counts["val"], val_predicted)
-        row = self.keep_epoch((train_error**2).mean(), (val_error**2).mean(), r, seconds)
+        errors = (train_error**2).mean(), (val_error**2).mean(), r, abs(train_error).max()
+        row = self.keep_epoch(*errors, seconds)
         print(
             f"epoch {self.epoch}/{self.settings.epochs}  squared error of the count: training "
             f"{row[2]:.2f}, validation {row[3]:.2f} (the mean count's: {counts['val'].var():.2f})  "
@@ -147,14 +156,14 @@ class Run:
             flush=True,
         )
 
-    def keep_epoch(self, train_error, val_error, r, seconds):
+    def keep_epoch(self, train_error, val_error, r, train_worst, seconds):
         """Add the epoch's row of `columns` to the history and save; returns the row."""
         if not np.isfinite(val_error):
             raise InputError(
                 f"{self.out}: training diverged in epoch {self.epoch + 1}, its outputs are no "
                 "numbers any more; train into another folder with a lower --lr or --eps"
             )
-        errors = float(train_error), float(val_error), r
+        errors = float(train_error), float(val_error), r, float(train_worst)
         row = (self.epoch + 1, self.optimizer.lr, *errors, round(seconds, 2))
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
@@ -167,6 +176,13 @@ class Run:
             save_checkpoint(self.out / "best.npz", self.model)
         self.save()
         write_csv(self.out / "log.csv", self.columns, self.history)
+
+
+def common_spacing(scans):
+    """The voxel size of the first scan; InputError where another scan's is different."""
+    for scan in scans:
+        require_spacing(scan.volume, scans[0].volume.spacing_mm, scan.subject)
+    return scans[0].volume.spacing_mm
 
 
 def common_shape(volumes, multiple):
@@ -234,7 +250,8 @@ def start_last_layer(run, volumes, counts):
     first = [slice(i, i + 1) for i in range(min(START_ON, len(counts)))]
     scans = (_batch(run.model, volumes[i]) for i in first)
     slabs = (_slabs(run.model, run.slabs["train"], i) for i in first)
-    run.model.start(scans, float(counts.mean()), slabs)
+    learned_elsewhere = run.settings.start_from is not None and run.epoch == 0
+    run.model.start(scans, float(counts.mean()), slabs, keep_w=learned_elsewhere)
     run.optimizer.reset()
 
 
@@ -299,6 +316,7 @@ def train(run, scans, stop=lambda: False):
     best.npz and log.csv into run.out. Raises InputError when training diverges.
     """
     model, settings = run.model, run.settings
+    model.spacing_mm = common_spacing(scans["train"] + scans["val"])
     volumes, counts = {}, {}
     flat = all(len(scan.volume.array) == 1 for scan in scans["train"])
     run.in_plane = flat or scans["train"][0].slice_index is not None
@@ -326,15 +344,40 @@ def train(run, scans, stop=lambda: False):
             return True
         predicted = run.validate(volumes["val"])
         run.finish_epoch(counts, predicted, time.monotonic() - started)
-    warn_if_collapsed(run.validate(volumes["val"]), counts["val"])
+    warn_if_nothing_learned(settings, run.validate(volumes["val"]), counts)
     return False
 
 
-def warn_if_collapsed(predicted, counts):
-    """Say so when a network predicts nearly the same count for every scan."""
-    if predicted.std() < 0.1 * counts.std():
+def warn_if_nothing_learned(settings, predicted, counts):
+    """Say so in one line when the validation counts were not learned, with a remedy not yet in use.
+
+    predicted: of the validation scans; counts: dict split -> true counts, `train` and `val`.
+    """
+    true = counts["val"]
+    if np.ptp(counts["train"]) == 0:
         print(
-            f"warning: the predictions have collapsed to about {predicted.mean():.1f} for every "
-            "scan, so the heatmaps mean nothing; try more epochs, another --seed or --pool lmax",
+            f"warning: nothing to learn, every training scan has the count {counts['train'][0]:g}; "
+            "check the table's column count",
             flush=True,
         )
+        return
+    if np.ptp(true) == 0:
+        return  # one scan, or equal counts: they cannot tell
+    r2 = 1 - ((predicted - true) ** 2).mean() / true.var()
+    if r2 < 0.1 or predicted.std() < 0.1 * true.std():
+        print(
+            f"warning: the counts were not learned (R2 {r2:.2f} on the validation scans, the "
+            f"predictions' spread is {predicted.std() / true.std():.0%} of the counts'), so the "
+            f"heatmaps mean nothing; try {_remedy(settings)}",
+            flush=True,
+        )
+
+
+def _remedy(settings):
+    if settings.gaussian_head:
+        return "to leave out --gaussian-head"
+    if settings.pool != "lmax":
+        return "--pool lmax"
+    if settings.start_from is None:
+        return "--start-from the best.npz of a run on small simulated scans"
+    return f"--epochs {2 * settings.epochs}, or more scans"
