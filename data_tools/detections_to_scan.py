@@ -66,7 +66,7 @@ def read_detections(path):
     for line, row in read_table(path, DETECTIONS):
         row |= {name: parse_number(row[name]) for name in DETECTIONS[1:]}
         if any(math.isnan(row[name]) for name in DETECTIONS[1:]):
-            raise InputError(f"{path}: line {line}: a cell is no number; predict again")
+            raise InputError(f"{path}: line {line}: a cell is not a number; predict again")
         row["detection"] = int(row["detection"])
         by_subject.setdefault(row["subject"], []).append(row)
     return by_subject

@@ -83,7 +83,7 @@ class SharedRun(Run):
 
     def __init__(self, model, settings, out, ranks):
         super().__init__(model, settings, out)
-        self.ranks = ranks
+        self.ranks, self.one_graph = ranks, False  # ranks meet within a step
         if ranks.rank > 0:
             self.save = self.save_epoch = lambda: None  # rank 0 alone writes
 
