@@ -17,6 +17,7 @@ AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 NEEDS = {"14_beyond_lesions": ("sklearn", "no scikit-learn: pip install scikit-learn")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_tutorial_draws_and_prints_a_number_when_run_from_anywhere(script, tmp_path):
     if script.stem in NEEDS:

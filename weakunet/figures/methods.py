@@ -55,7 +55,7 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm):
     rows = -(-(len(maps) + 1) // columns)
     dy, dx = (1.0, 1.0) if spacing_mm is None else spacing_mm[1:]
     tall = np.clip(2.5 * image.shape[1] * dy / (image.shape[2] * dx), 1.2, 4.5)
-    figure = new_figure(11, (tall + 0.6) * rows + 0.9)
+    figure = new_figure(11, (tall + 0.8) * rows + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).reshape(-1)
     slab = slice(max(0, z - 1), z + 2)
     shown = {f"image, slice z = {z}": (image[z], image.min(), image.max())}

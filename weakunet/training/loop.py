@@ -297,9 +297,9 @@ def place_slices(model, scans):
         if model.settings["region"] and (k is not None or len(array) == 1):
             front = int(front_padding(array, model.period, k)[0])
             volume = Volume(np.pad(array, ((front, 0), (0, 0), (0, 0))), scan.volume.affine)
-            scan = dataclasses.replace(
-                scan, volume=volume, slice_index=None if k is None else k + front
-            )
+            centres = None if scan.centres_zyx is None else scan.centres_zyx + (front, 0, 0)
+            k = None if k is None else k + front
+            scan = dataclasses.replace(scan, volume=volume, centres_zyx=centres, slice_index=k)
         placed.append(scan)
     return placed
 
