@@ -29,7 +29,7 @@ from weakunet.training import mpi
 from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import WEIGHTS, Run, train
 from weakunet.training.settings import Settings, add_options, resumed_settings
-from weakunet.util.cli import InputError, command, progress, write_csv, write_json
+from weakunet.util.cli import Help, InputError, command, progress, write_csv, write_json
 from weakunet.util.resume import array_digest
 
 SPLIT_COLUMNS = ("subject", "split", "count", "sha256")  # older programs noted no content
@@ -37,11 +37,13 @@ SPLIT_COLUMNS = ("subject", "split", "count", "sha256")  # older programs noted 
 
 def parse_arguments(argv):
     """The command line as a namespace; `given` holds its settings by name."""
-    parser = argparse.ArgumentParser(prog="python -m weakunet.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m weakunet.train", description=__doc__, formatter_class=Help
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
-    about = "auto: the GPU where there is one (default: auto)"
+    about = "auto: the GPU where there is one"
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)
-    about = "go on with the run in --out; more --epochs lengthen it (default: False)"
+    about = "go on with the run in --out; more --epochs lengthen it"
     parser.add_argument("--resume", action="store_true", help=about)
     add_options(parser)
     given = vars(parser.parse_args(argv))
