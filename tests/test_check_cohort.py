@@ -254,8 +254,8 @@ FAULTS = {  # a fault in scan s3 -> the checks that name it, and words
     "empty roi": (change_roi(lambda a, m: (a * 0, m)), {"roi": "above 0"}),
     "small roi": (change_roi(small_region), {"roi": "region of 12.5 mm3, the median is 37.5"}),
     "segmentation for a roi": (change_roi(labels), {"roi": "19 labels"}),
-    "roi from splines": (change_roi(splines), {"roi": "no mask, its values are -0."}),
-    "soft roi": (change_roi(lambda a, m: (soft(a), m)), {"roi": "no mask, but"}),
+    "roi from splines": (change_roi(splines), {"roi": "not a mask: values -0."}),
+    "soft roi": (change_roi(lambda a, m: (soft(a), m)), {"roi": "not a mask:"}),
     "nan": (change_image(nan_in_region), {"image": "NaN or infinite voxels inside"}),
     "roi everywhere": (change_roi(lambda a, m: (a + 1, m)), {"roi": "fills 100%"}),
     "no count": (change_row(2, ""), {"counts": "no count"}),
@@ -294,6 +294,14 @@ def test_nan_outside_the_region_is_not_wrong(cohort, capsys):
     array[0, 0] = np.nan
     save(cohort.image(3), array, affine)
     assert cohort.check(capsys) == (0, {})
+
+
+def test_sessions_of_one_person_in_two_splits_are_named(cohort, capsys):
+    for i, row in enumerate(cohort.rows):
+        row[0] = f"sub-{i // 2 % 2}_ses-{i}"  # train, train | val, val | test, test
+    _, found = cohort.check(capsys)
+    assert set(found) == {"sub-0_ses-4", "sub-0_ses-5"}
+    assert "the same person as 'sub-0_ses-0', one in train, one in test" in str(found)
 
 
 def test_twin_centres_and_a_slice_off_the_scan_or_the_region_are_named(cohort, capsys):

@@ -145,7 +145,9 @@ for split, scans in cohort.items():
     assert (centres >= 0).all() and (centres <= np.subtract(volumes[split].shape[1:], 1)).all()
     counts[split] = np.array([scan.count for scan in scans], np.float32)
 
-model = WeakUNet((8, 8, 8), pooling=POOLING, block=BLOCK, rng=np.random.default_rng([0, 0]))
+# region=False: blocks side by side, as above; by default they overlap (globalpool3d.py)
+shape = {"pooling": POOLING, "block": BLOCK, "region": False}
+model = WeakUNet((8, 8, 8), **shape, rng=np.random.default_rng([0, 0]))
 model.start((volumes["train"][i : i + 1, None] for i in range(32)), counts["train"].mean())
 optimizer = Adadelta(model.params, eps=1e-6)
 order = np.concatenate([rng.permutation(200) for _ in range(STEPS * BATCH // 200)])
