@@ -118,7 +118,7 @@ if result is None:
     result = reference
 else:
     print(f"ran on {where}")
-blocks = backend.grid_and_block(y.size)[0][0]
+blocks = backend.launch_sizes(y.size)[0][0]
 print(f"{y.size} voxels: {blocks} blocks of 256, {blocks * 256 - y.size} threads of the last idle")
 difference = np.abs(result - reference)
 assert difference.max() < 1e-5

@@ -137,13 +137,14 @@ class WeakUNet:
         """As `backward`, from the gradient df with respect to the last maps: no last layer."""
         dh, dskips = self.backward_decoder(df, guided)
         for i in reversed(range(len(self.encoder))):
-            if i < len(self.pools):
+            level, join = self.encoder[i], bool(dskips) and i < len(self.pools)
+            if join:
+                # a skip connection splits the forward path in two, so here two gradients add up
+                dh = self.pools[i].backward_skip(dh, dskips.pop(), level.y)
+            elif i < len(self.pools):
                 dh = self.pools[i].backward(dh)
-                if dskips:
-                    # a skip connection splits the forward path in two, so here two gradients add up
-                    dh = dh + dskips.pop()
             # training has no use for the gradient with respect to the image
-            dh = self.encoder[i].backward(dh, guided, needs_dx=to_image or i > 0)
+            dh = level.backward(dh, guided, masked=join, needs_dx=to_image or i > 0)
         return dh * INPUT_GAIN if to_image else None
 
     def backward_decoder(self, df, guided=False):

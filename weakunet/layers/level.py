@@ -23,13 +23,14 @@ class Level:
         self.y = y if keep else None
         return y
 
-    def backward(self, dy, guided=False, **first):
+    def backward(self, dy, guided=False, masked=False, **first):
         """dy -> what the backward of the first convolution, called with `first`, returns.
 
         guided: every ReLU also drops what is negative of the gradient that comes in (guided
-        backpropagation, for pictures only, see baselines.py).
+        backpropagation, for pictures only, see baselines.py). masked: dy has been through the
+        backward of the last ReLU already.
         """
-        da = relu_backward(dy, self.y)  # with respect to a, where y = max(a, 0)
+        da = dy if masked else relu_backward(dy, self.y)  # with respect to a, y = max(a, 0)
         self.y = None
         for conv in reversed(self.convs):
             da = relu_forward(da) if guided else da

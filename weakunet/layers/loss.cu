@@ -18,8 +18,8 @@ extern "C" __global__ void mse_forward(const real* __restrict__ y, const real* _
 
 // computes  dy[n] = 2 (y[n] - t[n]) / N
 // threads   thread i owns dy[i]
-// memory    reads 2 elements, writes 1 an output
-// work      3 FLOP an output
+// memory    reads 2 elements, writes 1 per output
+// work      3 FLOP per output
 // no race   every dy[i] has one owner
 extern "C" __global__ void mse_backward(const real* __restrict__ y, const real* __restrict__ t,
                                         real* __restrict__ dy, int n)

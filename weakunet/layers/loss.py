@@ -14,7 +14,7 @@ def mse_forward(y, t):
 
 
 def mse_backward(y, t):
-    """dy (N,): the gradient of the mean squared error in y."""
+    """dy (N,): the gradient of the mean squared error with respect to y."""
     if backend.is_cuda(y):
         return mse_backward_cuda(y, t)
     return (2 / y.shape[0]) * (y - t)

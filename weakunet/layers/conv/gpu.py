@@ -41,12 +41,13 @@ def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False):
         return tensor.forward(kernel, x, w, b, relu)
     y = backend.array_module(x).empty((len(x), len(w), *x.shape[2:]), x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
-    if kernel == "naive":
-        args = x, w, b, y, c_in, c_out, k, *volume, y.size
-        backend.launch(NAIVE, "conv3d_forward_naive", y.size, args)
-    else:
-        args = x, w, b, y, c_in, c_out, *volume
+    if kernel == "tiled" and not (k == 1 and c_out == 1):
+        args = x, w, b, y, c_in, c_out, *volume, relu
         backend.launch(TILED, f"conv3d_forward_tiled_k{k}", _tiles(y.shape), args)
+        return y
+    # one output channel of a 1x1x1 convolution, as a heatmap has: there is nothing to share
+    args = x, w, b, y, c_in, c_out, k, *volume, y.size
+    backend.launch(NAIVE, "conv3d_forward_naive", y.size, args)
     return relu_forward(y) if relu else y
 
 
@@ -55,8 +56,11 @@ def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled", mask=False):
 
     mask: fuse the backward of the ReLU before, whose output is x: dx is 0 where x is not positive.
     """
-    kernel = _rung(kernel, x, w)
+    wanted, kernel = kernel, _rung(kernel, x, w)
     dx = _backward_input(dy, x, w, kernel, mask) if needs_dx else None
+    if wanted in tensor.PAIR and tensor.runs_backward_weight(x, w):
+        sums = _sum_parts(tensor.backward_weight(wanted, dy, x))
+        return dx, sums[: w.size].reshape(w.shape), sums[w.size :]
     return dx, _backward_weight(dy, x, w, kernel), _backward_bias(dy, kernel)
 
 
@@ -85,15 +89,13 @@ def _backward_input(dy, x, w, kernel, mask):
     if kernel == "naive":
         args = dy, w, dx, c_in, c_out, k, *volume, dx.size
         backend.launch(NAIVE, "conv3d_backward_input_naive", dx.size, args)
-    else:
-        args = dy, w, dx, c_in, c_out, *volume
-        backend.launch(TILED, f"conv3d_backward_input_tiled_k{k}", _tiles(dx.shape), args)
-    return relu_backward(dx, x) if mask else dx
+        return relu_backward(dx, x) if mask else dx
+    args = dy, w, x, dx, c_in, c_out, *volume, mask
+    backend.launch(TILED, f"conv3d_backward_input_tiled_k{k}", _tiles(dx.shape), args)
+    return dx
 
 
 def _backward_weight(dy, x, w, kernel):
-    if kernel in tensor.PAIR:
-        return _sum_parts(tensor.backward_weight(kernel, dy, x))
     (scans, c_in, *volume), c_out, k = x.shape, len(w), w.shape[-1]
     if kernel == "naive":
         dw = backend.array_module(w).empty(w.shape, w.dtype)
