@@ -13,7 +13,6 @@ Exit code 0 when nothing is wrong, 1 when something is, 2 when the table itself 
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from check_scan import Report, check_scan
 
 from weakunet.data.cohort import SPLITS, read_cohort
 from weakunet.util.cli import command, progress
-from weakunet.util.processes import map_processes
+from weakunet.util.processes import cores, map_processes
 
 SPACING_FACTOR, VOLUME_FACTOR, LEVEL_FACTOR = 1.05, 2.0, 10.0  # more or less than the median by
 TILT_DEGREES = 15.0
@@ -129,7 +128,7 @@ def main(argv=None):
     """Check the cohort; return 1 when anything is wrong and 0 when nothing is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="cohort table")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="scans in memory at once")
+    parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)
     scans = read_cohort(args.data)
     done = map_processes(_check_or_fail, scans, args.jobs)

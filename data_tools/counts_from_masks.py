@@ -27,7 +27,6 @@ Writes OUT/counts.csv, OUT/SUBJECT_centres.csv and OUT/cohort.csv.
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -41,7 +40,7 @@ from weakunet.data.slices import cut_volume, find_slice
 from weakunet.data.volumes import Volume, index_to_world, read_volume, require_same_grid
 from weakunet.detection.detect import components_above
 from weakunet.util.cli import InputError, command, progress, write_csv
-from weakunet.util.processes import map_processes
+from weakunet.util.processes import cores, map_processes
 
 MARKED = 0.5  # the least value of a lesion's voxel; masks may be soft
 LARGEST_SHARE = 0.25  # of the voxels: more is no mask of lesions
@@ -154,7 +153,7 @@ def parse_arguments(argv):
         "--min-mm3", type=float, default=0.0, help="the smallest lesion that counts"
     )
     parser.add_argument("--slice-z-mm", type=float, help="count in the axial slice at this height")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="subjects at once")
+    parser.add_argument("--jobs", type=int, default=cores(), help="subjects at once")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     args = parser.parse_args(argv)
     if not 0 < args.agreement <= 1:

@@ -3,10 +3,13 @@
 import errno
 import io
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
+from weakunet import __main__, predict, train
 from weakunet.util import cli
 
 
@@ -97,6 +100,31 @@ def test_what_the_terminal_cannot_print_is_escaped(tmp_path, monkeypatch):
         screen.flush()
         assert screen.buffer.getvalue().decode(encoding).endswith(f"{shown}.txt\n")
         monkeypatch.undo()
+
+
+def test_text_that_is_not_unicode_is_refused_and_nothing_is_left(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        write((tmp_path / "a.csv", "subject\nM\udcfcller\n"))
+    assert "a.csv: cannot hold the name of a file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_of_commands_is_complete():
+    package = Path(__main__.__file__).parent
+    single = [path.stem for path in package.glob("*.py") if "@command" in path.read_text("utf-8")]
+    folders = [path.parent.name for path in package.glob("*/__main__.py")]
+    assert set(__main__.COMMANDS) == {*single, *folders}
+
+
+@pytest.mark.parametrize("module", [train, predict])
+def test_help_shows_the_meaning_and_the_default_of_every_option(module, capsys):
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    options = re.split(r"\n  (?=-)", capsys.readouterr().out.split("\noptions:")[1])[2:]
+    assert len(options) > 12
+    for option in options:
+        about = " ".join(option.split()).partition(" (default: ")
+        assert about[1] and len(about[0].split()) >= 4, option
 
 
 def test_interrupt_says_what_to_do(capsys):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from weakunet.compare import __main__ as compare
-from weakunet.compare import networks as compare_seed
-from weakunet.compare import results as compare_output
+from weakunet.compare import jobs, methods, tables
 from weakunet.compare.cohorts import COHORTS, Cohort
 from weakunet.data.cohort import LoadedScan
 from weakunet.data.volumes import Volume
@@ -29,15 +28,15 @@ def few(monkeypatch):
 def test_compare_writes_what_it_names_and_repeats_its_bits(tmp_path, few, capsys):
     run(tmp_path / "a")
     printed = capsys.readouterr().out
-    for name in (*compare_seed.METHODS.values(), "voxel-wise labels, same layers"):
+    for name in (*methods.METHODS.values(), *methods.UPPER_BOUND.values()):
         assert name in printed
     written = {path.name for path in (tmp_path / "a").iterdir()}
     assert written >= {"table1.csv", "table1.md", "metrics.json", "per_scan.csv", "report.html"}
     assert written >= {"figure2.png", "figure3.png", "figure3_maps.png", "counts.png"}
     table = list(csv.DictReader((tmp_path / "a" / "table1.csv").open()))
-    assert [row["method"] for row in table if row["pooling"] == "max"] == list(compare_seed.METHODS)
+    assert [row["method"] for row in table if row["pooling"] == "max"] == list(methods.METHODS)
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
-    assert {*compare_seed.METHODS, "regression_fcn_max"} <= set(metrics)
+    assert {*methods.METHODS, "regression_fcn_max"} <= set(metrics)
     per_scan = list(csv.DictReader((tmp_path / "a" / "per_scan.csv").open()))
     assert len(per_scan) == FEW["test"] * (7 + 6)
     for row in per_scan:  # every lesion is found or missed
@@ -61,46 +60,46 @@ def test_compare_refuses_a_folder_of_another_comparison(tmp_path, few, capsys):
 def test_a_stopped_network_goes_on_with_the_same_bits(tmp_path):
     def job(out, kind):
         settings = Settings(seed=3, epochs=2, batch=2)
-        return compare_seed.Job(kind, settings, FEW, tmp_path / out)
+        return jobs.Job(kind, settings, FEW, tmp_path / out)
 
     for kind in ("fcn", "coarse", "voxelwise"):
         whole, parts = job("whole", kind), job("parts", kind)
-        assert not compare_seed.train_network(whole)
+        assert not jobs.train_network(whole)
         (tmp_path / "parts").mkdir(exist_ok=True)
         parts.stop_file.touch()
-        assert compare_seed.train_network(parts)  # stops after a batch
-        assert not (parts.folder / compare_seed.DONE).exists()
+        assert jobs.train_network(parts)  # stops after a batch
+        assert not parts.noted("done", "best.npz")
         parts.stop_file.unlink()
-        assert not compare_seed.train_network(parts)
+        assert not jobs.train_network(parts)
         with np.load(whole.folder / "last.npz") as a, np.load(parts.folder / "last.npz") as b:
             names = [n for n in a.files if n != "training.history"]  # which holds the seconds
             assert all(np.array_equal(a[n], b[n]) for n in names)
 
 
 def test_small_first_starts_from_the_small_networks_weights(tmp_path):
-    settings = Settings(seed=3, epochs=1, lr=0.0, gaussian_head=True)
-    small = compare_seed.Job("fcn", settings, FEW, tmp_path / "small")
-    large = compare_seed.Job("fcn", settings, FEW, tmp_path, first=small)
-    other = Settings(seed=4, epochs=1, lr=0.0, gaussian_head=True)
-    other = compare_seed.Job("fcn", other, FEW, tmp_path)
+    settings = Settings(seed=3, epochs=1, lr=1e-30, gaussian_head=True)
+    small = jobs.Job("fcn", settings, FEW, tmp_path / "small")
+    large = jobs.Job("fcn", settings, FEW, tmp_path, first=small)
+    other = Settings(seed=4, epochs=1, lr=1e-30, gaussian_head=True)
+    other = jobs.Job("fcn", other, FEW, tmp_path)
     for j in (large, other):
-        compare_seed.train_network(j)
+        jobs.train_network(j)
     first, same, unlike = (
-        compare_seed.load_model(j.folder / "best.npz").params["encoder0.conv0.w"]
+        jobs.load_model(j.folder / "best.npz").params["encoder0.conv0.w"]
         for j in (small, large, other)
     )
     assert np.array_equal(first, same) and not np.array_equal(first, unlike)
 
 
-def test_examples_are_chosen_by_the_truth_alone():
+def test_the_example_is_chosen_by_the_truth_alone():
     volume = Volume(np.ones((4, 4, 4), np.float32), np.eye(4))
     scans = [LoadedScan(f"s{n}", volume, n, np.zeros((n, 3))) for n in (9, 1, 5, 3, 7)]
-    assert [len(scans[i].centres_zyx) for i in compare_seed.examples(scans)] == [5, 9]
+    assert len(scans[methods.choose_example(scans)].centres_zyx) == 9
 
 
 def test_markdown_table_states_the_papers_figures(tmp_path):
     row = dict.fromkeys(("fdr", "tpr_true", "fp_true", "froc_area", "tpr_at_limit"), 0.5)
     row |= {"tpr": 0.625, "tpr_ci95": [0.5, 0.75], "fp_per_scan": 1.0, "fp_per_scan_ci95": [0, 2]}
     row |= {"tpr_minus_best": 0.0, "tpr_minus_best_ci95": [0, 0], "fdr_ci95": [0, 1]}
-    text = compare_output.markdown_table({"max": {"regression_fcn": row}})
+    text = tables.markdown_table({"max": {"regression_fcn": row}})
     assert "62.5 [50.0, 75.0]" in text and "54.8 / 1.9 / 37.7" in text

@@ -4,37 +4,37 @@ import numpy as np
 import pytest
 
 from weakunet.compare import statistics as compare_stats
-from weakunet.compare.networks import SeedResult
+from weakunet.compare.methods import SeedResult
+from weakunet.evaluation.metrics import interval
+from weakunet.evaluation.score_scan import Score
 
 
-def test_rates_when_worked_by_hand():
-    hits = [[2, 1, 0], [1, 2, 3]]  # TP, FP, FN of two scans
-    np.testing.assert_allclose(compare_stats.rates(hits), [3 / 6, 3 / 2, 3 / 6])
+def mean_rates(hits, draws=None):
+    found = compare_stats.mean_rates(hits, draws)
+    return np.array([found[name] for name in ("tpr", "fp_per_scan", "fdr")])
 
 
 def test_mean_rates_average_seeds_and_not_lesions():
-    hits = [[[1, 0, 0]], [[0, 4, 9]]]  # one scan a seed: TPR 1 of 1 and 0 of 9
-    np.testing.assert_allclose(compare_stats.mean_rates(hits), [0.5, 2.0, 0.5])
+    hits = [[[1, 0, 0]], [[0, 4, 9]]]  # one scan per seed: TPR 1 of 1 and 0 of 9
+    np.testing.assert_allclose(mean_rates(hits), [0.5, 2.0, 0.5])
 
 
 def test_mean_rates_when_a_seed_has_no_detection():
     hits = [[[0, 0, 5]], [[3, 1, 1]]]  # an FDR of the first is not defined
-    np.testing.assert_allclose(compare_stats.mean_rates(hits), [3 / 8, 0.5, 0.25])
+    np.testing.assert_allclose(mean_rates(hits), [3 / 8, 0.5, 0.25])
 
 
 def test_bootstrap_of_constant_scans_has_no_width():
     hits = np.tile([1, 2, 3], (4, 6, 1))
-    resampled = compare_stats.mean_rates(hits, compare_stats.draw(4, 6, resamples=50))
-    assert compare_stats.interval(resampled[1]) == [2.0, 2.0]
+    resampled = mean_rates(hits, compare_stats.draw(4, 6, resamples=50))
+    assert interval(resampled[1]) == [2.0, 2.0]
     assert resampled.shape == (3, 50)
 
 
 def test_bootstrap_draws_seeds_as_well_as_scans():
     # scans of a seed are equal, so only the draw of seeds can spread the resampled means
     hits = np.stack([np.tile([k, 0, 4 - k], (6, 1)) for k in range(5)])
-    low, high = compare_stats.interval(
-        compare_stats.mean_rates(hits, compare_stats.draw(5, 6, resamples=400))[0]
-    )
+    low, high = interval(mean_rates(hits, compare_stats.draw(5, 6, resamples=400))[0])
     assert low < 0.3 and high > 0.7
 
 
@@ -53,12 +53,11 @@ def test_froc_area_of_a_triangle():
 
 def seed_result(seed, hits):
     curve = [{"scale": 1.0, "fp_per_scan": 1.0, "tpr": 0.5}]
-    names = list(hits)
-    counts = {name: [1.0, 2.0, 4.0] for name in names}
-    return SeedResult(
-        seed, "lmax", ["s0", "s1", "s2"], [1, 2, 3], counts, hits, hits,
-        {name: curve for name in names}, {}, {}, 0.5, {},
-    )  # fmt: skip
+    scores = {
+        name: [Score(f"s{i}", i + 1, 2.0**i, hits=own[i], hits_true_count=own[i]) for i in range(3)]
+        for name, own in hits.items()
+    }
+    return SeedResult(seed, "lmax", scores, dict.fromkeys(hits, curve), {}, 0.5, None)
 
 
 def test_summarise_pairs_the_scans_of_both_methods():

@@ -47,7 +47,7 @@ def stub(monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out what takes longest."""
-    monkeypatch.setattr(predict, "overlay", lambda *arguments: None)
+    monkeypatch.setattr("weakunet.detection.prediction.overlay", lambda *arguments: None)
 
 
 def raw_head():
@@ -311,6 +311,7 @@ def test_bad_input_is_refused_in_one_line(stub, tmp_path, capsys):
     mask = save(tmp_path / "roi.nii.gz", roi)
     moved = save(tmp_path / "moved.nii", roi, AFFINE + np.eye(4)[0][:, None] * np.eye(4)[3])
     same = save(tmp_path / "again" / "S.nii", xyz)
+    latin_1 = save(tmp_path / "M\udcfcller.nii", xyz)
     used = tmp_path / "used"
     used.mkdir()
     (used / "predictions.csv").write_text("")
@@ -319,6 +320,7 @@ def test_bad_input_is_refused_in_one_line(stub, tmp_path, capsys):
         "moved.nii: not on the grid of": [scan, "--roi", moved],
         "missing.nii: no such file": [scan, "--roi", tmp_path / "missing.nii"],
         "a second scan called S": [scan, same, "--roi", mask],
+        r"M\udcfcller.nii: its name has odd characters": [latin_1, "--roi", mask],
         "holds predictions already": [scan, "--roi", mask, "--out", used],
         "not a folder": [scan, "--roi", mask, "--out", scan],
         "the table has a column roi for it": ["--data", "cohort.csv", "--roi", mask],
@@ -348,7 +350,7 @@ def test_failed_scan_is_named_and_the_others_are_predicted(stub, no_pictures, tm
     save(scans[1], xyz)
     assert run(*scans, "--roi", mask, "--model", "m.npz", "--out", tmp_path / "out") == 2
     errors = capsys.readouterr().err
-    assert f"failed: b: {scans[1]}: NaN" in errors and "1 of 3 scans failed" in errors
+    assert f"failed: {scans[1]}: NaN" in errors and "1 of 3 scans failed" in errors
     assert [row["subject"] for row in rows(tmp_path / "out" / "predictions.csv")] == ["a", "c"]
     found = [row["subject"] for row in rows(tmp_path / "out" / "detections.csv")]
     assert [name for name, _ in itertools.groupby(found)] == ["a", "c"]

@@ -264,8 +264,9 @@ def test_killed_run_leaves_whole_files_and_no_worker_and_continues(cohort, tmp_p
     else:
         os.killpg(process.pid, signal.SIGKILL)
         raise AssertionError("a worker outlived the killed run")
-    done = {path.name: path.stat().st_mtime_ns for path in out.glob("s*.nii.gz")}
-    assert 3 <= len(done) < 30 and not (out / "cohort.csv").exists()
+    noted = [out / f"{path.stem}.nii.gz" for path in (out / ".done").glob("s*.json")]
+    done = {path.name: path.stat().st_mtime_ns for path in noted}
+    assert 2 <= len(done) < 30 and not (out / "cohort.csv").exists()
     assert run(cohort, out) == 0
     assert run(cohort, tmp_path / "whole") == 0
     whole = contents(tmp_path / "whole")
@@ -336,6 +337,47 @@ def test_other_settings_and_a_folder_in_use_are_refused(cohort, tmp_path, capsys
     (out / "settings.json").write_text("{")
     assert run(cohort, out) == 2
     assert json.loads(before["settings.json"])["invert"] is False
+
+
+def test_parts_side_by_side_join_to_the_table_of_one_process(cohort, tmp_path, capsys):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert run(cohort, whole) == 0
+    command = [sys.executable, "-m", "weakunet.preprocess", "--data", cohort, "--out", out]
+    parts = [[*command, "--jobs", "1", "--part", f"{k}/3"] for k in (1, 3)]
+    jobs = [subprocess.Popen(part, stderr=subprocess.DEVNULL) for part in parts]
+    assert [job.wait() for job in jobs] == [0, 0]
+    assert not (out / "cohort.csv").exists()
+    assert [s.subject for s in read_cohort(out / "cohort.part-3-of-3.csv")] == ["s2"]
+    assert run(cohort, out) == 2  # joins and names what is missing
+    assert "failed: s1 is missing; run its part again" in capsys.readouterr().err
+    assert [s.subject for s in read_cohort(out / "cohort.csv")] == ["s0", "s2"]
+    assert not (out / "s1.nii.gz").exists()
+    assert run(cohort, out, "--part", "2/3") == 0
+    written = {path: path.stat().st_mtime_ns for path in out.glob("s*.nii.gz")}
+    assert run(cohort, out) == 0
+    assert contents(out) == contents(whole)  # the tables of the parts are gone
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in written.items())
+
+
+def test_subjects_by_name_and_parts_that_cannot_be(cohort, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(cohort, out, "--subjects", "s2", "s0") == 0
+    assert sorted(path.name for path in out.glob("s*.nii.gz")) == ["s0.nii.gz", "s2.nii.gz"]
+    assert run(cohort, out, "--part", "1/2", "--invert") == 2  # a part with other settings
+    assert "begun with other settings" in capsys.readouterr().err
+    assert run(cohort, out) == 0  # subjects by name are no parts of a whole: it makes the rest
+    assert [s.subject for s in read_cohort(out / "cohort.csv")] == ["s0", "s1", "s2"]
+    assert not list(out.glob("cohort.subject*"))
+    for option, text in (
+        ("--part", "4/3"),
+        ("--part", "0/3"),
+        ("--part", "a"),
+        ("--part", "1/2/3"),
+    ):
+        assert run(cohort, out, option, text) == 2
+        assert "K from 1 to N" in capsys.readouterr().err
+    assert run(cohort, out, "--subjects", "s0", "nobody") == 2
+    assert "--subjects nobody: no scan is called so" in capsys.readouterr().err
 
 
 def test_failed_scan_is_named_and_the_others_go_on(cohort, tmp_path, capsys):

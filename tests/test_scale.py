@@ -73,7 +73,7 @@ def no_pictures(monkeypatch):
     def touch(path, *arguments, **options):
         path.write_text("")
 
-    monkeypatch.setattr(predict, "overlay", touch)
+    monkeypatch.setattr("weakunet.detection.prediction.overlay", touch)
 
 
 # -- killed, and taken up again -------------------------------------------------------------------
@@ -105,11 +105,11 @@ def test_killed_prediction_goes_on_with_the_bytes_of_one_process(cohort):
 def begun(cohort, monkeypatch, scans):
     """Predict on the first scans only: the run ends as if it was killed there."""
 
-    def stop(*arguments):
+    def stop(*arguments, **options):
         if stop.left == 0:
             raise KeyboardInterrupt
         stop.left -= 1
-        return write(*arguments)
+        return write(*arguments, **options)
 
     write, stop.left = predict.write_prediction, scans
     with monkeypatch.context() as patch:
@@ -122,9 +122,9 @@ def redone(cohort, monkeypatch):
     """Go on; the subjects that were predicted on now."""
     subjects = []
 
-    def watch(model, scan, *arguments):
+    def watch(model, scan, *arguments, **options):
         subjects.append(scan.subject)
-        return write(model, scan, *arguments)
+        return write(model, scan, *arguments, **options)
 
     write = predict.write_prediction
     with monkeypatch.context() as patch:
@@ -178,6 +178,37 @@ def test_corrected_table_is_obeyed_after_the_end(cohort, no_pictures, monkeypatc
     assert contents(cohort / "out") == contents(cohort / "whole")
 
 
+def test_parts_side_by_side_give_the_tables_of_one_run(cohort, no_pictures, capsys):
+    """One part fails at first: the join names its scan and leaves it out."""
+    image = (cohort / "s04.nii.gz").read_bytes()
+    (cohort / "s04.nii.gz").write_bytes(b"damaged")
+    assert run(cohort, "out", "--part", "1/3") == 0
+    (cohort / "out" / ".writing-abc").write_text("half")  # of another part
+    assert run(cohort, "out", "--part", "2/3") == 2
+    assert run(cohort, "out", "--subjects", "s02", "s05", "s08") == 0
+    assert (cohort / "out" / ".writing-abc").exists()
+    assert not (cohort / "out" / "predictions.csv").exists()
+    capsys.readouterr()
+    assert run(cohort, "out") == 2
+    errors = capsys.readouterr().err
+    assert "failed: s04 is missing" in errors and "1 of 10 scans failed" in errors
+    (cohort / "s04.nii.gz").write_bytes(image)
+    assert run(cohort, "out", "--part", "2/3") == 0
+    assert run(cohort, "out") == 0
+    assert run(cohort, "whole") == 0
+    (cohort / "out" / ".writing-abc").unlink()
+    assert contents(cohort / "out") == contents(cohort / "whole")
+
+
+def test_parts_of_other_settings_are_refused(cohort, no_pictures, capsys):
+    assert run(cohort, "out", "--part", "1/3") == 0
+    assert run(cohort, "out", "--part", "2/3", "--invert") == 2
+    assert "begun with other settings, invert False (now True)" in capsys.readouterr().err
+    assert run(cohort, "out", "--part", "4/3") == 2
+    assert run(cohort, "out", "--subjects", "s99") == 2
+    assert "s99: no scan is called so" in capsys.readouterr().err
+
+
 # -- memory ---------------------------------------------------------------------------------
 
 
@@ -195,14 +226,14 @@ class Alive:
 
 
 def test_prediction_holds_one_scan_at_a_time(cohort, no_pictures, monkeypatch):
-    alive, read = Alive(), load.load_scan
+    alive, read = Alive(), load.read_prepared
 
-    def load_scan(scan):
-        loaded = read(scan)
-        alive.watch(loaded.volume.array)
-        return loaded
+    def read_prepared(scan):
+        volume = read(scan)
+        alive.watch(volume.array)
+        return volume
 
-    monkeypatch.setattr(load, "load_scan", load_scan)
+    monkeypatch.setattr(load, "read_prepared", read_prepared)
     assert run(cohort, "out") == 0
     assert 1 <= alive.most <= 2
 

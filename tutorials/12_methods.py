@@ -25,8 +25,7 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from weakunet.compare import baselines
-from weakunet.compare.networks import METHODS
-from weakunet.compare.results import PAPER
+from weakunet.compare.methods import METHODS, PAPER
 from weakunet.data.phantom import simulate_cohort
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.predict_scan import predict_scan

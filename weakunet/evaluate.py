@@ -21,7 +21,7 @@ from weakunet.evaluation.predictions import choose_scans, load_prediction, read_
 from weakunet.evaluation.score_scan import Tolerance
 from weakunet.evaluation.tables import named, text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
-from weakunet.util.cli import InputError, command
+from weakunet.util.cli import Help, InputError, command
 from weakunet.util.processes import cores
 
 
@@ -36,10 +36,10 @@ def positive(text):
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         "python -m weakunet.evaluate",
-        description="Compare predictions with the truth.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__,
+        formatter_class=Help,
     )
-    add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
+    add = parser.add_argument
     add("--predictions", type=Path, required=True, help="folder that weakunet.predict wrote")
     add("--data", type=Path, required=True, help="cohort table with counts and centres")
     add("--out", type=Path, required=True, help="new folder for the results")
@@ -48,11 +48,11 @@ def parse_arguments(argv):
     text = "distance up to which a detection is a hit, in voxels"
     radius.add_argument("--radius", type=positive, default=RADIUS_VOX, help=text)
     text = "the same in mm, instead of --radius"
-    radius.add_argument("--radius-mm", type=positive, default=argparse.SUPPRESS, help=text)
+    radius.add_argument("--radius-mm", type=positive, help=text)
     add("--seed", type=int, default=0, help="random seed of the bootstrap intervals")
     add("--jobs", type=int, default=cores(), help="processes, each with one scan in memory")
     text = "succeed even if scans of the split have no prediction"
-    add("--allow-missing", action="store_true", default=False, help=text)
+    add("--allow-missing", action="store_true", help=text)
     return parser.parse_args(argv)
 
 
@@ -73,7 +73,7 @@ def main(argv=None):
         load = functools.partial(load_prediction, folder=args.predictions, with_image=with_image)
         cases = [functools.partial(load, scan) for scan in chosen]
         own = dict.fromkeys([NO_NETWORK, MAIN] if with_image else [MAIN], own)
-        tolerance = Tolerance(args.radius, getattr(args, "radius_mm", None))
+        tolerance = Tolerance(args.radius, args.radius_mm)
         result = evaluate_cases(cases, own, tolerance, args.seed, args.jobs)
     for figures in result.metrics.values():
         figures["missing"] = len(missing)

@@ -1,37 +1,38 @@
 """What learning from counts depends on: python -m weakunet.study
 
     scans    how many training scans there are, at the same number of steps
-    noise    the count off by one in a share of the training scans
+    noise    the count off by one in a fraction of the training scans
     pooling  the global pooling: maximum, mean, mean of local maxima with blocks of several sizes
     epochs   one training watched: error of the count and localisation after every epoch
 
-Every training is on the small phantom from counts alone and is judged on its VALIDATION scans, by
-the error of the count, and by the lesions found when the map is cut at the TRUE count, which tells
-errors of the map from errors of the count. Writes study_NAME.csv and study_NAME.png into --out;
-networks that are there are not trained again.
+Every training is on the small phantom from counts alone. It is judged on its VALIDATION scans, by
+the error of the count, and by the lesions found when the map is thresholded at the TRUE count,
+which tells errors of the map from errors of the count. Writes study_NAME.csv and study_NAME.png
+into --out; networks that are there are not trained again.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import functools
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from weakunet.compare.cohorts import COHORTS, FIRST_SEED
-from weakunet.compare.networks import DONE, network_maps
-from weakunet.compare.statistics import rates
+from weakunet.compare.methods import network_maps
 from weakunet.data.phantom import SPACING_MM, simulate_cohort
-from weakunet.detection.detect import detect_lesions
 from weakunet.detection.predict_scan import predict_scan
-from weakunet.evaluation.metrics import count_hits, count_metrics
-from weakunet.figures import counts as figures_counts
+from weakunet.evaluation.evaluator import MAIN, evaluate_maps
+from weakunet.evaluation.metrics import rates
+from weakunet.figures.counts import study_lines
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model, save_checkpoint
 from weakunet.training.loop import WEIGHTS, Run, train
 from weakunet.training.settings import Settings
-from weakunet.util.cli import InputError, command, progress, write_csv, write_json
+from weakunet.util import resume
+from weakunet.util.cli import Help, InputError, command, progress, write_csv
 from weakunet.util.processes import cores, map_processes
 from weakunet.util.threads import set_threads
 
@@ -42,7 +43,7 @@ NOISE = (0.0, 0.25, 0.5)
 BLOCKS = (2, 4, 8)
 X_LABEL = {
     "scans": "training scans (the same number of steps)",
-    "noise": "share of training counts off by one",
+    "noise": "fraction of training counts off by one",
     "pooling": "edge of the blocks, mm in the slice",
     "epochs": "epoch",
 }
@@ -71,7 +72,7 @@ class Variant:
     def folder(self):
         s = self.settings
         name = f"{s.pool}{s.block}-{self.n_train}scans-noise{self.noise:g}-seed{s.seed}"
-        return self.out / "networks" / name
+        return self.out / "networks" / (name + "-watched" * (self.study == "epochs"))
 
 
 def variants(study, seeds, out):
@@ -89,8 +90,8 @@ def variants(study, seeds, out):
             for n_train in SCANS:
                 add("mean of local maxima", n_train, seed, n_train)
         elif study == "noise":
-            for share in NOISE:
-                add("mean of local maxima", share, seed, noise=share)
+            for fraction in NOISE:
+                add("mean of local maxima", fraction, seed, noise=fraction)
         elif study == "pooling":
             for block in BLOCKS:
                 edge_mm = block * SPACING_MM[2]
@@ -102,10 +103,10 @@ def variants(study, seeds, out):
     return made
 
 
-def disturb(counts, share, seed):
-    """Counts of which a `share`, drawn at random, are one too high or (never below 0) too low."""
+def disturb(counts, fraction, seed):
+    """Counts of which a random `fraction` is one too high or (never below 0) one too low."""
     rng = np.random.default_rng([seed, 99])
-    chosen = rng.random(len(counts)) < share
+    chosen = rng.random(len(counts)) < fraction
     step = np.where(rng.random(len(counts)) < 0.5, 1, -1)
     step = np.where(np.asarray(counts) == 0, 1, step)
     return np.where(chosen, counts + step, counts)
@@ -125,13 +126,14 @@ class WatchedRun(Run):
 
 
 def run_variant(variant):
-    """Train unless it is done; rows of COLUMNS (of every epoch, for the study `epochs`)."""
+    """Train unless it is there; rows of COLUMNS (of every epoch, for the study `epochs`)."""
     set_threads(1)
-    s, folder = variant.settings, variant.folder
+    s, folder, watched = variant.settings, variant.folder, variant.study == "epochs"
     cohort = _scans(s.seed)
-    watched = variant.study == "epochs"
-    folder = folder.with_name(folder.name + "-watched") if watched else folder
-    if not (folder / DONE).exists():
+    how = {"n_train": variant.n_train, "noise": variant.noise, **dataclasses.asdict(s)}
+    best = folder / "best.npz"
+    if not resume.noted(folder.parent, folder.name, how, [], [best]):
+        shutil.rmtree(folder, ignore_errors=True)  # of other settings, or half trained
         scans = cohort["train"][: variant.n_train]
         counts = disturb(np.array([scan.count for scan in scans]), variant.noise, s.seed)
         pairs = zip(scans, counts, strict=True)
@@ -140,28 +142,25 @@ def run_variant(variant):
             s.channels, s.convs_per_level, s.pool, s.block,
             rng=np.random.default_rng([s.seed, WEIGHTS]),
         )  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
         with open(folder / "log.txt", "w", encoding="utf-8") as log:
             with contextlib.redirect_stdout(log):
                 run = (WatchedRun if watched else Run)(model, s, folder)
                 train(run, {"train": noisy, "val": cohort["val"]})
-        write_json(folder / DONE, {})
-    names = sorted(folder.glob("epoch*.npz")) if watched else [folder / "best.npz"]
-    return [_judge(variant, path, cohort["val"]) for path in names]
+        resume.note(folder.parent, folder.name, resume.inputs(how, []))
+    names = sorted(folder.glob("epoch*.npz")) if watched else [best]
+    return [_row(variant, path, cohort["val"]) for path in names]
 
 
-def _judge(variant, path, scans):
+def _row(variant, path, scans):
     """A row of COLUMNS: one network on the validation scans."""
-    model = load_model(path)
-    counts, maps = network_maps(scans, predict_scan, model)
-    figures = count_metrics([scan.count for scan in scans], counts)
-    hits = [
-        count_hits(detect_lesions(m, scan.count).centres_zyx, scan.centres_zyx)
-        for m, scan in zip(maps, scans, strict=True)
-    ]
-    tpr, fp, _ = rates(np.array(hits))
+    counts, maps = network_maps(scans, predict_scan, load_model(path))
+    found = evaluate_maps(scans, counts, {MAIN: maps}, threshold_froc=False)
+    counted = found.metrics[MAIN]
+    located = rates([score.hits_true_count for score in found.scores[MAIN]])
     x = int(path.stem[5:]) if variant.study == "epochs" else variant.x
-    numbers = (figures["count_r2"], figures["count_r"], figures["count_mse"], tpr, fp)
+    numbers = [counted[name] for name in ("count_r2", "count_r", "count_mse")]
+    numbers += [located[name] for name in ("tpr", "fp_per_scan")]
     seed = variant.settings.seed
     return (variant.study, variant.series, x, seed, *(round(float(v), 4) for v in numbers))
 
@@ -179,26 +178,32 @@ def draw(out, study, rows):
             lines[series] = (x, mean, low, high)
         panels.append((f"{label} (validation)", lines))
     path = out / f"study_{study}.png"
-    figures_counts.study_lines(path, TITLE[study], X_LABEL[study], panels, log_x=study == "scans")
+    study_lines(path, TITLE[study], X_LABEL[study], panels, log_x=study == "scans")
 
 
 @command
 def main(argv=None):
     """Study: see the module's first lines."""
-    about = __doc__.splitlines()[0].split(":")[0]
-    parser = argparse.ArgumentParser("python -m weakunet.study", description=about)
-    parser.add_argument("study", nargs="*", default=[], metavar="|".join(STUDIES))
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of every variant")
-    parser.add_argument("--out", type=Path, default=Path("runs/study"))
-    parser.add_argument("--jobs", type=int, help="processes (default: one a core)")
+    parser = argparse.ArgumentParser(
+        "python -m weakunet.study",
+        description=__doc__,
+        formatter_class=Help,
+    )
+    about = f"studies to run: {', '.join(STUDIES)} (default: all)"
+    parser.add_argument("study", nargs="*", default=[], metavar="STUDY", help=about)
+    about = "number of runs of every variant, each with a random seed of its own"
+    parser.add_argument("--seeds", type=int, default=2, help=about)
+    about = "folder of the results"
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help=about)
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes")
     args = parser.parse_args(argv)
     unknown = [name for name in args.study if name not in STUDIES]
-    if unknown or args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
+    if unknown or args.seeds < 1 or args.jobs < 1:
         raise InputError(f"{(unknown or ['--seeds and --jobs'])[0]}: choose from {STUDIES}, and at "
                          "least 1 seed and process")  # fmt: skip
     for study in args.study or STUDIES:
         todo = variants(study, args.seeds, args.out)
-        found = map_processes(run_variant, todo, args.jobs or cores())
+        found = map_processes(run_variant, todo, args.jobs)
         pairs = zip(progress(todo, f"study {study}"), found, strict=True)
         rows = [row for _, own in pairs for row in own]
         write_csv(args.out / f"study_{study}.csv", COLUMNS, rows)

@@ -39,7 +39,7 @@ def parse_arguments(argv):
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
     about = "auto: the GPU where there is one (default: auto)"
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)
-    about = "go on with the run in --out; more --epochs lengthen it, --data says where it moved to"
+    about = "go on with the run in --out; more --epochs lengthen it (default: False)"
     parser.add_argument("--resume", action="store_true", help=about)
     add_options(parser)
     given = vars(parser.parse_args(argv))

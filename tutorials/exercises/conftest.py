@@ -4,7 +4,7 @@ with `--answers DIR` it grades DIR/03_backprop/exercise.py instead."""
 from pathlib import Path
 
 import pytest
-from grading import load_answer
+from grading import Answer
 
 
 def pytest_addoption(parser):
@@ -16,8 +16,9 @@ def pytest_configure(config):
         config.option.tbstyle = "short"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def answer(request):
-    """The module with the functions to grade."""
+    """The functions to grade."""
     folder, answers = request.path.parent, request.config.getoption("--answers")
-    return load_answer(Path(answers) / folder.name if answers else folder)
+    with Answer(Path(answers) / folder.name if answers else folder) as functions:
+        yield functions

@@ -1,40 +1,206 @@
-"""What the exercises' tests share: take an answer, compare its results, name the mistake.
+"""What the exercises' tests share: run an answer, compare its results, name the mistake.
 
 A test knows the typical wrong results of its lesson (it computes them) and looks whether the answer
-is one of those; so that a student reads "dw is transposed" and not that two arrays differ.
+is one of those; so that a student reads "dw is transposed" and not that two arrays differ. An
+answer runs in a process of its own (answer_process.py), with limits.
 """
 
-import faulthandler
-import importlib.util
+import ast
+import functools
+import json
 import os
+import pickle
 import re
 import signal
+import subprocess
 import sys
-import warnings
+import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-SECONDS = 10  # of processor time that a kernel may run; ours need a hundredth of one
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(path) for path in (ROOT, ROOT / "tests") if str(path) not in sys.path]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [p for p in map(str, (ROOT, ROOT / "tests", HERE)) if p not in sys.path]
 
+from answer_process import Between, Other, WeightedCubes, decode, read_message, write_message  # noqa: E402
 from cuda_on_cpu import harness  # noqa: E402 (it lies in tests/)
-from cuda_on_cpu.build import build  # noqa: E402
+
+__all__ = ["Answer", "Between", "Stopped", "WeightedCubes", "compare", "fail", "launch", "parts"]
+SECONDS = 10  # of processor time for one task; ours need a hundredth of it
+WAIT = 40  # seconds until an answer that only sleeps is ended
+MEGABYTES = 2000
+# Parts of Python with which an answer could get round the grader, and words that are a set's task.
+NEVER = "ctypes gc importlib inspect multiprocessing pickle runpy socket subprocess".split()
+TASK_ITSELF = {"02_convolution": ("convolve", "correlate")}
+KERNEL_NEVER = re.compile(
+    r"#\s*include|\b(?:asm|__asm__|system|popen|v?fork|execv\w*|_?exit|abort|syscall|dlopen|"
+    r"constructor)\b"
+)
 
 
-def load_answer(folder):
-    """The module `exercise.py` of a folder; a CUDA answer, kernels.cu, lies beside it."""
-    path = Path(folder) / "exercise.py"
+class Stopped(pytest.fail.Exception):
+    """An answer ended in an exception, ran too long, or may not be graded. `name` says which."""
+
+    def __init__(self, name, message):
+        super().__init__(message, pytrace=False)
+        self.name = name
+
+
+class Answer:
+    """The functions of the exercise.py in a folder; each call runs in the answer's own process.
+
+    quiet: throw away what it prints. Use it in a `with` statement, or call close().
+    """
+
+    def __init__(self, folder, quiet=False):
+        self._folder, self._quiet = Path(folder).resolve(), quiet
+        self._process, self._late = None, False
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return functools.partial(self._call, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _call(self, function, *args):
+        if self._process is None:
+            self._start(_what_it_may_import(self._folder))
+        return self._ask(function, "call", function, args)
+
+    def _start(self, modules=(), megabytes=None):
+        self._temporary = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        paths = (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", ""))
+        settings = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        settings["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        numbers = str(SECONDS), str(MEGABYTES if megabytes is None else megabytes)
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "answer_process.py", self._folder, *numbers],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+            stderr=subprocess.DEVNULL if self._quiet else None, cwd=self._temporary.name,
+            env={**os.environ, **settings},
+        )  # fmt: skip
+        self._watch = threading.Timer(max(WAIT, SECONDS), self._end, [True])
+        self._watch.daemon = True
+        self._watch.start()
+        write_message(self._process.stdin, pickle.dumps(("imports", *modules)))
+
+    def _end(self, late=False):
+        """End the process, and what it may have started."""
+        self._late |= late
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (AttributeError, OSError):  # Windows; nobody is left
+            self._process.kill()
+
+    def close(self):
+        """End the answer's process."""
+        if self._process:
+            self._watch.cancel()
+            self._end()
+            self._process.stdout.close()
+            try:
+                self._process.stdin.close()
+            except OSError:
+                pass
+            self._process.wait()
+            self._temporary.cleanup()
+            self._process = None
+
+    def _ask(self, what, *request):
+        """Send a request; its result. Arrays that it changed are changed here, too."""
+        args = request[2]
+        try:
+            write_message(self._process.stdin, pickle.dumps(request))
+            message = read_message(self._process.stdout)
+            if message is None:
+                raise self._why_it_ended(what)
+            reply = json.loads(message)
+            if "error" in reply:
+                raise Stopped(*_what_stopped(what, **{k: str(v) for k, v in reply.items()}))
+            for i, array in reply["changed"].items():
+                arg = args[int(i)]
+                arg = arg.around if isinstance(arg, Between) else arg
+                arg[...] = decode(array)
+            return decode(reply["result"])
+        except OSError:
+            raise self._why_it_ended(what) from None
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            raise Stopped("refused", f"{what} writes into the grader's own channel") from None
+
+    def _why_it_ended(self, what):
+        code = self._process.wait()
+        late = self._late or code == -getattr(signal, "SIGXCPU", 0)
+        self.close()
+        if late:
+            seconds = f"{SECONDS} s of processor time" if code != -9 else f"{WAIT} s"
+            return Stopped("late", f"{what} has not ended after {seconds}: does a loop never stop?")
+        if code < 0:
+            died = signal.Signals(-code).name
+            return Stopped(
+                died, f"{what}: the program died of {died}: memory, or endless recursion"
+            )
+        return Stopped("exit", f"{what} ends the program (exit code {code}) instead of returning")
+
+
+def _what_stopped(what, error, text, where):
+    """The name and the message of what an answer's process says about an exception."""
+    if error in ("NotImplementedError", "missing", "refused", "changed", "KernelError"):
+        return error, text
+    if error == "SystemExit":
+        return error, f"{what} ends the program (sys.exit) instead of returning{where}"
+    return error, f"{what} stops with {error}: {text}{where}"
+
+
+def _imports(text):
+    """(line, name) of everything that a program imports; `from a import b` is a.b."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def _what_it_may_import(folder):
+    """Modules that the set's own exercise.py imports beyond Python and numpy.
+
+    Fails where an answer is not there or imports more: Python, numpy and these are allowed.
+    """
+    path, stub = folder / "exercise.py", HERE / folder.name / "exercise.py"
     if not path.is_file():
-        pytest.fail(
-            f"{path}: no such file; an answer keeps the folder's and the file's name", False
-        )
-    spec = importlib.util.spec_from_file_location(f"answer_{abs(hash(path))}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        raise Stopped("missing", f"{path}: no such file; an answer keeps folder's and file's name")
+    given = [name for _, name in _imports(stub.read_text(encoding="utf-8"))]
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        imported, tree = list(_imports(text)), ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None)
+        where = f", line {line}" if line else ""
+        raise Stopped("SyntaxError", f"exercise.py{where} is no Python: {error}") from None
+    scipy = any(name.startswith("scipy.") for name in given)
+    for line, name in imported:
+        top = name.partition(".")[0]
+        of_python = top in sys.stdlib_module_names and top not in NEVER
+        if not (of_python or top == "numpy" or name in given or (top == "scipy" and scipy)):
+            raise Stopped(
+                "refused",
+                f"exercise.py, line {line}: it imports {name}; an answer may use Python, numpy and "
+                "what its exercise.py came with",
+            )
+    for node in ast.walk(tree):
+        word = getattr(node, "attr", None) or getattr(node, "value", None)
+        word = node.name if isinstance(node, ast.alias) else word
+        if isinstance(word, str) and word in TASK_ITSELF.get(folder.name, ()):
+            raise Stopped("refused", f"exercise.py uses numpy's {word}: that is the task itself")
+    return [name.rpartition(".")[0] for name in given if name != "numpy"]
 
 
 def fail(message):
@@ -52,9 +218,11 @@ def compare(what, actual, expected, mistakes=(), tolerance=1e-9):
     if actual is None:
         fail(f"{what} is None: the function does not return it")
     try:
+        if isinstance(actual, str) or np.asarray(actual).dtype.kind == "U":
+            raise TypeError
         actual = np.asarray(actual, float)
     except (TypeError, ValueError):
-        fail(f"{what} is {type(actual).__name__} {str(actual)[:60]}, not numbers {expected.shape}")
+        fail(f"{what} is {_name_of(actual)}, not numbers of shape {expected.shape}")
     for wrong, message in mistakes:  # the exercise's own data must tell them apart
         assert not _same(expected, wrong, tolerance), f"the data do not show: {message}"
     if _same(actual, expected, tolerance):
@@ -64,6 +232,8 @@ def compare(what, actual, expected, mistakes=(), tolerance=1e-9):
             fail(message)
     if actual.shape != expected.shape:
         fail(f"{what} has shape {actual.shape}, expected {expected.shape}")
+    if not expected.shape:
+        fail(f"{what} is {actual:.6g}, expected {expected:.6g}")
     if np.isnan(actual).any():
         where = tuple(map(int, np.argwhere(np.isnan(actual))[0]))
         fail(f"{what} is NaN in {np.isnan(actual).sum()} of {actual.size} places, first at {where}")
@@ -75,13 +245,16 @@ def compare(what, actual, expected, mistakes=(), tolerance=1e-9):
     )
 
 
+def _name_of(result):
+    return f"a {result.name} {result.text}" if isinstance(result, Other) else repr(result)[:60]
+
+
 def parts(function, result, names):
     """The parts of a returned tuple, names = "dx, dw, db"; fails where they are not there."""
     number = len(names.split(", "))
     if not isinstance(result, (tuple, list)) or len(result) != number:
-        given = (
-            f"{len(result)} parts" if isinstance(result, (tuple, list)) else type(result).__name__
-        )
+        is_tuple = isinstance(result, (tuple, list))
+        given = f"{len(result)} parts" if is_tuple else _name_of(result)
         fail(f"{function} must return {number} things, {names}; it returns {given}")
     return result
 
@@ -107,51 +280,40 @@ def launch(answer, kernel, threads, args, seed=0):
     """
     if harness.reason_not_to_run():
         pytest.skip(harness.reason_not_to_run())
-    path = Path(answer.__file__).with_name("kernels.cu")
+    path = answer._folder / "kernels.cu"
+    if not path.is_file():
+        raise Stopped("missing", f"{path}: no such file; an answer keeps folder's and file's name")
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text("utf-8", "replace"), flags=re.S)
+    if word := KERNEL_NEVER.search(text):
+        raise Stopped("refused", f"kernels.cu uses {word.group()!r}: a kernel needs nothing of it")
+    request = kernel, "launch", kernel, args, threads, seed
     try:
-        build(path, "double")
-    except harness.KernelError as error:
-        fail(str(error))
+        if answer._process is None:
+            answer._start()
+        answer._ask(*request, None)
+    except Stopped as error:
+        if error.name.startswith("SIG"):
+            line = _line_that_dies(answer, request)
+            message = "the program died; most likely an index far outside its array"
+            raise Stopped(error.name, f"{line or kernel}: {message}") from None
+        if "divergent barrier" in str(error):
+            why = "inside an `if`, or after a `return`"
+            fail(
+                f"{error}\nA __syncthreads() stands where not all threads of the block come: {why}"
+            )
+        if error.name in ("TypeError", "ValueError"):
+            fail(f"{error}\nThe kernel's name and parameters must stay as they were")
+        raise
 
-    def run(sanitize=None):
-        try:
-            harness.CudaOnCpu(seed, sanitize).launch(path, kernel, threads, args)
-        except (harness.KernelError, TypeError, ValueError) as error:
-            return error
+
+def _line_that_dies(answer, request):
+    """Where AddressSanitizer, if it can run here, sees the kernel leave its arrays."""
+    if harness.reason_not_to_run("address"):
         return None
-
-    died_of = _try_in_a_child(run)
-    if died_of == signal.SIGVTALRM:
-        fail(f"{kernel} has not ended after {SECONDS} s: does a loop never stop?")
-    if died_of is not None:
-        text = str(run("address")) if harness.reason_not_to_run("address") is None else ""
-        line = re.search(r"kernels\.cu:\d+", text)
-        fail(
-            f"{line.group() if line else kernel}: the program died of "
-            f"{signal.Signals(died_of).name}; most likely an index far outside its array"
-        )
-    error = run()
-    if "divergent barrier" in str(error):
-        fail(
-            f"{error}\nA __syncthreads() stands where not all threads of the block come by: inside "
-            "an `if`, or after a `return`"
-        )
-    if isinstance(error, (TypeError, ValueError)):
-        fail(f"{error}\nThe kernel's name and parameters must stay as they were")
-    if error is not None:
-        fail(str(error))
-
-
-def _try_in_a_child(run):
-    """Run in a forked copy of this program first: the signal that it died of, or None."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of threads that the child does without (numpy's)
-        child = os.fork()
-    if child == 0:
-        faulthandler.disable()
-        signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-        run()
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    answer._start(megabytes=0)  # it reserves terabytes
+    try:
+        answer._ask(*request, "address")
+    except Stopped as error:
+        line = re.search(r"kernels\.cu:\d+", str(error))
+        return line and line.group()
+    return None

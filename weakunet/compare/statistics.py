@@ -8,19 +8,12 @@ draws for both, since both saw the same scans.
 
 import numpy as np
 
+from weakunet.evaluation.evaluator import MAIN, NO_NETWORK, known_counts
 from weakunet.evaluation.froc import SCALES
-from weakunet.evaluation.metrics import count_metrics, detection_metrics
+from weakunet.evaluation.metrics import count_metrics, interval, rates
 
 RESAMPLES = 2000
 FPAV_LIMIT = 4.4  # the paper's second operating point; the area under the FROC ends there
-RATES = ("tpr", "fp_per_scan", "fdr")
-
-
-def rates(hits):
-    """TPR, FPav and FDR (3, ...) of hits (..., S, 3); NaN where not defined."""
-    tp, fp, fn = np.moveaxis(np.asarray(hits, float).sum(-2), -1, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.stack([tp / (tp + fn), fp / np.shape(hits)[-2], fp / (tp + fp)])
 
 
 def draw(n_seeds, n_scans, seed=0, resamples=RESAMPLES):
@@ -31,24 +24,22 @@ def draw(n_seeds, n_scans, seed=0, resamples=RESAMPLES):
 
 
 def mean_rates(hits, draws=None):
-    """Rates of hits (R, S, 3) as means over seeds (3,), or with `draws` the resampled (3, B)."""
+    """Each of metrics.RATES as its mean over seeds, or with `draws` as the resampled means (B,).
+
+    Parameters: hits (R, S, 3). A seed in which a rate is not defined is left out of its mean.
+    """
     hits = np.asarray(hits, float)
     if draws is not None:
         seeds, scans = draws
         hits = hits[seeds[..., None], scans]
-    values = rates(hits)
+    return {name: _mean(values) for name, values in rates(hits).items()}
+
+
+def _mean(values):
+    """Mean over the last axis of what is not NaN."""
     defined = ~np.isnan(values)
-    total = np.where(defined, values, 0).sum(-1)
-    n = defined.sum(-1)
+    total, n = np.where(defined, values, 0).sum(-1), defined.sum(-1)
     return np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
-
-
-def interval(values):
-    """[low, high] of the 95 % percentile interval; NaN values are left out."""
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return [float("nan")] * 2
-    return [float(end) for end in np.percentile(values, [2.5, 97.5])]
 
 
 def tpr_at(curve, fp_per_scan):
@@ -67,42 +58,40 @@ def froc_area(curve, limit=FPAV_LIMIT):
     return float(np.mean([tpr_at(curve, x) for x in grid]))
 
 
-def summarise(results, best="regression_fcn"):
+def summarise(results, best=MAIN):
     """dict method -> figures over all SeedResults of one global pooling.
 
-    Figures: tpr, fp_per_scan, fdr, tpr_per_scan and *_ci95; tpr_by_seed; tpr_true, fp_true (at the
-    true count); froc_area, tpr_at_limit; count_*; and tpr_minus_best, with its interval.
+    Figures: metrics.RATES and their *_ci95; tpr_by_seed, fp_by_seed; tpr_true, fp_true (at the true
+    count); froc_area, tpr_at_limit; count_*; and tpr_minus_best, with its interval.
     """
+    draws = draw(len(results), len(results[0].scores[best]))
+    best_hits = _hits(results, best, "hits")
+    best_tpr, best_draws = mean_rates(best_hits)["tpr"], mean_rates(best_hits, draws)["tpr"]
     table = {}
-    n_scans = len(results[0].true)
-    draws = draw(len(results), n_scans)
-    if best in results[0].hits:
-        best_draws = mean_rates([r.hits[best] for r in results], draws)[0]
-        best_tpr = mean_rates([r.hits[best] for r in results])[0]
-    for method in results[0].hits:
-        hits = np.stack([r.hits[method] for r in results])
-        values, resampled = mean_rates(hits), mean_rates(hits, draws)
-        row = {}
-        for k, name in enumerate(RATES):
-            row[name], row[f"{name}_ci95"] = float(values[k]), interval(resampled[k])
-        own = [detection_metrics(h, resamples=1)["tpr_per_scan"] for h in hits]
-        row["tpr_per_scan"] = float(np.nanmean(own))
-        row["tpr_by_seed"] = [float(v) for v in rates(hits)[0]]
-        row["fp_by_seed"] = [float(v) for v in rates(hits)[1]]
-        at_true = mean_rates([r.hits_true[method] for r in results])
-        row["tpr_true"], row["fp_true"] = float(at_true[0]), float(at_true[1])
-        row["froc_area"] = float(np.mean([froc_area(r.curves[method]) for r in results]))
-        row["tpr_at_limit"] = float(
-            np.mean([tpr_at(r.curves[method], FPAV_LIMIT) for r in results])
-        )
-        if method != "intensities":
-            own = [count_metrics(r.true, r.counts[method]) for r in results]
+    for method in results[0].scores:
+        hits = _hits(results, method, "hits")
+        resampled, row = mean_rates(hits, draws), {}
+        for name, value in mean_rates(hits).items():
+            row[name], row[f"{name}_ci95"] = float(value), interval(resampled[name])
+        row["tpr_by_seed"] = [float(value) for value in rates(hits)["tpr"]]
+        row["fp_by_seed"] = [float(value) for value in rates(hits)["fp_per_scan"]]
+        at_true = mean_rates(_hits(results, method, "hits_true_count"))
+        row["tpr_true"], row["fp_true"] = float(at_true["tpr"]), float(at_true["fp_per_scan"])
+        curves = [r.curves[method] for r in results]
+        row["froc_area"] = float(np.mean([froc_area(curve) for curve in curves]))
+        row["tpr_at_limit"] = float(np.mean([tpr_at(curve, FPAV_LIMIT) for curve in curves]))
+        if method != NO_NETWORK:
+            own = [count_metrics(*known_counts(r.scores[method])) for r in results]
             row |= {name: float(np.mean([m[name] for m in own])) for name in own[0]}
-        if best in results[0].hits:
-            row["tpr_minus_best"] = float(values[0] - best_tpr)
-            row["tpr_minus_best_ci95"] = interval(resampled[0] - best_draws)
+        row["tpr_minus_best"] = float(row["tpr"] - best_tpr)
+        row["tpr_minus_best_ci95"] = interval(resampled["tpr"] - best_draws)
         table[method] = row
     return table
+
+
+def _hits(results, method, name):
+    """(R, S, 3): TP, FP, FN of every seed's test scans."""
+    return np.array([[getattr(score, name) for score in r.scores[method]] for r in results])
 
 
 def mean_curve(curves):

@@ -1,17 +1,16 @@
-"""The ceiling: the same network, trained with a label per voxel instead of a count per scan.
+"""Fully supervised upper bound: the same network, with a label per voxel instead of a count.
 
 Not in the paper; it shows what the weak label costs. The same layers give every voxel the logit
-M + b, M = sum_i w_i f_i (eq. 3's heatmap, with its bias, without global pooling), and learn
+z = M + b, M = sum_i w_i f_i (eq. 3's heatmap, without global pooling), and learn
 
     loss = mean over voxels v inside the ROI of  c_v (log(1 + exp(z_v)) - y_v z_v)
 
-the cross-entropy of y_v = 1 within LABEL_RADIUS_MM of a lesion's centre, else 0, where lesions
-count c_v = POSITIVE_WEIGHT fold because they are a few voxels in a thousand. The optimizer, the
-schedule, the transforms and their random numbers are those of training.py. Its count is the number
-of components above one threshold, chosen on validation scans.
+the cross-entropy of y_v = 1 within LABEL_RADIUS_MM of a lesion's centre, else 0. Lesions count
+c_v = POSITIVE_WEIGHT fold because they are a few voxels in a thousand. The count is the number of
+components above one threshold, chosen on validation scans.
 """
 
-import time
+import dataclasses
 
 import numpy as np
 from scipy import ndimage
@@ -20,16 +19,14 @@ from weakunet.detection.detect import CONNECTIVITY, component_numbers
 from weakunet.evaluation.metrics import correlation
 from weakunet.gpu import backend
 from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
-from weakunet.training.augment import draw_transform, warp
-from weakunet.training.checkpoint import save_checkpoint
-from weakunet.training.loop import TRANSFORM, Run, common_shape, learning_rate, pad_together
-from weakunet.util.cli import InputError, progress, write_csv
+from weakunet.training.augment import warp
+from weakunet.training.loop import Run
+from weakunet.util.cli import InputError
 
 LABEL_RADIUS_MM = 0.85
 POSITIVE_WEIGHT = 10.0
-COLUMNS = ("epoch", "lr", "train_loss", "val_loss", "val_r", "seconds")  # as training.COLUMNS
-# which share of the voxels may pass the threshold of `components_threshold`
-SHARES = np.geomspace(1e-5, 0.1, 300)
+NOT_COUNTED = -1  # label of voxels outside the slice whose lesions were marked
+FRACTIONS = np.geomspace(1e-5, 0.1, 300)  # of the voxels, which may pass `components_threshold`
 
 
 def draw_labels(shape, centres_zyx, spacing_mm):
@@ -48,41 +45,26 @@ def draw_labels(shape, centres_zyx, spacing_mm):
     return labels
 
 
-def _example(run, scan, volume, matrix):
-    """Scan, labels and which voxels count (bool), each (D, H, W), after the transform `matrix`.
+def label_volumes(scans, shape):
+    """Labels of all scans, padded: (n, *shape) int8, 1 at lesions, 0 elsewhere, or NOT_COUNTED.
 
-    The labels are drawn anew around the moved centres. Of a scan whose lesions were marked in one
-    slice only that slice counts.
+    Raises InputError where a scan has no centres.
     """
-    volume = backend.to_device(volume, run.model.device).astype(np.float32, copy=False)
-    shape, linear, offset = volume.shape, matrix[:, :3], matrix[:, 3]
-    centres = (scan.centres_zyx - offset) @ np.linalg.inv(linear).T
-    labels = draw_labels(shape, centres, scan.volume.spacing_mm)
-    moved = warp(volume, matrix)
-    counts = moved > 0
-    if scan.slice_index is not None:
-        source_z = np.tensordot(linear[0], np.indices(shape), axes=1) + offset[0]
-        in_slice = abs(source_z - scan.slice_index) <= 0.5
-        counts &= backend.to_device(in_slice, run.model.device)
-    return moved, backend.to_device(labels, run.model.device), counts
-
-
-def _batch(run, scans, volumes, chosen, transform):
-    """The `_example`s of the chosen scans, stacked to (n, 1, D, H, W) each."""
-    settings, examples = run.settings, []
-    for i in chosen:
-        matrix = np.eye(3, 4)
-        if transform:
-            rng = np.random.default_rng([settings.seed, TRANSFORM, run.epoch, i])
-            amounts = (settings.flips, settings.shift_vox, settings.rotate_deg, settings.scale)
-            matrix = draw_transform(rng, volumes[i].shape, *amounts)
-        examples.append(_example(run, scans[i], volumes[i], matrix))
-    xp = backend.array_module(examples[0][0])
-    return [xp.stack(arrays)[:, None] for arrays in zip(*examples, strict=True)]
+    labels = np.zeros((len(scans), *shape), np.int8)
+    for own, scan in zip(labels, scans, strict=True):
+        if scan.centres_zyx is None:
+            raise InputError(f"{scan.subject}: no lesion centres; voxel-wise labels need them")
+        own[...] = draw_labels(shape, scan.centres_zyx, scan.volume.spacing_mm)
+        if scan.slice_index is not None:
+            own[np.arange(shape[0]) != scan.slice_index] = NOT_COUNTED
+    return labels
 
 
 def voxel_loss(logits, labels, counts):
-    """The loss (see above) and its gradient in the logits; all arrays (N, 1, D, H, W)."""
+    """The loss (see above) and its gradient with respect to the logits.
+
+    Parameters: logits; labels in [0, 1]; counts (bool), which voxels count; all (N, 1, D, H, W).
+    """
     xp = backend.array_module(logits)
     weight = counts * (1 + (POSITIVE_WEIGHT - 1) * labels) / max(int(counts.sum()), 1)
     loss = (weight * (xp.logaddexp(0, logits) - labels * logits)).sum()
@@ -91,7 +73,7 @@ def voxel_loss(logits, labels, counts):
 
 
 def forward_backward(model, scans, labels, counts):
-    """The loss; sets all gradients of the model."""
+    """The loss of a batch; sets all gradients of the model."""
     head = model.linear
     w = head.params["w"].reshape(1, -1, 1, 1, 1)
     f = model.features(scans, keep=True)
@@ -102,106 +84,81 @@ def forward_backward(model, scans, labels, counts):
     return loss
 
 
-def _train_epoch(run, scans, volumes, stop):
-    """Mean loss over the batches of one epoch; None if `stop()` ended it early."""
-    settings, order, losses = run.settings, run.order(len(scans)), []
-    run.optimizer.lr = learning_rate(settings, run.epoch)
-    starts = range(0, len(scans), settings.batch)
-    for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
-        chosen = order[start : start + settings.batch]
-        losses.append(forward_backward(run.model, *_batch(run, scans, volumes, chosen, True)))
-        run.optimizer.step(run.model.grads)
-        if stop():
-            return None
-    return float(np.mean(losses))
+class VoxelwiseRun(Run):
+    """A training run on voxel-wise labels: same loop, optimizer, schedule and transforms.
 
-
-def _validate(run, scans, volumes):
-    """Mean loss, and the correlation of the true count with the sum of the probabilities."""
-    losses, sums, head = [], [], run.model.linear.params
-    for i in range(len(scans)):
-        array, labels, counts = _batch(run, scans, volumes, [i], False)
-        w = head["w"].reshape(1, -1, 1, 1, 1)
-        logits = conv3d_forward(run.model.features(array), w, head["b"])
-        losses.append(voxel_loss(logits, labels, counts)[0])
-        inside = backend.to_host(logits)[backend.to_host(counts)]
-        sums.append(np.exp(-np.logaddexp(0, -inside)).sum())
-    return float(np.mean(losses)), correlation([scan.count for scan in scans], sums)
-
-
-def train_voxelwise(model, settings, scans, out, stop=lambda: False):
-    """Train a WeakUNet with voxel-wise labels; True if `stop()` ended it early.
-
-    Parameters: settings as Settings; scans, dict split -> list of LoadedScan, `train` and
-    `val` of them used, all with centres_zyx. Writes best.npz (lowest validation loss), last.npz and
-    log.csv into `out`; goes on from a last.npz there, at the beginning of an epoch. The heatmap of
-    `predict_scan` is then the logit without its bias, and its count means nothing.
-    Raises InputError where a scan has no centres or the training diverges.
+    Scans need centres_zyx. The heatmap of `predict_scan` is then the logit without its bias, and
+    its count means nothing.
     """
-    run, volumes = Run(model, settings, out), {}
-    for scan in scans["train"] + scans["val"]:
-        if scan.centres_zyx is None:
-            raise InputError(f"{scan.subject}: no lesion centres; voxel-wise labels need them")
-    arrays = {split: [scan.volume.array for scan in scans[split]] for split in ("train", "val")}
-    model.shape = common_shape(arrays["train"] + arrays["val"], model.multiple)
-    model.flips = settings.flips
-    for split in arrays:
-        volumes[split] = backend.cache(pad_together(arrays[split], model.shape), model.device)
-    if run.started():
-        run.load()
-    else:
-        model.linear.params["b"][:] = _log_odds(run, scans["train"], volumes["train"])
-        run.save()
-    while run.epoch < settings.epochs and not run.stale():
-        started = time.monotonic()
-        loss = _train_epoch(run, scans["train"], volumes["train"], stop)
-        if loss is None:
-            return True
-        val_loss, r = _validate(run, scans["val"], volumes["val"])
-        _finish_epoch(run, loss, val_loss, r, time.monotonic() - started)
-    return False
 
+    columns = ("epoch", "lr", "train_loss", "val_loss", "val_r", "seconds")
 
-def _log_odds(run, scans, volumes):
-    """The logit that is right on average: the log of the weighted odds of a lesion's voxel."""
-    lesion = inside = 0
-    for scan, volume in zip(scans, volumes, strict=True):
-        _, labels, counts = _example(run, scan, volume, np.eye(3, 4))
-        lesion, inside = lesion + float((labels * counts).sum()), inside + float(counts.sum())
-    return np.log(POSITIVE_WEIGHT * max(lesion, 1) / max(inside - lesion, 1))
+    def __init__(self, model, settings, out):
+        # gaussian_head: the loop leaves the last layer alone; `prepare` starts it
+        super().__init__(model, dataclasses.replace(settings, gaussian_head=True), out)
 
+    def prepare(self, scans, volumes):
+        shape = self.model.shape
+        self.labels = {split: label_volumes(scans[split], shape) for split in ("train", "val")}
+        if self.epoch == self.batch == 0:
+            lesion = inside = 0
+            for volume, labels in zip(volumes["train"], self.labels["train"], strict=True):
+                counts = (backend.to_host(volume) > 0) & (labels != NOT_COUNTED)
+                lesion, inside = lesion + (labels[counts] == 1).sum(), inside + counts.sum()
+            # the logit that is right on average: the log of the weighted odds of a lesion's voxel
+            odds = POSITIVE_WEIGHT * max(lesion, 1) / max(inside - lesion, 1)
+            self.model.linear.params["b"][:] = np.log(odds)
 
-def _finish_epoch(run, loss, val_loss, r, seconds):
-    """As Run.finish_epoch, with the loss of the voxels for the count's squared error."""
-    if not np.isfinite(val_loss):
-        raise InputError(
-            f"{run.out}: training diverged in epoch {run.epoch + 1}; "
-            "train into another folder with a lower --lr or --eps"
+    def learn(self, scans, targets, places, matrices):
+        labels = self._labels("train", backend.to_host(places))
+        return forward_backward(self.model, scans, *_targets(scans, warp(labels, matrices)))
+
+    def _labels(self, split, chosen):
+        labels = self.labels[split][chosen].astype(np.float32)  # (N, D, H, W)
+        return backend.to_device(labels, self.model.device)
+
+    def validate(self, volumes):
+        """Sums of the probabilities (n,); keeps the mean loss for `finish_epoch`."""
+        losses, sums, head = [], [], self.model.linear.params
+        for i, volume in enumerate(volumes):
+            scan = backend.to_device(volume, self.model.device).astype(np.float32, copy=False)
+            scan = scan[None, None]  # (D, H, W) -> (1, 1, D, H, W)
+            labels, counts = _targets(scan, self._labels("val", [i]))
+            w = head["w"].reshape(1, -1, 1, 1, 1)
+            logits = conv3d_forward(self.model.features(scan), w, head["b"])
+            losses.append(voxel_loss(logits, labels, counts)[0])
+            inside = backend.to_host(logits)[backend.to_host(counts)]
+            sums.append(np.exp(-np.logaddexp(0, -inside)).sum())
+        self.val_loss = np.mean(losses)
+        return np.array(sums)
+
+    def finish_epoch(self, counts, sums, seconds):
+        r = correlation(counts["val"], sums)
+        row = self.keep_epoch(backend.to_host(self.predicted).mean(), self.val_loss, r, seconds)
+        print(
+            f"epoch {self.epoch}/{self.settings.epochs}  cross-entropy: training {row[2]:.5f}, "
+            f"validation {row[3]:.5f}  r {r:.2f}  {seconds:.1f} s",
+            flush=True,
         )
-    run.epoch += 1
-    run.history.append((run.epoch, run.optimizer.lr, loss, val_loss, r, round(seconds, 2)))
-    if run.best_epoch() == len(run.history) - 1:
-        save_checkpoint(run.out / "best.npz", run.model)
-    run.save()
-    write_csv(run.out / "log.csv", COLUMNS, run.history)
-    print(
-        f"epoch {run.epoch}/{run.settings.epochs}  cross-entropy: training {loss:.5f}, "
-        f"validation {val_loss:.5f}  r {r:.2f}  {seconds:.1f} s",
-        flush=True,
-    )
+
+
+def _targets(scans, labels):
+    """(labels in [0, 1], which voxels count), each like scans, from labels (N, D, H, W)."""
+    labels = labels[:, None]
+    return labels * (labels > 0), (scans > 0) & (labels > NOT_COUNTED / 2)
 
 
 def components_threshold(heatmaps, counts):
     """The one level for all heatmaps above which their components agree best with the counts.
 
     Parameters: heatmaps (D, H, W) and true counts of VALIDATION scans. Returns the level with the
-    least squared error of the count, of equals the highest; at most a tenth of the voxels above
+    least squared error of the count, ties go to the highest; at most a tenth of the voxels above
     their map's minimum pass it. inf where every map is constant.
     """
     values = np.concatenate([heatmap[heatmap > heatmap.min()] for heatmap in heatmaps])
     if not len(values):
         return np.inf
-    levels = np.unique(np.quantile(values, 1 - SHARES, method="inverted_cdf"))
+    levels = np.unique(np.quantile(values, 1 - FRACTIONS, method="inverted_cdf"))
     errors = np.zeros(len(levels))
     for heatmap, count in zip(heatmaps, counts, strict=True):
         swept, numbers = [np.zeros(0)], [np.zeros(1, int)]

@@ -130,6 +130,8 @@ def scans_from_files(paths, roi, slice_z_mm):
             if name.lower().endswith(suffix):
                 name = name[: -len(suffix)]
                 break
+        if not name.isprintable():  # also where it is not in the system's encoding
+            raise InputError(f"{path}: its name has odd characters; rename it")
         if name.casefold() in scans:
             raise InputError(
                 f"{path}: a second scan called {name}; use --data, where each has its own name"

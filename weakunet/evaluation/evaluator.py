@@ -45,10 +45,12 @@ def evaluate_maps(scans, counts, maps, tolerance=None, seed=0, threshold_froc=Tr
     cases = []
     for scan, *own in zip(scans, *maps.values(), strict=True):
         cases.append(functools.partial(tuple, (scan, dict(zip(maps, own, strict=True)))))
-    return evaluate_cases(cases, counts, tolerance, seed, threshold_froc=threshold_froc)
+    return evaluate_cases(cases, counts, tolerance, seed, 1, threshold_froc, quiet=True)
 
 
-def evaluate_cases(cases, counts, tolerance=None, seed=0, n_jobs=1, threshold_froc=True):
+def evaluate_cases(
+    cases, counts, tolerance=None, seed=0, n_jobs=1, threshold_froc=True, quiet=False
+):
     """Detect lesions in every map at its predicted count, match them with the truth, and measure.
 
     Scans without known centres are judged by their counts only.
@@ -61,6 +63,7 @@ def evaluate_cases(cases, counts, tolerance=None, seed=0, n_jobs=1, threshold_fr
     seed : of the bootstrap intervals
     n_jobs : processes; each has one scan in memory
     threshold_froc : also sweep one threshold over all scans, which opens each scan again
+    quiet : print no progress
 
     Returns
     -------
@@ -70,13 +73,14 @@ def evaluate_cases(cases, counts, tolerance=None, seed=0, n_jobs=1, threshold_fr
     own_counts = [dict(zip(counts, row, strict=True)) for row in zip(*counts.values(), strict=True)]
     tasks = list(zip(cases, own_counts, strict=True))
     with processes(min(n_jobs, len(cases))) as each:
-        found = list(_watch(each(functools.partial(score_scan, tolerance), tasks), tasks, "score"))
+        found = each(functools.partial(score_scan, tolerance), tasks)
+        found = list(_watch(found, tasks, "score", quiet))
         scores = {method: [one[method] for one in found] for method in counts}
         result = Evaluation(scores, cases=cases, tolerance=tolerance)
         for method, own in scores.items():
             _measure(result, method, own, seed)
         if threshold_froc and result.curves:
-            _sweep_threshold(result, each)
+            _sweep_threshold(result, each, quiet)
     return result
 
 
@@ -120,19 +124,19 @@ def _measure(result, method, scores, seed):
         result.metrics[method] = figures | {"missing": 0}  # scans without a prediction
 
 
-def _sweep_threshold(result, each):
+def _sweep_threshold(result, each, quiet):
     """Add the FROC by threshold; `each` maps a function over the cases."""
     levels = {}
     for method, scores in result.scores.items():
         levels[method] = froc_thresholds([score.candidates for score in located(scores)])
     found = each(functools.partial(hits_above, result.tolerance, levels), result.cases)
-    found = list(_watch(found, result.cases, "threshold FROC"))
+    found = list(_watch(found, result.cases, "threshold FROC", quiet))
     for method in result.curves:
         hits = [one[method] for one in found if one[method] is not None]
         result.by_threshold[method] = froc_curve("threshold", levels[method], hits)
 
 
-def _watch(results, items, what):
+def _watch(results, items, what, quiet):
     """The results of all items, with progress."""
-    for result, _ in zip(results, progress(items, what), strict=True):
+    for result, _ in zip(results, progress(items, what, quiet), strict=True):
         yield result

@@ -30,7 +30,13 @@ START_ON = 32  # training scans that the last layer's first weights are measured
 
 
 class Run:
-    """All that a training run knows; OUT/last.npz is this, saved after every epoch."""
+    """All that a training run knows; OUT/last.npz is this, saved after every epoch.
+
+    What is learned is decided by `prepare`, `learn`, `validate` and `finish_epoch`; compare's
+    VoxelwiseRun overrides them.
+    """
+
+    columns = COLUMNS  # of log.csv
 
     def __init__(self, model, settings, out):
         self.model, self.settings, self.out = model, settings, out
@@ -96,36 +102,53 @@ class Run:
                 f"{path}: cannot be resumed ({one_line(error)}); train into another folder"
             ) from None
 
+    def prepare(self, scans, volumes):
+        """Get ready to train on `volumes` (split -> (n, D, H, W)), which are the scans, padded."""
+
+    def learn(self, scans, targets, places, matrices):
+        """The gradients of one batch; returns what is predicted for each scan (N,).
+
+        scans (N, 1, D, H, W), transformed; targets (N,), true counts; places (N,), indices of the
+        scans; matrices (N, 3, 4), their transforms.
+        """
+        predicted = self.model.forward(scans)
+        self.model.backward(mse_backward(predicted, targets))
+        return predicted
+
+    def validate(self, volumes):
+        """Predicted counts (n,), on the host, of the validation scans."""
+        return predict_counts(self.model, volumes, self.settings.batch)
+
     def finish_epoch(self, counts, val_predicted, seconds):
         """Log the epoch just trained; keep its weights if they are the best; save."""
         order = self.order(len(counts["train"]))
         train_error = backend.to_host(self.predicted) - counts["train"][order]
         val_error = val_predicted - counts["val"]
-        if not np.isfinite(val_error).all():
-            raise InputError(
-                f"{self.out}: training diverged in epoch {self.epoch + 1}, its counts are no "
-                "numbers any more; train into another folder with a lower --lr or --eps"
-            )
-        row = (
-            self.epoch + 1,
-            self.optimizer.lr,
-            float((train_error**2).mean()),
-            float((val_error**2).mean()),
-            correlation(counts["val"], val_predicted),
-            round(seconds, 2),
-        )
-        self.history.append(row)
-        self.epoch, self.batch = self.epoch + 1, 0
-        if self.best_epoch() == len(self.history) - 1:
-            save_checkpoint(self.out / "best.npz", self.model)
-        self.save()
-        write_csv(self.out / "log.csv", COLUMNS, self.history)
+        r = correlation(counts["val"], val_predicted)
+        row = self.keep_epoch((train_error**2).mean(), (val_error**2).mean(), r, seconds)
         print(
             f"epoch {self.epoch}/{self.settings.epochs}  squared error of the count: training "
             f"{row[2]:.2f}, validation {row[3]:.2f} (the mean count's: {counts['val'].var():.2f})  "
             f"r {row[4]:.2f}  {seconds:.1f} s",
             flush=True,
         )
+
+    def keep_epoch(self, train_error, val_error, r, seconds):
+        """Add the epoch's row of `columns` to the history and save; returns the row."""
+        if not np.isfinite(val_error):
+            raise InputError(
+                f"{self.out}: training diverged in epoch {self.epoch + 1}, its outputs are no "
+                "numbers any more; train into another folder with a lower --lr or --eps"
+            )
+        errors = float(train_error), float(val_error), r
+        row = (self.epoch + 1, self.optimizer.lr, *errors, round(seconds, 2))
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        if self.best_epoch() == len(self.history) - 1:
+            save_checkpoint(self.out / "best.npz", self.model)
+        self.save()
+        write_csv(self.out / "log.csv", self.columns, self.history)
+        return row
 
 
 def common_shape(volumes, multiple):
@@ -169,8 +192,8 @@ def train_epoch(run, volumes, counts, stop):
     for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
         batch = slice(start, start + settings.batch)
         scans = _batch(model, volumes[places[batch]])[:, 0]
-        predicted = model.forward(warp(scans, matrices[batch])[:, None])
-        model.backward(mse_backward(predicted, targets[batch]))
+        moved = warp(scans, matrices[batch])[:, None]
+        predicted = run.learn(moved, targets[batch], places[batch], matrices[batch])
         run.optimizer.step(model.grads)
         run.predicted[batch] = predicted
         run.batch += 1
@@ -232,6 +255,7 @@ def train(run, scans, stop=lambda: False):
     flat = all(len(array) == 1 for array in arrays["train"])
     run.in_plane = flat or scans["train"][0].slice_index is not None
     model.flips = settings.flips.replace("z", "") if run.in_plane else settings.flips
+    run.prepare(scans, volumes)
     if run.epoch == run.batch == 0:
         run.save()
     while run.epoch < settings.epochs and not run.stale():
@@ -239,9 +263,9 @@ def train(run, scans, stop=lambda: False):
         if train_epoch(run, volumes["train"], counts["train"], stop):
             run.save()
             return True
-        predicted = predict_counts(model, volumes["val"], settings.batch)
+        predicted = run.validate(volumes["val"])
         run.finish_epoch(counts, predicted, time.monotonic() - started)
-    warn_if_collapsed(predict_counts(model, volumes["val"], settings.batch), counts["val"])
+    warn_if_collapsed(run.validate(volumes["val"]), counts["val"])
     return False
 
 

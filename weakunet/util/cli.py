@@ -1,11 +1,12 @@
 """What every command shares: errors in one line, files that are whole or absent, progress.
 
 A user's mistake (a missing file, a bad count, no GPU) is raised as `InputError`: one line that
-names the file and the remedy. `command` prints it, and the line of a full or unusable disk, and
-exits with code 2. Every file is written under a temporary name beside its own and then renamed, so
-an interruption leaves the old file or none.
+names the file and the remedy. `command` prints that line, or that of a full disk, and exits with
+code 2. Files are written under a temporary name and then renamed: an interruption leaves the old
+file or none.
 """
 
+import argparse
 import contextlib
 import csv
 import errno
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-WRITING = ".writing-"  # how the name of a file begins until it is whole
+WRITING = ".writing-"  # the name of a file begins so until it is whole
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 UNUSABLE += (errno.ENAMETOOLONG, errno.ELOOP)
@@ -38,13 +39,22 @@ def one_line(what, longest=80):
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """--help keeps the lines of the description and shows each option's default, if it has one."""
+
+    def _get_help_string(self, action):
+        none = action.default is None or action.default is False or action.default == []
+        return action.help if none else super()._get_help_string(action)
+
+
 def command(main):
     """Wrap a command's `main(argv=None)`: a user's mistake becomes one line and exit code 2."""
 
     @functools.wraps(main)
     def wrapped(argv=None):
-        if hasattr(sys.stdout, "reconfigure"):  # letters that a terminal lacks become \\u65e5
-            sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # letters that a terminal lacks become \\u65e5
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(argv)
         except InputError as error:
@@ -96,7 +106,7 @@ def _flush(name):
 
 
 def clear_leftovers(folder):
-    """Remove the half-written files that a killed run left: one run at a time in a folder."""
+    """Remove the half-written files of a killed run; no other run may be writing in the folder."""
     for path in Path(folder).rglob(f"{WRITING}*"):
         path.unlink(missing_ok=True)
 
@@ -109,8 +119,14 @@ def _umask():
 
 def write_text(path, text):
     """Write `text` (UTF-8) to `path` atomically."""
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError:  # the system gives such names as half of a surrogate pair
+        raise InputError(
+            f"{path}: cannot hold the name of a file that is not in UTF-8; rename that file"
+        ) from None
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_bytes(content)
 
 
 def write_json(path, value):
@@ -127,7 +143,7 @@ def _without_nan(value):
 
 
 def write_csv(path, header, rows):
-    """Write a CSV table (`header`: column names, `rows`: sequences) to `path` atomically."""
+    """Write a CSV table (header: column names; rows: sequences) to `path` atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -136,7 +152,7 @@ def write_csv(path, header, rows):
 
 
 def progress(items, what, quiet=False):
-    """Iterate over `items` with a bar on a terminal; elsewhere ten plain lines, none if `quiet`."""
+    """Iterate over `items` with a progress bar; outside a terminal ten lines, none if `quiet`."""
     total = len(items)
     if sys.stderr.isatty():
         yield from tqdm(items, desc=what, total=total, leave=False)

@@ -1,7 +1,7 @@
-"""Work on many scans in several processes; results come in order, however many there are.
+"""Work on many scans in several processes, with the results in order.
 
-Each process takes one scan at a time, so memory does not grow with the cohort. The cores are shared
-out: with as many processes as cores, numpy's own products and our layers use one thread in each.
+Each process takes one scan at a time, so memory does not grow with the cohort. The processes split
+the cores: with one per core, numpy's matrix products and our layers use one thread in each.
 """
 
 import concurrent.futures
@@ -20,10 +20,10 @@ def cores():
 
 
 def map_processes(function, items, n_jobs):
-    """Yield function(item) for every item, in order, from `n_jobs` processes; 1: from this one.
+    """Yield function(item) for every item, in order, from `n_jobs` processes; 1: this one.
 
-    `function` is a module's; items and results can be pickled. An error that it raises ends the
-    work. Raises InputError when a process was killed.
+    `function` must be defined at the top of a module, and items and results must pickle. An error
+    that it raises ends the work. Raises InputError when a process was killed.
     """
     with processes(min(n_jobs, len(items))) as each:
         yield from each(function, items)
@@ -31,7 +31,7 @@ def map_processes(function, items, n_jobs):
 
 @contextlib.contextmanager
 def processes(n_jobs):
-    """Yield map_processes without its last argument; all calls of it share `n_jobs` processes."""
+    """Yield a `map` whose calls all use the same `n_jobs` processes."""
     if n_jobs <= 1:
         yield map
         return
@@ -55,7 +55,7 @@ def processes(n_jobs):
 
 
 def _start_worker(threads):
-    """Leave Ctrl-C to the main process (scans in hand are finished), and do not outlive it."""
+    """Leave Ctrl-C to the main process, so that scans in hand are finished; do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def exit_with_parent():

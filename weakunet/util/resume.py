@@ -1,20 +1,15 @@
 """The one way to go on after a stop, and the one rule for keeping a result.
 
 A command that works scan by scan notes each finished scan in OUT/.done/SUBJECT.json. Run again, it
-keeps a result if
+keeps a result if its files exist, VERSION and the settings are as noted, and every input file has
+the path, size and time that were noted, or else the same content. So a corrected table, a replaced
+image or a new program is obeyed, and a folder that was only moved or copied is not done again.
 
-    its files exist,
-    VERSION and the settings are as noted, and
-    every input file has the path, size and time that were noted, or else the same content.
-
-So a corrected table, a replaced image or a new program is obeyed, and nothing is done again after a
-folder was only moved or copied. In a command:
-
-    resume.begin(out, settings)                      # settings of the whole folder
+    resume.begin(out, settings)                              # settings of the whole folder
     row = resume.noted(out, subject, own, sources, results)  # own: settings of this scan
     if row is None:
-        made_from = resume.inputs(own, sources)      # before they are read
-        row = ...                                    # write the results, the image last
+        made_from = resume.inputs(own, sources)              # before they are read
+        row = ...                                            # writes the results
         resume.note(out, subject, made_from, row)
 """
 
@@ -22,7 +17,7 @@ import hashlib
 import json
 import os
 
-from weakunet.util.cli import InputError, clear_leftovers, write_json
+from weakunet.util.cli import WRITING, InputError, clear_leftovers, write_json
 
 VERSION = 1  # of what the program writes; raise it where the same inputs give other results
 FOLDER = ".done"
@@ -30,15 +25,10 @@ SETTINGS = "settings.json"
 
 
 def begin(out, settings, mixed=False, shared=False):
-    """Make the folder `out` for results with these settings, or go on with it.
+    """Make the folder `out` for results with these settings (a dict), or go on with it.
 
-    Parameters
-    ----------
-    settings : dict, as JSON has it; kept in OUT/settings.json
-    mixed : `out` may hold files of others
-    shared : several processes work in `out` at once, so leave their half-written files alone
-
-    Raises InputError where `out` is a file, was begun with other settings, or holds other files.
+    mixed: `out` may hold other files. shared: other processes may be writing in `out` now. Raises
+    InputError where `out` is a file, was begun with other settings, or holds other files.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder; choose another --out")
@@ -50,7 +40,7 @@ def begin(out, settings, mixed=False, shared=False):
                 f"{path}: begun with other settings, {_differences(earlier or {}, settings)}; "
                 f"choose another --out, or remove {out} to begin again"
             )
-    elif not mixed and out.exists() and any(out.iterdir()):
+    elif not mixed and out.exists() and any(not _is_ours(path.name) for path in out.iterdir()):
         raise InputError(f"{out}: the folder holds other files; choose another --out")
     else:
         write_json(path, settings)
@@ -58,12 +48,15 @@ def begin(out, settings, mixed=False, shared=False):
         clear_leftovers(out)
 
 
+def _is_ours(name):
+    """Another part may be beginning the same folder at this moment."""
+    return name in (SETTINGS, FOLDER) or name.startswith(WRITING)
+
+
 def inputs(settings, sources):
-    """What a result is made from, to be noted when it is there.
+    """What a result is made from, for `note`: settings (a dict) and sources (paths, or None).
 
-    Take it before the sources are read: a file that changes meanwhile then counts as changed.
-
-    Parameters: settings, a dict; sources, paths of files, or None where there is none.
+    Call it before the sources are read: a file that changes meanwhile then counts as changed.
     """
     stamps = []
     for path in sources:
@@ -75,14 +68,14 @@ def inputs(settings, sources):
 
 
 def note(out, name, made_from, value=True):
-    """Note that all files of `name` (a subject) are written; `value` (JSON) is kept with it."""
+    """Note that all files of `name` (a subject) are written; `value` (JSON) goes with it."""
     write_json(_note(out, name), made_from | {"value": value})
 
 
 def noted(out, name, settings, sources, results):
-    """The value noted with a result that is still that of its inputs; None: it must be made.
+    """The value noted with the files `results` if they are still those of their inputs, or None.
 
-    Parameters: settings and sources as for `inputs`, in the same order; results, paths of files.
+    settings, sources: as for `inputs`, the sources in the same order.
     """
     before = _read(_note(out, name))
     try:

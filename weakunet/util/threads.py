@@ -5,11 +5,12 @@ side by side. The matrix products inside must then not start threads of their ow
 runs, the BLAS library is limited to one thread. Afterwards it has its threads back.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np  # noqa: F401  so that its BLAS is loaded when the controller looks for it
 from threadpoolctl import ThreadpoolController
+
+from weakunet.util.processes import cores
 
 _blas = ThreadpoolController()  # looked up once: entering a limit then takes 7 us, not 110
 one_blas_thread = _blas.wrap(limits=1, user_api="blas")  # a decorator
@@ -20,10 +21,9 @@ _threads = 1
 def set_threads(count=None):
     """Use `count` threads from now on (default: the cores this process may run on)."""
     global _pool, _threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if _pool is not None:
         _pool.shutdown()
-    _threads = count or cores or 1
+    _threads = count or cores()
     _pool = ThreadPoolExecutor(_threads - 1) if _threads > 1 else None
 
 

@@ -1,7 +1,7 @@
 """Grades exercise 3; the oracle is the package, which is itself checked numerically."""
 
 import numpy as np
-from grading import compare, fail, parts
+from grading import WeightedCubes, compare, parts
 
 from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
 
@@ -17,27 +17,31 @@ def test_relu_backward(answer):
         (y > 0, "this is the ReLU's derivative; the chain rule multiplies it with dy"),
         (np.maximum(dy, 0), "the ReLU is applied to dy: what decides is the output y, not dy"),
         (dy * y, "dy is multiplied with y itself: the slope is 1 where y > 0, not y"),
+        (dy * (y <= 0), "the wrong half: the gradient passes where y > 0"),
+        (abs(dy) * (y > 0), "the sign of dy is lost: a gradient may be negative"),
+        (np.maximum(dy, 0) * (y > 0), "the ReLU is applied to dy as well: it may be negative"),
     ]
     compare("relu_backward", answer.relu_backward(dy.copy(), y.copy()), dy * (y > 0), mistakes)
 
 
 def test_numerical_gradient(answer):
     x, a = RNG.normal(size=(2, 3)), RNG.normal(size=(2, 3))
-    before, h = x.copy(), 1e-3  # a large step, so that the formulas differ visibly
-
-    def loss():
-        return float((a * x**3).sum())
-
-    actual = answer.numerical_gradient(loss, x, h)
-    if not np.array_equal(x, before):
-        fail("x is left changed: put the old value back after each element")
+    h = 1e-2  # a large step, so that the formulas differ visibly
+    actual = answer.numerical_gradient(WeightedCubes(a, x), x, h)
     right = a * (3 * x**2 + h**2)  # ((x+h)^3 - (x-h)^3) / 2h
     mistakes = [
         (2 * right, "twice too large: the two points are 2h apart, so divide by 2h"),
         (a * (3 * x**2 + 3 * x * h + h**2), "a one-sided difference: its error is of order h"),
         (a * (3 * x**2 - 3 * x * h + h**2), "a one-sided difference: its error is of order h"),
         (-right, "the sign is wrong: it is L(x + h) - L(x - h)"),
+        (h * right, "not divided by h: the two points are 2h apart, so divide by 2h"),
+        (3 * a * x**2, "h is not used: the step is an argument"),
+        (np.trunc(right), "the gradient is cut to whole numbers: make an array of floats"),
+        (np.full(x.shape, right[-1, -1]), "every element has the same gradient: gradient[index]"),
     ]
+    for sign in (1, -1):
+        half = a * (3 * x**2 + sign * 3 * x * h + h**2) / 2
+        mistakes.append((half, "a difference over h, divided by 2h: move x[index] BOTH ways"))
     compare("numerical_gradient", actual, right, mistakes, tolerance=1e-7)
 
 
@@ -54,7 +58,7 @@ def test_conv3d_backward(answer):
         result = parts("conv3d_backward", result, "dx, dw, db")
         dx, dw, db = conv3d_backward(dy, x, w)
         compare("dw", result[1], dw, _dw_mistakes(dy, x, w, dw))
-        compare("dx", result[0], dx, _dx_mistakes(dy, w, dx))
+        compare("dx", result[0], dx, _dx_mistakes(dy, x, w))
         mistakes = [
             (
                 dy.sum(axis=(2, 3, 4)),
@@ -78,8 +82,14 @@ def _dw_mistakes(dy, x, w, dw):
     ]
 
 
-def _dx_mistakes(dy, w, dx):
-    none, padded = np.zeros(w.shape[1]), np.pad(dx, ((0, 0), (0, 0), (1, 1), (1, 1), (1, 1)))
+def _dx_mistakes(dy, x, w):
+    none, margin = np.zeros(w.shape[1]), ((0, 0), (0, 0), (1, 1), (1, 1), (1, 1))
+    padded = conv3d_backward(np.pad(dy, margin), np.pad(x, margin), w)[0]  # dx with its margin
+    last = np.zeros(padded.shape)
+    for i, j, m in np.ndindex(3, 3, 3):
+        d, h, w_ = dy.shape[2:]
+        tap = np.tensordot(w[:, :, i, j, m], dy, axes=(0, 1)).swapaxes(0, 1)
+        last[:, :, i : i + d, j : j + h, m : m + w_] = tap
     unflipped = conv3d_forward(dy, w.swapaxes(0, 1), none)
     mistakes = [
         (
@@ -87,6 +97,7 @@ def _dx_mistakes(dy, w, dx):
             "dx uses the kernel as it is: tap i sent x[t+i] to y[t], so back it goes with -i",
         ),
         (padded[:, :, :-2, :-2, :-2], "dx is shifted: cut the margin off on BOTH sides"),
+        (last[:, :, 1:-1, 1:-1, 1:-1], "dx keeps only the last tap that came by: add them up, +="),
     ]
     if w.shape[0] == w.shape[1]:
         swapped = conv3d_forward(dy, w[:, :, ::-1, ::-1, ::-1], none)

@@ -21,7 +21,12 @@ def test_maxpool_forward(answer):
         (x[::2, ::2, ::2], "this is the first voxel of each block, not its maximum"),
         (np.zeros(right.shape), "the maximum starts at 0: a block may be negative everywhere"),
         (block_reduce(abs(x), BLOCK, np.max), "the largest magnitude is taken, not the maximum"),
-    ]
+        (block_reduce(x, BLOCK, np.min), "this is the smallest of each block"),
+        (block_reduce(x, BLOCK, np.sum), "this is the sum of each block"),
+        (np.full(right.shape, x.max()), "one maximum for the whole volume: each block has its own"),
+        (x.reshape(2, 2, 2, 3, 2, 1).max((0, 2, 4)), "these eight voxels are not neighbours: "
+         "reshape(D//2, 2, ...), not (2, D//2, ...)"),
+    ]  # fmt: skip
     compare("maxpool_forward", answer.maxpool_forward(x.copy()), right, mistakes)
 
 
@@ -32,6 +37,7 @@ def test_maxpool_backward(answer):
     x[3, 2, 4] = x[2, 3, 5] = 2  # two tie; z counts first
     dy = RNG.normal(size=(2, 2, 3))
     tied = x == _up(block_reduce(x, BLOCK, np.max))
+    smallest = _keep(x == _up(block_reduce(x, BLOCK, np.min)), 0)
     first, last = _keep(tied, 0), _keep(tied, -1)
     by_x = _keep(tied.transpose(2, 1, 0), 0).transpose(2, 1, 0)
     shared = tied / _up(block_reduce(tied.astype(float), BLOCK, np.sum))
@@ -41,6 +47,8 @@ def test_maxpool_backward(answer):
         (_up(dy) * shared, "the tie is shared equally: the first in memory order gets all of it"),
         (_up(dy) * by_x, "the tie went to the first along x: memory order is z, then y, then x"),
         (_up(dy), "all eight voxels got dy: only the maximum moved the output"),
+        (_up(dy) * smallest, "the smallest voxel of each block got dy"),
+        (first, "dy is not there: the chain rule multiplies the 1 with it"),
         (_up(dy) / 8, "dy is spread over the block, as for a mean: the maximum gets all of it"),
     ]
     compare(
@@ -65,6 +73,11 @@ def test_upsample_backward(answer):
         (right / 8, "this is the mean of the eight copies' gradients: they must be added up"),
         (dy[::2, ::2, ::2], "only one of the eight copies sends its gradient back: add all eight"),
         (block_reduce(dy, BLOCK, np.max), "this is the largest of the eight: add them up"),
-        (dy[:2, :3, :1] + dy[2:, 3:, 1:], "the copies of a voxel are neighbours, not tiles"),
-    ]
+        (dy[1::2, 1::2, 1::2], "only one of the eight copies sends its gradient back: add all"),
+        (dy.reshape(2, 2, 2, 3, 2, 1).sum((0, 2, 4)), "the copies of a voxel are neighbours: "
+         "reshape(D//2, 2, ...), not (2, D//2, ...)"),
+        (_up(dy), "this is the forward pass once more: backward makes the volume smaller"),
+        (block_reduce(dy[::2], (1, 2, 2), np.sum), "half of the copies are left out: add all 8"),
+        (block_reduce(abs(dy), BLOCK, np.sum), "the gradients' signs are lost"),
+    ]  # fmt: skip
     compare("upsample_backward", answer.upsample_backward(dy.copy()), right, mistakes)

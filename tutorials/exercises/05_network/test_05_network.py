@@ -1,7 +1,7 @@
 """Grades exercise 5; the oracle for the parameters is the package's network itself."""
 
 import numpy as np
-from grading import compare, fail
+from grading import Stopped, compare, fail
 
 from weakunet.model import WeakUNet
 
@@ -30,7 +30,14 @@ def test_receptive_field(answer):
             ),
             (1 + ks @ jumps[:-1], "a layer adds (k - 1) jumps, not k: one voxel was there before"),
             (np.prod(ks), "the sizes are multiplied: convolutions in a row ADD (k - 1) jumps"),
-        ]
+            ((ks - 1) @ jumps[:-1], "it starts at one voxel, not at 0"),
+            (1 + (ks - 1) @ np.cumsum([1, *pools])[:-1], "the jump is multiplied by the stride, "
+             "not added to it"),
+            (1 + (ks - 1) @ [1, *pools[:-1]], "the jump is that of one layer: all strides so far "
+             "multiply"),
+            (1 + ks // 2 @ jumps[:-1], "k // 2 on both sides are k - 1 neighbours more"),
+            (jumps[-1], "this is the jump: the field is asked for"),
+        ]  # fmt: skip
         right = _probe(layers)
         wrong = [w for w in wrong if w[0] != right]
         compare(f"receptive_field({layers})", answer.receptive_field(layers), right, wrong)
@@ -42,13 +49,19 @@ def test_map_shapes(answer):
         ([(c, d // 2, h // 2, w // 2) for c, d, h, w in right], "the first level is not halved"),
         ([right[0], (16, 84, 64, 84), (32, 84, 32, 42)], "D is not halved: pooling is 2x2x2"),
         ([right[0], (16, 42, 64, 84), (32, 42, 64, 84)], "each level is half of the level above"),
+        ([right[0], right[1], (32, 10, 16, 21)], "each level is half of the level above, once"),
+        ([(*s, c) for c, *s in right], "the maps come first: (C, D, H, W)"),
+        ([s for _, *s in right], "C is missing: (C, D, H, W)"),
+        (right[::-1], "the levels go from the scan down"),
     ]
     shapes = answer.map_shapes((8, 16, 32), (84, 128, 168))
     compare("map_shapes", shapes, right, mistakes)
     answer.map_shapes((8, 16, 32), (84, 128, 4))  # 21 is odd, but nobody halves it
     try:
         answer.map_shapes((4, 8, 16, 32), (84, 128, 168))
-    except ValueError:
+    except Stopped as stopped:
+        if stopped.name != "ValueError":
+            raise
         return
     fail("21 voxels were halved: two poolings fit into the paper's 84 slices, the third must raise")
 
@@ -75,5 +88,10 @@ def test_n_parameters(answer):
             ),
             (right - decoder - maps.sum(), "the decoder is missing"),
             (right - channels[0] - 1, "the last layer is missing: a weight per map and one bias"),
-        ]
+            (right - 1, "the last layer's bias is missing"),
+            (right - sum(channels), "the encoder's biases are missing: one per output channel"),
+            (right - channels[0] + channels[-1], "the last layer reads the FIRST level's maps"),
+            (right - 27 * (maps - 1) @ below, "every convolution of the encoder reads one map: it "
+             "reads those of the level above"),
+        ]  # fmt: skip
         compare(f"n_parameters({channels})", answer.n_parameters(channels), right, mistakes)

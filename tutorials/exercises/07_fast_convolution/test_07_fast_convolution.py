@@ -1,7 +1,7 @@
 """Grades exercise 7. The kernel runs in several orders of its threads: a missing barrier shows."""
 
 import numpy as np
-from grading import compare, fail, launch, parts
+from grading import Between, compare, fail, launch, parts
 from scipy import ndimage
 
 from weakunet.layers.conv.conv3d import conv3d_forward
@@ -18,6 +18,7 @@ def test_count_work(answer):
         (products, "a multiply-add counts as one: it is two FLOP, a product and a sum"),
         (2 * products // 27 * 3, "the kernel has k^3 taps, not k"),
         (2 * products // c_in, "the sum over the input channels is missing"),
+        (2 * products // c_out, "the output channels are missing"),
     ]
     compare("count_work's FLOP", result[0], 2 * products, mistakes)
     x, w, y = 4 * c_in * 240, 4 * c_in * c_out * 27, 4 * c_out * 240
@@ -27,6 +28,7 @@ def test_count_work(answer):
         (x + y, "the weights are missing: they are read, too"),
         (x + w, "the output is missing: writing moves bytes as well"),
         (27 * x + w + y, "x is counted once a tap: at the least it is read once"),
+        (x + w // c_out + y, "w holds one kernel for each pair of an input and an output channel"),
     ]
     compare("count_work's bytes", result[1], x + w + y, mistakes)
 
@@ -36,6 +38,9 @@ def test_im2col(answer):
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3), (1, 2, 3))
     right = windows.transpose(0, 4, 5, 6, 1, 2, 3)  # c, i, j, m, z, y, x
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1)), "edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3), (1, 2, 3))
+    repeated = windows.transpose(0, 4, 5, 6, 1, 2, 3)
     wrapped = np.stack(
         [
             np.roll(x[c], (1 - i, 1 - j, 1 - m), (0, 1, 2)).ravel()
@@ -50,7 +55,14 @@ def test_im2col(answer):
         (by_taps, "rows go by taps, then channels: w's order is channel first, then i, j, m"),
         (flipped, "the taps run backwards: row (c, 0, 0, 0) sees x[c, z-1, y-1, x-1]"),
         (wrapped, "the border is not zero padded: it wraps around"),
-    ]
+        (repeated.reshape(54, 60), "not zero padded: the outermost voxels are repeated"),
+        (right[:27], "only the first channel is there: C_in k^3 rows"),
+        (right.reshape(54, 3, 4, 5).transpose(0, 3, 2, 1).reshape(54, 60), "the columns are in the "
+         "wrong order: z, y, x of a voxel, x runs fastest"),
+    ]  # fmt: skip
+    for order in ((0, 1, 3, 2), (0, 2, 1, 3), (0, 3, 2, 1), (0, 2, 3, 1), (0, 3, 1, 2)):
+        rows = right.reshape(2, 3, 3, 3, 60).transpose(*order, 4).reshape(54, 60)
+        mistakes.append((rows, "a channel's taps are in the wrong order: i, then j, then m"))
     columns = answer.im2col(x.copy(), 3)
     compare("im2col", columns, right, mistakes)
     y = (w.reshape(3, -1) @ columns).reshape(1, 3, 3, 4, 5)
@@ -62,9 +74,12 @@ def test_conv2d_tiled(answer):
     x, w = RNG.normal(size=(c_in, height, width)), RNG.normal(size=(c_in, 3, 3))
     right = _correlate(x, w)
     for seed in ORDERS:
-        y = np.full((height, width), np.nan)
+        output = Between(np.full(height * width + 2000, np.nan), 1000, 1000 + height * width)
         grid, block = (-(-width // 16), -(-height // 16)), (16, 16)
-        launch(answer, "conv2d_tiled", (grid, block), (x, w, y, c_in, height, width), seed)
+        launch(answer, "conv2d_tiled", (grid, block), (x, w, output, c_in, height, width), seed)
+        y = output.around[1000:-1000].reshape(height, width)
+        if not np.isnan(output.around[[*range(1000), *range(-1000, 0)]]).all():
+            fail("conv2d_tiled writes outside the slice: only where row < height, column < width")
         if np.isnan(y).all():
             fail("conv2d_tiled writes nothing into y: it is yours to write")
         if seed == ORDERS[0]:
@@ -104,6 +119,8 @@ def _mistakes(x, w, right):
         (_correlate(x, w[:, ::-1, ::-1]), "the kernel is flipped: tap j reads x[row+j-1]"),
         (_correlate(x[-1:], w[-1:]), "only the last channel is there: keep one sum for all"),
         (_correlate(x, np.broadcast_to(w[:1], w.shape)), "every channel takes channel 0's weights"),
+        (_correlate(np.broadcast_to(x[:1], x.shape), w), "every channel reads channel 0 of x"),
+        (_correlate(x, w.swapaxes(1, 2)), "j and m of w are swapped"),
     ]
 
 

@@ -9,13 +9,15 @@ STEPS = np.arange(20.0, 0, -1)
 
 
 def test_find_root(answer):
-    parent = [0, 0, 1, 2, 4, 4, 5]  # 3 -> 2 -> 1 -> 0 and 6 -> 5 -> 4
+    parent = [1, 2, 5, 3, 3, 5, 4]  # 0 -> 1 -> 2 -> 5 and 6 -> 4 -> 3
     roots = [answer.find_root(list(parent), v) for v in range(7)]
     mistakes = [
         (parent, "find_root goes up one step only: follow parent until it is its own parent"),
         ([parent[p] for p in parent], "find_root goes up two steps: follow it to the end"),
+        (range(7), "find_root returns the voxel itself: go up, and leave parent as it is"),
+        ([0] * 7, "one root for all: voxel 3 is the root of some, 5 of others"),
     ]
-    compare("find_root", roots, [0, 0, 0, 0, 4, 4, 4], mistakes)
+    compare("find_root", roots, [5, 5, 5, 3, 3, 5, 3], mistakes)
 
 
 def _numbers(heatmap, levels, connectivity):
@@ -41,7 +43,42 @@ def test_component_numbers(answer):
             (_numbers(heatmap, levels, 2), "18 neighbours: take the 26, corners as well"),
             (np.arange(1, 1 + len(levels)), "voxels are counted: joints make components fewer"),
         ]
+        for step, message in BORDERS.items():
+            mistakes.append((_sweep(heatmap, step), message))
         _check_numbers(np.asarray(result[1]), _numbers(heatmap, levels, 3), mistakes)
+
+
+BORDERS = {  # what a voxel's neighbour at index i of n is taken for: an index, or None
+    lambda i, n: i % n: "neighbours wrap round: beyond the last voxel there is none",
+    lambda i, n: i % n if i < n else None: "neighbours wrap round: index -1 is the last voxel, so "
+    "ask 0 <= as well",
+    lambda i, n: "none at all" if i < 0 else i if i < n else None: "border voxels have no "
+    "neighbours: a slice that begins at -1 is empty, for a negative index counts from the END",
+}  # fmt: skip
+
+
+def _sweep(heatmap, border):
+    """The numbers where voxels at the border look for their neighbours in a wrong way."""
+    parent, number, numbers = {}, 0, {}
+
+    def root(v):
+        return v if parent[v] == v else root(parent[v])
+
+    for v in zip(*np.unravel_index(np.argsort(-heatmap, axis=None), heatmap.shape), strict=True):
+        parent[v] = v
+        number += 1
+        near = [
+            tuple(
+                border(i + step - 1, n) for i, step, n in zip(v, steps, heatmap.shape, strict=True)
+            )
+            for steps in np.ndindex(3, 3, 3)
+        ]
+        for other in near if "none at all" not in sum(near, ()) else []:
+            if other in parent and root(other) != root(v):
+                parent[root(other)] = root(v)
+                number -= 1
+        numbers[heatmap[v]] = number
+    return np.array(list(numbers.values()))
 
 
 def _check_numbers(actual, right, mistakes):
@@ -50,11 +87,11 @@ def _check_numbers(actual, right, mistakes):
             fail(message)
     if actual.shape == right.shape and (actual <= right).all() and (actual < right).any():
         fail(
-            "too few components: a joint is counted although both voxels had the same root "
-            "already (a loop closes), or a tie is noted down before its last voxel"
+            "too few components: a joint is counted although both voxels have one root already "
+            "(compare and join ROOTS, not voxels), or a tie is noted down before its last voxel"
         )
     if actual.shape == right.shape and (actual >= right).all() and (actual > right).any():
-        fail("too many components: a joint is missed; join the ROOTS of the two, not the voxels")
+        fail("too many components: a joint is missed (compare and join ROOTS, not voxels)")
     compare("component_numbers's numbers", actual, right)
 
 
@@ -65,9 +102,14 @@ def test_choose_level(answer):
         bisected = STEPS[min(np.searchsorted(up_and_down, count), len(STEPS) - 1)]
         wrong = [
             (STEPS[np.flatnonzero(up_and_down == count)[-1]], low),
+            (STEPS[count - 1], "this is the count's place in the list of levels"),
             (bisected, "this is what a bisection finds: the number is not monotone, so sweep"),
             (np.flatnonzero(up_and_down == count)[0], "this is the level's index, not the level"),
-        ]
+            (STEPS[np.flatnonzero(up_and_down >= count)[0] - 1], "one short: the level that "
+             "reaches the count belongs to the candidates"),
+            (10, "this is the level with the most components"),
+            (count, "this is the number of components, not the level"),
+        ]  # fmt: skip
         wrong = [w for w in wrong if w[0] != right]
         level = answer.choose_level(STEPS.copy(), up_and_down.copy(), count)
         compare(f"choose_level for count {count}", level, right, wrong)

@@ -4,6 +4,7 @@ Grade with: python -m pytest tutorials/exercises/11_scoring
 """
 
 import numpy as np  # noqa: F401
+from scipy.optimize import linear_sum_assignment  # noqa: F401
 
 
 def count_hits(detections, lesions, radius):
@@ -12,7 +13,7 @@ def count_hits(detections, lesions, radius):
     Matched ONE TO ONE: a lesion is found by at most one detection and a detection finds at most
     one lesion, at a distance <= radius, and as many pairs are made as possible. Either may be
     empty, shape (0, 3).
-    Hint: scipy.optimize.linear_sum_assignment finds the cheapest one-to-one matching of a cost
+    Hint: linear_sum_assignment finds the cheapest one-to-one matching of a cost
     matrix. A cost of 0 within the radius and 1 beyond makes cheapest mean: as many as possible.
     """
     raise NotImplementedError("count_hits is yours to write")

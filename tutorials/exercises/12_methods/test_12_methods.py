@@ -37,6 +37,8 @@ def test_saliency(answer):
         (abs(_back(df)), "the ReLU is not there: no gradient comes back where z <= 0"),
         (abs(_back(np.maximum(df, 0) * (z > 0))), "this is guided backprop: dz may be negative"),
         (abs(_back(unweighted)), "v is missing: count = v . mean(f)"),
+        (abs(_back(df * np.maximum(z, 0))), "dz is multiplied with z itself: the slope is 1"),
+        (gradient**2, "this is the square of the gradient: take its magnitude"),
         (abs(gradient * SCAN), "this is gradient times input; saliency is the gradient alone"),
     ]
     result = answer.saliency(SCAN.copy(), W.copy(), V.copy())
@@ -50,7 +52,12 @@ def test_weighted_sum(answer):
         (0.65 * scan + 0.35 * heatmap, "the scales are missing: the heatmap drowns the scan"),
         (0.65 * scan * 0.9 + 0.35 * heatmap * 55, "multiplied by the scales: divide"),
         (0.35 * scan / 0.9 + 0.65 * heatmap / 55, "weight and 1 - weight are swapped"),
-        (0.65 * scan / 0.9 + heatmap / 55, "the heatmap's share is 1 - weight"),
+        (0.65 * scan / 0.9 + heatmap / 55, "the heatmap's fraction is 1 - weight"),
+        (0.65 * scan / 0.9 + 0.35 * heatmap, "the heatmap is not divided by its scale"),
+        (0.65 * scan + 0.35 * heatmap / 55, "the scan is not divided by its scale"),
+        (0.65 * scan / 55 + 0.35 * heatmap / 0.9, "the scales are swapped"),
+        (0.65 * scan / 0.9 + 0.35 * np.maximum(heatmap, 0) / 55, "negative values of the heatmap "
+         "are cut off: keep them"),
         (0.65 * scan / scan.max() + 0.35 * heatmap / heatmap.max(), "each scan has its own scale: "
          "then a scan without lesions gets as bright a heatmap as one with many"),
     ]  # fmt: skip
@@ -59,10 +66,8 @@ def test_weighted_sum(answer):
 
 
 def test_choose_weight(answer):
-    weights = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
-    val = np.array(
-        [[0.2, 0.4, 0.3], [0.6, 0.8, 0.7], [0.7, 0.6, 0.8], [0.5, 0.6, 0.4], [0.1, 0.2, 0]]
-    )
+    weights = np.array([0.0, 0.25, 0.5, 0.75, 0.9])
+    val = np.array([[1, 2, 1], [4, 6, 5], [6, 2, 7], [4, 5, 3], [1, 2, 0]]) / 8  # exact means
     test = np.array([[0.1, 0.3], [0.5, 0.6], [0.8, 1.0], [0.9, 0.95], [0.3, 0.2]])
     splits = np.array(["val", "test", "val", "val", "test"])
     tpr = np.empty((5, 5))
@@ -73,10 +78,13 @@ def test_choose_weight(answer):
         (0.75, "chosen on the TEST scans: then its TPR there is no test any more"),
         (0.5, "chosen on all scans, or the last of equals: on validation 0.25 is first"),
         (1, "this is the weight's index, not the weight"),
+        (0.9, "this is the WORST weight on validation"),
     ]
     compare("choose_weight's weight", result[0], 0.25, mistakes)
     mistakes = [
         (val[1].mean(), "this is the TPR on validation, which the choice has flattered"),
+        (tpr[1].mean(), "validation scans are in it: the mean over the test scans alone"),
+        (test[1].max(), "this is the best test scan's TPR: take the mean"),
         (test.max(axis=0).mean(), "this is the best of each test scan: one weight for all"),
         (test.mean(axis=1).max(), "this is the best weight's TPR on test, not the chosen one's"),
     ]

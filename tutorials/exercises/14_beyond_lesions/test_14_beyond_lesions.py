@@ -89,6 +89,8 @@ def test_local_maxima(answer):
                   for m in maps]  # fmt: skip
         means = [[m[y : y + k, x : x + k].mean() for y in range(0, 10, k) for x in range(0, 13, k)]
                  for m in maps]  # fmt: skip
+        minima = [[m[y : y + k, x : x + k].min() for y in range(0, 10, k) for x in range(0, 13, k)]
+                  for m in maps]  # fmt: skip
         slid = [[m[y : y + k, x : x + k].max() for y in range(11 - k) for x in range(14 - k)]
                 for m in maps]  # fmt: skip
         mistakes = [
@@ -99,6 +101,7 @@ def test_local_maxima(answer):
             (np.mean(maxima), "one number for all maps: y_c is the mean over ITS blocks"),
             (np.max(maxima, axis=1), "this is the global maximum: take the MEAN over the blocks"),
             (np.mean(means, axis=1), "the mean in each block: take its maximum"),
+            (np.mean(minima, axis=1), "the smallest of each block: take its maximum"),
             (maps.mean(axis=(1, 2)), "this is the global mean: take each block's maximum first"),
             (np.mean(slid, axis=1), "the blocks overlap: the next one begins k pixels further"),
             (np.maximum(np.array(maxima), 0).mean(axis=1), "the maximum starts at 0: maps may be "

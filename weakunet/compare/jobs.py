@@ -1,0 +1,186 @@
+"""The networks of the comparison: which there are, and how they are trained, one per process.
+
+A network that is there is not trained again while its settings and scans are the same (see
+util/resume.py); one that was stopped goes on where it was, with the same bits.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from weakunet.compare.cohorts import COHORTS, FIRST_SEED, QUICK
+from weakunet.compare.voxelwise import VoxelwiseRun
+from weakunet.data.cohort import read_cohort
+from weakunet.data.load import load_scans
+from weakunet.data.phantom import simulate_cohort
+from weakunet.model import WeakUNet
+from weakunet.training.checkpoint import load_model
+from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.settings import Settings
+from weakunet.util import resume
+from weakunet.util.cli import progress
+from weakunet.util.processes import map_processes
+from weakunet.util.threads import set_threads
+
+NETWORKS = ("fcn", "coarse")  # with and without the upsampling path
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A network to train: kind 'fcn', 'coarse' or 'voxelwise', its settings and where it goes."""
+
+    kind: str
+    settings: Settings
+    n: dict  # split -> scans of a phantom cohort
+    out: Path
+    device: str = "cpu"
+    first: "Job | None" = None  # start from the weights of this one, trained on small scans
+
+    @property
+    def name(self):
+        """Its name in the folder `networks`."""
+        kind = "voxelwise" if self.kind == "voxelwise" else f"{self.settings.pool}-{self.kind}"
+        return f"{kind}-seed{self.settings.seed}"
+
+    @property
+    def folder(self):
+        return self.out / "networks" / self.name
+
+    @property
+    def stop_file(self):
+        return self.out / "stop"
+
+    def made_from(self):
+        """(settings, files) that decide the result, as util/resume.py takes them."""
+        how = {"kind": self.kind, "n": self.n, **dataclasses.asdict(self.settings)}
+        how["first"] = self.first and self.first.made_from()[0]
+        if self.settings.data is None:
+            return how, []
+        rows = read_cohort(self.settings.data)
+        return how, [self.settings.data, *(path for r in rows for path in (r.image, r.centres))]
+
+    def noted(self, state, file):
+        """What was noted as `state` of the network; None where it is not of these inputs."""
+        name = f"{self.name}-{state}"
+        return resume.noted(self.folder.parent, name, *self.made_from(), [self.folder / file])
+
+    def note(self, state, made_from, value=True):
+        resume.note(self.folder.parent, f"{self.name}-{state}", made_from, value)
+
+
+def plan(args, device):
+    """dict pool -> list over seeds of dict kind -> Job."""
+    jobs, simulated = {}, args.data is None
+    cohort = COHORTS[args.cohort]
+    own = dict(cohort.settings, phantom=cohort.phantom) if simulated else {"data": str(args.data)}
+    own |= {"epochs": args.epochs} if args.epochs else {}
+    for pool in args.pool:
+        jobs[pool] = []
+        for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
+            settings = Settings(seed=seed, pool=pool, **own)
+            # the voxel-wise network does not pool, so one for all poolings will do
+            kinds = (*NETWORKS, "voxelwise") if pool == args.pool[0] else NETWORKS
+            by_kind = {}
+            for kind in kinds:
+                first = None
+                if simulated and cohort.small_first and kind != "voxelwise":
+                    small = dataclasses.replace(settings, phantom="tiny", epochs=16, restart=6)
+                    first = Job(kind, small, QUICK, args.out / "small", device)
+                n = cohort.n if simulated else {}
+                by_kind[kind] = Job(kind, settings, n, args.out, device, first)
+            jobs[pool].append(by_kind)
+    return jobs
+
+
+@functools.lru_cache(maxsize=1)
+def _phantom(preset, n, seed):
+    return simulate_cohort(preset, dict(n), seed)
+
+
+def scans_of(job, *splits):
+    """dict split -> list of LoadedScan, from --data or simulated."""
+    if job.settings.data is None:
+        cohort = _phantom(job.settings.phantom, tuple(job.n.items()), job.settings.seed)
+        return {split: cohort[split] for split in splits}
+    return load_scans(job.settings, splits)
+
+
+def train_network(job, stop_file=None):
+    """Train the job's network unless it is there; True when it was told to stop.
+
+    Prints nothing: what training prints goes to log.txt in its folder.
+    """
+    folder, settings = job.folder, job.settings
+    stop_file = stop_file or job.stop_file
+    if job.noted("done", "best.npz"):
+        return False
+    if job.first is not None and train_network(job.first, stop_file):
+        return True
+    if job.device == "cpu":
+        set_threads(1)  # every core has a network of its own
+    if not job.noted("begun", "last.npz"):
+        shutil.rmtree(folder, ignore_errors=True)  # of other scans or settings
+    made_from = resume.inputs(*job.made_from())
+    scans = scans_of(job, "train", "val")
+    model = WeakUNet(
+        settings.channels,
+        settings.convs_per_level,
+        settings.pool,
+        settings.block,
+        upsampling=job.kind != "coarse",
+        rng=np.random.default_rng([settings.seed, WEIGHTS]),
+    ).to(job.device)
+    if job.first is not None:
+        model.load(load_model(job.first.folder / "best.npz").params)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.process_time()
+    with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        run = (VoxelwiseRun if job.kind == "voxelwise" else Run)(model, settings, folder)
+        if run.started():
+            run.load()
+        else:
+            job.note("begun", made_from)
+        stopped = train(run, scans, stop_file.exists)
+    if not stopped:
+        job.note("done", made_from, {"cpu_seconds": round(time.process_time() - started, 1)})
+    return bool(stopped)
+
+
+def train_all(jobs, n_jobs, out):
+    """Train what is missing, one network per process; exit code 130 when interrupted."""
+    todo = [job for seeds in jobs.values() for by_kind in seeds for job in by_kind.values()]
+    todo.sort(key=lambda job: job.settings.seed)  # neighbours share their simulated scans
+    stop_file = out / "stop"
+
+    def ask(number, frame):
+        stop_file.touch()  # the workers finish their batch and save
+        print("stopping after the current batches ...", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        trained = map_processes(train_network, todo, n_jobs)
+        pairs = zip(progress(todo, "networks trained"), trained, strict=True)
+        stopped = any([stop for _, stop in pairs])  # a list: all of them
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stopped_by_signal = stop_file.exists()
+        stop_file.unlink(missing_ok=True)
+    if stopped_by_signal or stopped:
+        print(f"stopped; rerun the same command to resume: --out {out}")
+        sys.exit(130)
+
+
+def cpu_seconds(jobs):
+    """Processor time of all networks' trainings (of the last part of one that was stopped)."""
+    all_jobs = [job for seeds in jobs.values() for by_kind in seeds for job in by_kind.values()]
+    all_jobs += [job.first for job in all_jobs if job.first]
+    return sum(job.noted("done", "best.npz")["cpu_seconds"] for job in all_jobs)

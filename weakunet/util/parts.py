@@ -1,0 +1,112 @@
+"""Go over the scans of a cohort: in processes, in parts, and on again after a stop.
+
+The jobs of a cluster share a cohort and one output folder:
+
+    COMMAND --part K/N             every N-th scan, from the K-th on (K = 1 ... N)
+    COMMAND --subjects s001 s002   the scans so called
+    COMMAND                        all scans
+
+A part writes its own table, TABLE.part-K-of-N.csv, so that no table is ever torn. Where there are
+such tables, the command without --part only joins: it writes the table of all scans that are done
+and names those that are missing.
+"""
+
+import argparse
+import functools
+import sys
+
+from weakunet.util.cli import InputError, progress
+from weakunet.util.processes import map_processes
+
+
+def add_part_arguments(parser):
+    """Let a command work on a part of the scans."""
+    group = parser.add_mutually_exclusive_group()
+    about = "only every N-th scan, from the K-th; the same command without it joins the parts"
+    group.add_argument("--part", type=_part, metavar="K/N", help=about)
+    about = "only the scans of these subjects"
+    group.add_argument("--subjects", nargs="+", metavar="NAME", help=about)
+
+
+def _part(text):
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part K/N with K from 1 to N, as in 2/8")
+    return int(number), int(of)
+
+
+def choose_part(args, scans):
+    """The scans that the arguments ask for. Raises InputError where no subject has a name given."""
+    if args.part:
+        number, of = args.part
+        return scans[number - 1 :: of]
+    if args.subjects:
+        unknown = set(args.subjects) - {scan.subject for scan in scans}
+        if unknown:
+            raise InputError(f"--subjects {min(unknown)}: no scan is called so; check the table")
+        return [scan for scan in scans if scan.subject in args.subjects]
+    return scans
+
+
+def part_table(args, path):
+    """Where a command with these arguments writes its table `path`."""
+    if args.part:
+        return path.with_name("{}.part-{}-of-{}{}".format(path.stem, *args.part, path.suffix))
+    if args.subjects:
+        more = f"-and-{len(args.subjects) - 1}" if len(args.subjects) > 1 else ""
+        return path.with_name(f"{path.stem}.subject-{args.subjects[0]}{more}{path.suffix}")
+    return path
+
+
+def joins(args, path):
+    """Whether the command only joins parts: they are there, and the arguments ask for all."""
+    return part_table(args, path) == path and any(path.parent.glob(f"{path.stem}.part-*-of-*"))
+
+
+def works_beside_others(args, path):
+    """Whether other processes may be writing into the folder of the table `path`."""
+    return part_table(args, path) != path or joins(args, path)
+
+
+def clear_parts(args, path):
+    """Remove the tables of parts once that of all scans is written."""
+    if part_table(args, path) == path:
+        for kind in ("part", "subject"):
+            for table in path.parent.glob(f"{path.stem}.{kind}-*{path.suffix}"):
+                table.unlink(missing_ok=True)
+
+
+def go_over(scans, work, kept, n_jobs, what, joining=False):
+    """What is kept or made for each scan, in order; an InputError where that failed.
+
+    Parameters
+    ----------
+    work : scan -> result; a function of a module (or its partial), which runs in `n_jobs` processes
+    kept : scan -> the result that is still valid, or None
+    what : what the progress bar says
+    joining : make nothing; a scan without a result has failed
+
+    Failures are printed on stderr.
+    """
+    results = [kept(scan) for scan in scans]
+    todo = [scan for scan, result in zip(scans, results, strict=True) if result is None]
+    if 0 < len(todo) < len(scans):
+        print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
+    new = map_processes(functools.partial(_try, work), todo, n_jobs)
+    if joining:
+        new = (InputError(f"{scan.subject} is missing; run its part again") for scan in todo)
+    for i, _ in enumerate(progress(scans, what)):
+        results[i] = next(new) if results[i] is None else results[i]
+    for result in results:
+        if isinstance(result, InputError):
+            print(f"failed: {result}", file=sys.stderr)
+    return results
+
+
+def _try(work, scan):
+    try:
+        return work(scan)
+    except InputError as error:
+        return error
+    except MemoryError:
+        return InputError(f"{scan.image}: not enough memory; use --jobs 1 or crop the scan")
