@@ -69,8 +69,8 @@ extern "C" __global__ void folded_tensor_weights(const float* __restrict__ w,
 //           voxels of one plane with one parity in y and both in x (so that rows are written
 //           whole): D for 2 x 16 (parity in x, channels) by 8 rows, 64 sums per lane in registers.
 //           Grid: tiles, groups of 16 output channels x 2 parities in z, scans.
-// overlap   8 input channels (16 in bfloat16) are multiplied in two steps; in each, half of the next
-//           ones and of their weights are copied to a second buffer, and rounded at its end.
+// overlap   8 input channels (16 in bfloat16) are multiplied in two steps; in each, half of the
+//           next ones and of their weights are copied to a second buffer, and rounded at its end.
 // memory    per block and input channel a halo of 18 x 10 x 3 elements is read once, for 1024
 //           outputs per channel (in 32-byte sectors 960 elements), plus 32 x 16 weights. Reads and
 //           writes 1 of y per output.
@@ -79,9 +79,9 @@ extern "C" __global__ void folded_tensor_weights(const float* __restrict__ w,
 //           UP_BYTES of shared memory (UP_STAGE more for pairs) and at most 128 registers: two
 //           blocks fit on an SM.
 // work      2 x 8 C_in FLOP per output; on the upsampled tensor it would be 2 x 27 C_in
-// no race   every output has one owner, the only one who reads it. One __syncthreads() per 8 channels
-//           stands between the copies and whoever reads them, and between the last reader of a
-//           buffer and the next copy to it.
+// no race   every output has one owner, the only one who reads it. One __syncthreads() per 8
+//           channels stands between the copies and whoever reads them, and between the last reader
+//           of a buffer and the next copy to it.
 extern "C" __global__ void __launch_bounds__(UP_THREADS, 2)
 folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arranged,
                       float* __restrict__ y, int c_in, int c_out, int depth, int height, int width,
@@ -100,7 +100,7 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
     x += blockIdx.z * c_in * voxels;  // this block's scan
     y += blockIdx.z * c_out * 8 * voxels;
     int pieces = (c_in + PIECE - 1) / PIECE;
-    const float4* weights = (const float4*)arranged + ((long long)group * pieces * 64 + pz * 32) * 32;
+    const float4* weights = (const float4*)arranged + (group * pieces * 64LL + pz * 32) * 32;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int warp_x = threadIdx.x / 32 % 2 * 8, warp_z = threadIdx.x / 64 % 2, py = threadIdx.x / 128;
     // channels 2t, 2t + 1 of the voxel that this lane holds of B: of row 0 at a_z = 0, one to the
@@ -114,8 +114,9 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
         int c0 = piece * PIECE;
         Fill::fetch(part, to, shared_memory + 2 * SIZE, x + c0 * voxels, c_in - c0, x0 - 1, y0 - 1,
                     z0 + pz - 1, depth, height, width);
-        for (int e = threadIdx.x + part * WEIGHTS / 2; e < (part + 1) * WEIGHTS / 2; e += UP_THREADS)
-            copy_async(to + Halo::SIZE + e, weights + (long long)piece * 64 * 32 + e);
+        for (int e = threadIdx.x; e < WEIGHTS / 2; e += UP_THREADS)
+            copy_async(to + Halo::SIZE + part * WEIGHTS / 2 + e,
+                       weights + piece * 64LL * 32 + part * WEIGHTS / 2 + e);
     };
     auto settle = [&](int piece, int part) {
         Fill::settle(part, shared_memory + piece % 2 * SIZE, shared_memory + 2 * SIZE);
@@ -196,8 +197,8 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
 //           plus 16 x 64 weights. Writes 1 per output.
 //           From shared memory a warp reads 72 float2 of dy and 32 float4 of weights for 256 mma:
 //           272 x 128 bytes, no bank conflicts.
-//           UP_BACK_BYTES of shared memory (UP_BACK_STAGE more for pairs) and at most 128 registers:
-//           two blocks fit on an SM of an H100.
+//           UP_BACK_BYTES of shared memory (UP_BACK_STAGE more for pairs) and at most 128
+//           registers: two blocks fit on an SM of an H100.
 // work      2 x 64 C_in FLOP per output, an eighth of it per fine voxel
 // no race   every output has one owner. One __syncthreads() per step stands between the copies and
 //           whoever reads them, and between the last reader of a buffer and the next copy to it.
@@ -293,7 +294,7 @@ folded_tensor_backward_coarse(const float* __restrict__ dy, const float* __restr
     }
 }
 
-// ---- the gradient of the weights: that of the folded ones first, then unfolded --------------------
+// ---- the gradient of the weights: that of the folded ones first, then unfolded ------------------
 //
 // The sum over all voxels of all scans is split across many blocks; each writes its part, and
 // folded_tensor_unfold adds the parts in their order. No atomics, hence the same bits every time.
@@ -323,12 +324,12 @@ folded_tensor_backward_coarse(const float* __restrict__ dy, const float* __restr
 //           Writes each of its weights once.
 //           From shared memory a warp reads, for the 8 taps of 8 voxels, 16 floats of dy and 6 of x
 //           (12 in the first row) for 16 mma, no bank conflicts.
-//           UP_DW_BYTES of shared memory (UP_DW_STAGE more for pairs) and at most 128 registers: two
-//           blocks fit on an SM of an H100.
+//           UP_DW_BYTES of shared memory (UP_DW_STAGE more for pairs) and at most 128 registers:
+//           two blocks fit on an SM of an H100.
 // work      2 x 64 FLOP per pair of channels and coarse voxel
-// no race   every element of parts has one owner, who adds in a fixed order. One __syncthreads() per
-//           tile stands between the copies and whoever reads them, and between the last reader of a
-//           buffer and the next copy to it.
+// no race   every element of parts has one owner, who adds in a fixed order. One __syncthreads()
+//           per tile stands between the copies and whoever reads them, and between the last reader
+//           of a buffer and the next copy to it.
 extern "C" __global__ void __launch_bounds__(UP_DW_THREADS, 2)
 folded_tensor_backward_weight(const float* __restrict__ dy, const float* __restrict__ x,
                               float* __restrict__ parts, int scans, int c_in, int c_out, int depth,
@@ -366,10 +367,12 @@ folded_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
 
     auto fetch = [&](int part, int buffer) {  // of the tile at x0, y0, z0: dy with p_x = part
         float4* to = shared_memory + buffer * SIZE;
-        FillDy::fetch(0, to + part * DY_SIZE, stage, dy + ((long long)n * c_out + o0) * 8 * voxels, c_out - o0,
-                      2 * x0 + part, 2 * y0 + py, 2 * z0 + pz, 2 * depth, 2 * height, 2 * width);
-        FillX::fetch(part, to + 2 * DY_SIZE, stage + FillDy::STAGE, x + ((long long)n * c_in + c0) * voxels,
-                     c_in - c0, x0 - 1, y0 + py - 1, z0 + pz - 1, depth, height, width);
+        const float* from = dy + ((long long)n * c_out + o0) * 8 * voxels;
+        FillDy::fetch(0, to + part * DY_SIZE, stage, from, c_out - o0, 2 * x0 + part, 2 * y0 + py,
+                      2 * z0 + pz, 2 * depth, 2 * height, 2 * width);
+        from = x + ((long long)n * c_in + c0) * voxels;
+        FillX::fetch(part, to + 2 * DY_SIZE, stage + FillDy::STAGE, from, c_in - c0, x0 - 1,
+                     y0 + py - 1, z0 + pz - 1, depth, height, width);
     };
     auto settle = [&](int part, int buffer) {
         float4* to = shared_memory + buffer * SIZE;
@@ -403,7 +406,8 @@ folded_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
                 for (int q = 0; q < 4; ++q) {  // parity in x, which 16 of the channels
                     int px = q / 2, half = q % 2;
                     const float* v = dy_from + 4 * (buffer * SIZE + px * DY_SIZE +
-                                                    2 * half * Inner::SIZE + (r - 1) * UP_DW_X + x_);
+                                                    2 * half * Inner::SIZE +
+                                                    (r - 1) * UP_DW_X + x_);
                     const float* v8 = v + 4 * Inner::SIZE;  // 8 channels on
                     float4 gradient = make_float4(v[0], v8[0], v[4 * 4], v8[4 * 4]);
                     #pragma unroll

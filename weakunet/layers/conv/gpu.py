@@ -1,7 +1,7 @@
 """The convolution of conv3d.py on a GPU: which kernel runs, and how naive.cu and tiled.cu start.
 
     naive        one thread per output: the equation
-    tiled        fast, in float32 or float64, for k = 1 and 3
+    tiled        fast, in float32 or float64, for k = 3
     tensor       tensor cores in TF32, k = 3 only (tensor.py): faster, the factors are rounded
     tensor_bf16  the same in bfloat16: faster again, less accurate
 
@@ -41,11 +41,10 @@ def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False):
         return tensor.forward(kernel, x, w, b, relu)
     y = backend.array_module(x).empty((len(x), len(w), *x.shape[2:]), x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
-    if kernel == "tiled" and not (k == 1 and c_out == 1):
+    if kernel == "tiled":
         args = x, w, b, y, c_in, c_out, *volume, relu
-        backend.launch(TILED, f"conv3d_forward_tiled_k{k}", _tiles(y.shape), args)
+        backend.launch(TILED, "conv3d_forward_tiled", _tiles(y.shape), args)
         return y
-    # one output channel of a 1x1x1 convolution, as a heatmap has: there is nothing to share
     args = x, w, b, y, c_in, c_out, k, *volume, y.size
     backend.launch(NAIVE, "conv3d_forward_naive", y.size, args)
     return relu_forward(y) if relu else y
@@ -61,13 +60,15 @@ def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled", mask=False):
     if wanted in tensor.PAIR and tensor.runs_backward_weight(x, w):
         sums = _sum_parts(tensor.backward_weight(wanted, dy, x))
         return dx, sums[: w.size].reshape(w.shape), sums[w.size :]
+    kernel = "naive" if wanted == "naive" else "tiled"
     return dx, _backward_weight(dy, x, w, kernel), _backward_bias(dy, kernel)
 
 
 def _rung(kernel, x, w):
-    """The rung that runs: `kernel`, or 'tiled' where tensor cores cannot.
+    """The rung of y and dx: `kernel`, or 'tiled' where tensor cores cannot run.
 
-    Raises ValueError for what `kernel` cannot take.
+    Of a 1x1x1 convolution it is 'naive': neighbours have nothing to share. Raises ValueError for
+    what `kernel` cannot take.
     """
     if kernel not in KERNELS:
         raise ValueError(f"conv3d: kernel {kernel!r} is none of {', '.join(KERNELS)}")
@@ -77,6 +78,8 @@ def _rung(kernel, x, w):
         raise ValueError(f"conv3d: x has {x.shape[1]} channels, w {w.shape} wants {w.shape[1]}")
     if math.prod(x.shape[2:]) >= 2**31:
         raise ValueError(f"conv3d: a volume of {x.shape[2:]} has more than 2^31 - 1 voxels")
+    if w.shape[-1] == 1:
+        return "naive"
     falls_back = kernel in tensor.PAIR and not tensor.runs(x, w)
     return "tiled" if falls_back else kernel
 
@@ -91,7 +94,7 @@ def _backward_input(dy, x, w, kernel, mask):
         backend.launch(NAIVE, "conv3d_backward_input_naive", dx.size, args)
         return relu_backward(dx, x) if mask else dx
     args = dy, w, x, dx, c_in, c_out, *volume, mask
-    backend.launch(TILED, f"conv3d_backward_input_tiled_k{k}", _tiles(dx.shape), args)
+    backend.launch(TILED, "conv3d_backward_input_tiled", _tiles(dx.shape), args)
     return dx
 
 

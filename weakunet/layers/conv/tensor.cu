@@ -94,12 +94,12 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
     const float2* from = (const float2*)(shared_memory + t / 2 * Halo::PITCH + warp_x + g +
                                          warp_z * (TILE_X + 2) * (TILE_Y + 2)) + t % 2;
 
-    // Steps are numbered through: step s multiplies piece s / 3 of the channels by the taps of plane
-    // s % 3. `fetch` starts to copy the tile's part s % 3 of piece s / 3, `settle` rounds it.
+    // Steps are numbered through: step s multiplies piece s / 3 of the channels by the taps of
+    // plane s % 3. `fetch` starts to copy the tile's part s % 3 of piece s / 3, `settle` rounds it.
     auto fetch = [&](int s) {
         int c0 = s / 3 * PIECE;
-        Fill::fetch(s % 3, shared_memory + s / 3 % 2 * Halo::SIZE, stage, x + c0 * voxels, c_in - c0,
-                    x0 - 1, y0 - 1, z0 - 1, depth, height, width);
+        Fill::fetch(s % 3, shared_memory + s / 3 % 2 * Halo::SIZE, stage, x + c0 * voxels,
+                    c_in - c0, x0 - 1, y0 - 1, z0 - 1, depth, height, width);
     };
     auto settle = [&](int s) {
         Fill::settle(s % 3, shared_memory + s / 3 % 2 * Halo::SIZE, stage);
@@ -172,7 +172,7 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
     }
 }
 
-// ---- the gradient of the weights -----------------------------------------------------------------
+// ---- the gradients of the weights and the bias -------------------------------------------------
 //
 // For each tap, dW (output, input channels) += dY (output channels, voxels) X (voxels moved by the
 // tap, input channels). One mma takes 16 output channels, 8 voxels along x and 8 input channels.
@@ -187,12 +187,12 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
 #define DW_MAPS 32      // output channels of a block: two times the 16 rows of A
 #define DW_GROUPS 2     // groups of 8 input channels of a block
 #define DW_THREADS 192  // 3 x DW_GROUPS warps
-#define DW_PARTS 4      // DW_Z x DW_X / 8: a tile is multiplied, and the next one filled, in so many
+#define DW_PARTS 4      // a tile is multiplied, and the next one filled, in DW_Z x DW_X / 8 parts
 #define DW_BYTES 89600  // of dynamic shared memory: two tiles of dy and of x
 #define DW_STAGE 11008  // more of it where factors are pairs
 
-// db from what the threads of a block have in shared memory, 4 channels each: LANES threads have the
-// same ones. Thread t writes channel t, the sum in the order of the threads.
+// db from what the threads of a block have put into shared memory, 4 channels each, LANES threads
+// the same ones. Thread t writes channel t, the sum in the order of the threads.
 template <int LANES>
 static __device__ __forceinline__ void sum_bias(const float* sums, float* __restrict__ db,
                                                 int channels)
@@ -205,8 +205,8 @@ static __device__ __forceinline__ void sum_bias(const float* sums, float* __rest
     db[t] = sum;
 }
 
-// computes  the part of dw and db that some of the tiles contribute: parts[s] (C_out, C_in, 3, 3, 3)
-//           and then (C_out) is the sum over the s-th of S runs of tiles
+// computes  the part of dw and db that some of the tiles contribute: parts[s], (C_out, C_in, 3, 3,
+//           3) and then (C_out), is the sum over the s-th of S runs of tiles
 // threads   a block of 6 warps owns 32 output and 16 input channels, a warp 8 of the input channels
 //           and the 9 taps (i, 0..2, 0..2) of one i: D for 9 taps by 2 x 16 output channels, 72
 //           sums per lane in registers. Grid: S, groups of 16 input, groups of 32 output channels;
@@ -223,9 +223,9 @@ static __device__ __forceinline__ void sum_bias(const float* sums, float* __rest
 //           DW_BYTES of shared memory (DW_STAGE more for pairs), at most 168 registers: two blocks
 //           fit on an SM of an H100.
 // work      2 N D H W FLOP per weight
-// no race   every element of parts has one owner, who adds in a fixed order. One __syncthreads() per
-//           tile stands between the copies and whoever reads them, and between the last reader of a
-//           buffer and the next copy to it.
+// no race   every element of parts has one owner, who adds in a fixed order. One __syncthreads()
+//           per tile stands between the copies and whoever reads them, and between the last reader
+//           of a buffer and the next copy to it.
 extern "C" __global__ void __launch_bounds__(DW_THREADS, 2)
 conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restrict__ x,
                               float* __restrict__ parts, int scans, int c_in, int c_out, int depth,
@@ -235,7 +235,8 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
     typedef Tile<DW_X + 2, DW_Y + 2, DW_Z + 2> Halo;
     typedef Inner::Fill<DW_MAPS / CHANNELS, DW_PARTS, DW_THREADS, 1, DW_Z> FillDy;
     typedef Halo::Fill<DW_GROUPS, DW_PARTS, DW_THREADS, 1, DW_Z> FillX;
-    constexpr int DY_SIZE = DW_MAPS / CHANNELS * Inner::SIZE, SIZE = DY_SIZE + DW_GROUPS * Halo::SIZE;
+    constexpr int DY_SIZE = DW_MAPS / CHANNELS * Inner::SIZE;
+    constexpr int SIZE = DY_SIZE + DW_GROUPS * Halo::SIZE;
     static_assert(16 * 2 * SIZE == DW_BYTES, "");
     static_assert(16 * (FillDy::STAGE + FillX::STAGE) == DW_STAGE * (PAIR - 1), "");
     extern __shared__ float4 shared_memory[];  // dy, x, dy, x, stage
@@ -263,10 +264,11 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
 
     auto fetch = [&](int part, int buffer) {  // of the tile at x0, y0, z0 of scan n
         float4* to = shared_memory + buffer * SIZE;
-        FillDy::fetch(part, to, stage, dy + ((long long)n * c_out + o0) * voxels, c_out - o0, x0, y0, z0, depth,
-                      height, width);
-        FillX::fetch(part, to + DY_SIZE, stage + FillDy::STAGE, x + ((long long)n * c_in + c0) * voxels,
-                     c_in - c0, x0 - 1, y0 - 1, z0 - 1, depth, height, width);
+        const float* from = dy + ((long long)n * c_out + o0) * voxels;
+        FillDy::fetch(part, to, stage, from, c_out - o0, x0, y0, z0, depth, height, width);
+        from = x + ((long long)n * c_in + c0) * voxels;
+        FillX::fetch(part, to + DY_SIZE, stage + FillDy::STAGE, from, c_in - c0, x0 - 1, y0 - 1,
+                     z0 - 1, depth, height, width);
     };
     auto settle = [&](int part, int buffer) {
         float4* to = shared_memory + buffer * SIZE;
@@ -448,7 +450,8 @@ conv3d_tensor_backward_first(const float* __restrict__ dy, const float* __restri
     for (int q = 0; q < 4; ++q)
         #pragma unroll
         for (int e = 0; e < 8; ++e)  // this lane's D: taps 2t, 2t + 1 in rows g, g + 8
-            sums[(warp * DW_MAPS + e / 2 * 8 + g) * 32 + q * 8 + 2 * t + e % 2] = sum[q][e / 4][e % 4];
+            sums[(warp * DW_MAPS + e / 2 * 8 + g) * 32 + q * 8 + 2 * t + e % 2] =
+                sum[q][e / 4][e % 4];
     __syncthreads();
     parts += blockIdx.x * (long long)c_out * 28;
     for (int e = threadIdx.x; e < DW_MAPS * 27; e += FIRST_THREADS) {

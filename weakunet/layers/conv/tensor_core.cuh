@@ -99,9 +99,9 @@ struct Tile {
         // Where a pair's second numbers wait to be joined to the first, in float4: `stage`.
         static constexpr int STAGE = PAIR == 2 ? 2 * GROUPS * COUNT : 0;
 
-        // Start to fill part `part` of the tiles from x: the first `channels` channels, in groups of
-        // 8, from voxel (x0, y0, z0) on, every STEP-th along each axis; 0 where there is no voxel or
-        // no channel. A pair's second is APART planes on, or (APART = 0, one tile) 8 channels.
+        // Start to fill part `part` of the tiles from x: the first `channels` channels, in groups
+        // of 8, from voxel (x0, y0, z0) on, every STEP-th along each axis; 0 where there is no
+        // voxel or no channel. A pair's second is APART planes on, or (APART = 0) 8 channels.
         static __device__ __forceinline__ void fetch(int part, float4* tile, float4* stage,
                                                      const float* __restrict__ x, int channels,
                                                      int x0, int y0, int z0, int depth, int height,
@@ -123,8 +123,8 @@ struct Tile {
                     bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 &&
                                   zz < depth;
                     int first = APART ? 0 : p * CHANNELS, left = inside ? channels - c0 - first : 0;
-                    const float* from =
-                        left > 0 ? x + first * voxels + (zz * height + yy) * width + xx : x - c0 * voxels;
+                    const float* from = x - c0 * voxels;  // anywhere, where nothing is read
+                    if (left > 0) from = x + first * voxels + (zz * height + yy) * width + xx;
                     float* to = (float*)((p ? stage : tile) + v);
                     #pragma unroll
                     for (int c = 0; c < 4; ++c)

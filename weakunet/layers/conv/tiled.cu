@@ -19,10 +19,9 @@
 // rows start in different banks, and still at multiples of 16 bytes.
 #define W_PITCH 36  // MAPS GROUPS + 4
 
-// What a tile of the output sees of one input channel: a halo of k-1 more along each axis.
-template <int K>
+// What a tile of the output sees of one input channel: a halo of 2 more along each axis.
 struct Halo {
-    static constexpr int X = TILE_X + K - 1, Y = TILE_Y + K - 1, Z = TILE_Z + K - 1;
+    static constexpr int X = TILE_X + 2, Y = TILE_Y + 2, Z = TILE_Z + 2;
     // A warp reads 16 neighbours along x in two planes at a time: with planes an odd multiple of 16
     // elements apart, these lie in the 32 different banks.
     static constexpr int PLANE = X * Y + (48 - X * Y % 32) % 32;
@@ -31,9 +30,10 @@ struct Halo {
 
 // What the tiled kernels below share. BACKWARD walks through the weights in the other order:
 // dx is the convolution of dy with weights flipped along z, y, x and with C_in, C_out exchanged.
-// Here c_in and c_out are the channels of THIS convolution's input x and output y. relu != 0: a ReLU
-// is computed on the way out, forward max(y, 0), backward 0 where `b`, of y's shape, is not positive.
-template <int K, bool BACKWARD>
+// Here c_in and c_out are the channels of THIS convolution's input x and output y. relu != 0: a
+// ReLU is computed on the way out, forward max(y, 0), backward 0 where `b`, of y's shape, is not
+// positive.
+template <bool BACKWARD>
 static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
                                                      const real* __restrict__ w,
                                                      const real* __restrict__ b,
@@ -41,8 +41,8 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
                                                      int depth, int height, int width, int relu,
                                                      real* x_tile, real* w_tile)
 {
-    const int TAPS = K * K * K, P = (K - 1) / 2;
-    typedef Halo<K> H;
+    const int K = 3, TAPS = 27;
+    typedef Halo H;
     int tiles_x = (width + TILE_X - 1) / TILE_X, tiles_y = (height + TILE_Y - 1) / TILE_Y;
     int x0 = blockIdx.x % tiles_x * TILE_X, y0 = blockIdx.x / tiles_x % tiles_y * TILE_Y;
     int z0 = blockIdx.x / tiles_x / tiles_y * TILE_Z;
@@ -62,7 +62,7 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
         for (int e = thread; e < chunk * H::Z * H::Y * H::X; e += threads) {
             int c = e / (H::X * H::Y * H::Z), i = e / (H::X * H::Y) % H::Z;
             int j = e / H::X % H::Y, m = e % H::X;
-            int xx = x0 + m - P, yy = y0 + j - P, zz = z0 + i - P;
+            int xx = x0 + m - 1, yy = y0 + j - 1, zz = z0 + i - 1;
             bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 && zz < depth;
             real value = inside ? x[(c0 + c) * voxels + (zz * height + yy) * width + xx] : (real)0;
             x_tile[c * H::SIZE + i * H::PLANE + j * H::X + m] = value;
@@ -125,68 +125,39 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
 //           8 G output channels; thread (x, z, g) owns the column of 8 voxels at (x, z) in the 8
 //           channels of group g. Grid: tiles, groups of 8 G channels, scans.
 // memory    per block and input channel the halo of 18 x 10 x 6 elements is read once into shared
-//           memory, for 512 voxels: 2.1 elements of x per voxel and input channel instead of 27, plus
-//           the weights, 216 G elements. Writes 1 per output.
+//           memory, for 512 voxels: 2.1 elements of x per voxel and input channel instead of 27,
+//           plus the weights, 216 G elements. Writes 1 per output.
 //           From shared memory a thread reads 10 elements of a column and 3 x 8 weights (the same
 //           for the whole warp) for 3 x 64 multiply-adds.
 // work      2 x 27 C_in FLOP per output
 // no race   every output has one owner; __syncthreads() stands between filling shared memory and
 //           reading it, and between reading it and filling it again
 extern "C" __global__ void __launch_bounds__(256)
-conv3d_forward_tiled_k3(const real* __restrict__ x, const real* __restrict__ w,
-                        const real* __restrict__ b, real* __restrict__ y, int c_in, int c_out,
-                        int depth, int height, int width, int relu)
+conv3d_forward_tiled(const real* __restrict__ x, const real* __restrict__ w,
+                     const real* __restrict__ b, real* __restrict__ y, int c_in, int c_out,
+                     int depth, int height, int width, int relu)
 {
-    __shared__ real x_tile[CHUNK * Halo<3>::SIZE];
+    __shared__ real x_tile[CHUNK * Halo::SIZE];
     __shared__ __align__(16) real w_tile[CHUNK * 27 * W_PITCH];
-    convolve_tile<3, false>(x, w, b, y, c_in, c_out, depth, height, width, relu, x_tile, w_tile);
-}
-
-// computes  y for k = 1: y[n, o] = b[o] + sum_c w[o, c] x[n, c] in every voxel; relu as for k = 3
-// threads   as for k = 3
-// memory    every element of x is read once per 8 G output channels; writes 1 per output
-// work      2 C_in FLOP per output
-// no race   as for k = 3
-extern "C" __global__ void __launch_bounds__(256)
-conv3d_forward_tiled_k1(const real* __restrict__ x, const real* __restrict__ w,
-                        const real* __restrict__ b, real* __restrict__ y, int c_in, int c_out,
-                        int depth, int height, int width, int relu)
-{
-    __shared__ real x_tile[CHUNK * Halo<1>::SIZE];
-    __shared__ __align__(16) real w_tile[CHUNK * W_PITCH];
-    convolve_tile<1, false>(x, w, b, y, c_in, c_out, depth, height, width, relu, x_tile, w_tile);
+    convolve_tile<false>(x, w, b, y, c_in, c_out, depth, height, width, relu, x_tile, w_tile);
 }
 
 // computes  dx for k = 3, as conv3d_backward_input_naive; masked != 0: 0 where x, the output of a
 //           ReLU, is not positive
-// threads, memory, no race   as conv3d_forward_tiled_k3, from dy to dx: c_in and c_out exchanged
+// threads, memory, no race   as conv3d_forward_tiled, from dy to dx: c_in and c_out exchanged
 // work      2 x 27 C_out FLOP per output
 extern "C" __global__ void __launch_bounds__(256)
-conv3d_backward_input_tiled_k3(const real* __restrict__ dy, const real* __restrict__ w,
-                               const real* __restrict__ x, real* __restrict__ dx, int c_in,
-                               int c_out, int depth, int height, int width, int masked)
+conv3d_backward_input_tiled(const real* __restrict__ dy, const real* __restrict__ w,
+                            const real* __restrict__ x, real* __restrict__ dx, int c_in, int c_out,
+                            int depth, int height, int width, int masked)
 {
-    __shared__ real dy_tile[CHUNK * Halo<3>::SIZE];
+    __shared__ real dy_tile[CHUNK * Halo::SIZE];
     __shared__ __align__(16) real w_tile[CHUNK * 27 * W_PITCH];
-    convolve_tile<3, true>(dy, w, x, dx, c_out, c_in, depth, height, width, masked, dy_tile,
-                            w_tile);
+    convolve_tile<true>(dy, w, x, dx, c_out, c_in, depth, height, width, masked, dy_tile,
+                        w_tile);
 }
 
-// computes  dx for k = 1: dx[n, c] = sum_o w[o, c] dy[n, o] in every voxel; masked as for k = 3
-// threads, memory, no race   as conv3d_forward_tiled_k1, from dy to dx: c_in and c_out exchanged
-// work      2 C_out FLOP per output
-extern "C" __global__ void __launch_bounds__(256)
-conv3d_backward_input_tiled_k1(const real* __restrict__ dy, const real* __restrict__ w,
-                               const real* __restrict__ x, real* __restrict__ dx, int c_in,
-                               int c_out, int depth, int height, int width, int masked)
-{
-    __shared__ real dy_tile[CHUNK * Halo<1>::SIZE];
-    __shared__ __align__(16) real w_tile[CHUNK * W_PITCH];
-    convolve_tile<1, true>(dy, w, x, dx, c_out, c_in, depth, height, width, masked, dy_tile,
-                            w_tile);
-}
-
-// ---- the gradients of the weights and the bias ---------------------------------------------------
+// ---- the gradients of the weights and the bias -------------------------------------------------
 //
 // Each is one long sum over all voxels of all scans. It is split across many blocks; each writes
 // its part, and conv3d_sum_parts adds the parts in their order. No atomics, hence the same bits
