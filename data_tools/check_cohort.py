@@ -22,7 +22,7 @@ import numpy as np
 from check_scan import Report, check_scan
 
 from weakunet.data.cohort import SPLITS, read_cohort
-from weakunet.util.cli import command, progress
+from weakunet.util.cli import Help, command, progress
 from weakunet.util.processes import cores, map_processes
 
 SPACING_FACTOR, VOLUME_FACTOR, LEVEL_FACTOR = 1.05, 2.0, 10.0  # more or less than the median by
@@ -126,7 +126,7 @@ def print_table(reports):
 @command
 def main(argv=None):
     """Check the cohort; return 1 when anything is wrong and 0 when nothing is."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--data", type=Path, required=True, help="cohort table")
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)

@@ -26,6 +26,8 @@ Writes OUT/counts.csv, OUT/SUBJECT_centres.csv and OUT/cohort.csv.
 """
 
 import argparse
+import dataclasses
+import functools
 import math
 import sys
 from pathlib import Path
@@ -37,22 +39,30 @@ from cohort_files import Entry, find_files, prefix_hint, without_files
 from make_cohort import join, write_and_report
 
 from weakunet.data.slices import cut_volume, find_slice
-from weakunet.data.volumes import Volume, index_to_world, read_volume, require_same_grid
+from weakunet.data.volumes import (
+    Volume,
+    index_to_world,
+    read_mask,
+    read_volume,
+    require_same_grid,
+)
 from weakunet.detection.detect import components_above
-from weakunet.util.cli import InputError, command, progress, write_csv
-from weakunet.util.processes import cores, map_processes
+from weakunet.util import resume
+from weakunet.util.cli import Help, InputError, command, write_csv
+from weakunet.util.parts import add_part_arguments, choose_part, part_table, run_command
+from weakunet.util.processes import cores
 
 MARKED = 0.5  # the least value of a lesion's voxel; masks may be soft
-LARGEST_SHARE = 0.25  # of the voxels: more is no mask of lesions
+LARGEST_FRACTION = 0.25  # of the voxels: more is no mask of lesions
 ROUNDING = 1e-6
 COLUMNS = ("subject", "count", "count_of_each_rater", "n_small", "n_outside_roi", "volume_mm3")
 
 
-def read_mask(path, slice_z_mm=None):
-    """Read a mask as a Volume of bool, cut to the slice at `slice_z_mm` unless that is None."""
-    volume = read_volume(path)
+def read_marked(path, slice_z_mm=None):
+    """Read a lesion mask as a Volume of bool; only the slice at `slice_z_mm` if one is given."""
+    volume = read_volume(path, nan_ok=True)  # NaN is not marked
     marked = volume.array >= MARKED
-    if marked.mean() > LARGEST_SHARE:
+    if marked.mean() > LARGEST_FRACTION:
         raise InputError(
             f"{path}: {marked.mean():.0%} of its voxels are marked; check that it is a lesion mask"
         )
@@ -61,28 +71,28 @@ def read_mask(path, slice_z_mm=None):
     return mask if k is None else cut_volume(mask, k, k + 1)
 
 
-def count_lesions(share, roi=None, agreement=0.5, min_mm3=0.0):
+def count_lesions(fraction, roi=None, agreement=0.5, min_mm3=0.0):
     """Find the lesions that count.
 
     Parameters
     ----------
-    share : Volume, the share of raters who marked a voxel, 0 to 1
+    fraction : Volume, the fraction of raters who marked a voxel, 0 to 1
     roi : (D, H, W) bool, or None for everywhere
-    agreement : voxels of at least this share are lesion
+    agreement : voxels of at least this fraction are lesion
     min_mm3 : the smallest lesion that counts
 
     Returns: centres (n, 3) in world mm, volumes (n,) in mm3, and how many were too small and how
     many of the others lie outside the ROI.
     """
-    found = components_above(share.array, agreement - ROUNDING)
-    volumes_mm3 = found.volumes_vox * share.voxel_mm3
+    found = components_above(fraction.array, agreement - ROUNDING)
+    volumes_mm3 = found.volumes_vox * fraction.voxel_mm3
     large = volumes_mm3 >= min_mm3 * (1 - ROUNDING)
     inside = np.ones(len(large), bool)
     if roi is not None:
         # half way between two voxels: the higher index; a centre of mass is never off the array
         inside = roi[tuple(np.floor(found.centres_zyx + 0.5 + ROUNDING).astype(int).T)]
     kept = large & inside
-    centres_mm = index_to_world(share, found.centres_zyx[kept])
+    centres_mm = index_to_world(fraction, found.centres_zyx[kept])
     return centres_mm, volumes_mm3[kept], int((~large).sum()), int((large & ~inside).sum())
 
 
@@ -92,72 +102,78 @@ def count_subject(paths, roi_path=None, agreement=0.5, min_mm3=0.0, slice_z_mm=N
     Returns: what `count_lesions` does, and the count of each rater. Raises InputError naming the
     file that cannot be used.
     """
-    share, roi, of_each = None, None, []
+    fraction, roi, of_each = None, None, []
     for path in paths:
-        mask = read_mask(path, slice_z_mm)
-        if share is None:
-            share = Volume(np.zeros(mask.array.shape, np.float32), mask.affine)
+        mask = read_marked(path, slice_z_mm)
+        if fraction is None:
+            fraction = Volume(np.zeros(mask.array.shape, np.float32), mask.affine)
             if roi_path is not None:
-                roi = read_volume(roi_path)
+                roi = read_mask(roi_path)
                 k = find_slice(roi, slice_z_mm, roi_path)
                 roi = roi if k is None else cut_volume(roi, k, k + 1)
                 require_same_grid(mask, path, roi, roi_path)
-                if not (roi.array > 0).any():
+                roi = roi.array
+                if not roi.any():
                     raise InputError(
                         f"{roi_path}: no voxel of the region is above 0 (in the slice)"
                     )
-                roi = roi.array > 0
-        require_same_grid(share, paths[0], mask, path)
+        require_same_grid(fraction, paths[0], mask, path)
         of_each.append(len(count_lesions(mask, roi, MARKED, min_mm3)[0]))
-        share.array += mask.array / np.float32(len(paths))
-    return *count_lesions(share, roi, agreement, min_mm3), of_each
+        fraction.array += mask.array / np.float32(len(paths))
+    return *count_lesions(fraction, roi, agreement, min_mm3), of_each
 
 
-def _count_or_fail(work):
-    try:
-        return count_subject(*work)
-    except InputError as error:
-        return error
-    except MemoryError:
-        return InputError(f"{work[0][0]}: not enough memory; use --jobs 1")
+@dataclasses.dataclass
+class Masks:
+    """What belongs to a subject, `key` as in cohort_files.py; `image` is the first rater's mask."""
+
+    key: str
+    subject: str
+    paths: list
+    roi: Path | None
+
+    @property
+    def image(self):
+        return self.paths[0]
 
 
-def write_results(out, names, results, slice_z_mm):
-    """Write each subject's centres and counts.csv.
+def write_centres(masks, out, **how):
+    """Count, and write the list of centres; return the subject's key and its row of COLUMNS."""
+    made_from = resume.inputs(how, [*masks.paths, masks.roi])
+    centres_mm, volumes_mm3, n_small, n_outside, of_each = count_subject(
+        masks.paths, masks.roi, **how
+    )
+    lines = np.column_stack([centres_mm, volumes_mm3])
+    header = ["x_mm", "y_mm", "z_mm", "volume_mm3"]
+    path = out / f"{masks.subject}_centres.csv"
+    write_csv(path, header, [[f"{value:.3f}" for value in line] for line in lines])
+    row = [masks.subject, len(lines), " ".join(map(str, of_each)), n_small, n_outside]
+    row.append(f"{volumes_mm3.sum():.3f}")
+    resume.note(out, masks.subject, made_from, [masks.key, row])
+    return [masks.key, row]
 
-    Parameters: names {subject key: name}, results {subject key: as from `count_subject`}.
-    Returns: {subject key: Entry} and {subject key: [(name, Path of the centres)]}, for `join`.
-    """
-    entries, centres, rows = {}, {}, []
-    for key, (centres_mm, volumes_mm3, n_small, n_outside, of_each) in results.items():
-        path = out / f"{names[key]}_centres.csv"
-        lines = np.column_stack([centres_mm, volumes_mm3])
-        header = ["x_mm", "y_mm", "z_mm", "volume_mm3"]
-        write_csv(path, header, [[f"{value:.3f}" for value in line] for line in lines])
-        count = len(centres_mm)
-        entries[key] = Entry(names[key], count, slice_z_mm)
-        centres[key] = [(names[key], path)]
-        each = " ".join(map(str, of_each))
-        rows.append([names[key], count, each, n_small, n_outside, f"{volumes_mm3.sum():.3f}"])
-    write_csv(out / "counts.csv", COLUMNS, rows)
-    return entries, centres
+
+def kept_row(masks, out, **how):
+    """What `write_centres` returned, if its list is still that of the masks, or None."""
+    results = [out / f"{masks.subject}_centres.csv"]
+    return resume.noted(out, masks.subject, how, [*masks.paths, masks.roi], results)
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--masks", required=True, help="pattern with {subject}, in quotes")
     parser.add_argument("--images", required=True, help="pattern of the scans")
     parser.add_argument("--rois", help="pattern of the regions in which lesions count")
-    parser.add_argument("--agreement", type=float, default=0.5, help="share of raters, above 0")
-    parser.add_argument(
-        "--min-mm3", type=float, default=0.0, help="the smallest lesion that counts"
-    )
+    parser.add_argument("--agreement", type=float, default=0.5, help="fraction of raters, above 0")
+    about = "volume of the smallest lesion that counts"
+    parser.add_argument("--min-mm3", type=float, default=0.0, help=about)
     parser.add_argument("--slice-z-mm", type=float, help="count in the axial slice at this height")
-    parser.add_argument("--jobs", type=int, default=cores(), help="subjects at once")
+    parser.add_argument("--jobs", type=int, default=cores(), help="subjects in memory at once")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    add_part_arguments(parser)
     args = parser.parse_args(argv)
     if not 0 < args.agreement <= 1:
-        raise InputError(f"--agreement {args.agreement:g}: give a share above 0, at most 1")
+        raise InputError(f"--agreement {args.agreement:g}: give a fraction above 0, at most 1")
     if not 0 <= args.min_mm3 < math.inf:
         raise InputError(f"--min-mm3 {args.min_mm3:g}: give a volume of at least 0")
     return args
@@ -171,25 +187,33 @@ def main(argv=None):
     rois = find_files(args.rois) if args.rois else None
     images = without_files(find_files(args.images), masks, rois)
     names = {key: images.get(key, masks[key])[0][0] for key in masks}
-    keys = [key for key in masks if key in images and (rois is None or key in rois)]
-    work = []
-    for key in keys:
-        paths = [path for _, path in masks[key]]
-        roi = rois[key][0][1] if rois else None
-        work.append((paths, roi, args.agreement, args.min_mm3, args.slice_z_mm))
-    done = map_processes(_count_or_fail, work, args.jobs)
-    done = [result for _, result in zip(progress(work, "count"), done, strict=True)]
-    results = dict(zip(keys, done, strict=True))
-    failed = {key: error for key, error in results.items() if isinstance(error, InputError)}
-    results = {key: result for key, result in results.items() if key not in failed}
-    entries, centres = write_results(args.out, names, results, args.slice_z_mm)
-    for key in masks.keys() - results.keys():  # without a scan or a ROI, or failed
-        entries[key] = Entry(names[key], problem=str(failed.get(key, "not counted")))
-    patterns = (args.masks, masks, images), (args.images, images, masks), (args.rois, rois, masks)
-    hints = [prefix_hint(*pattern) for pattern in patterns if pattern[0]]
-    write_and_report(args.out / "cohort.csv", *join(images, entries, rois, centres), hints)
-    if failed:
-        raise InputError(f"{args.masks}: {len(failed)} of {len(work)} subjects failed, named above")
+    args.scans = [
+        Masks(key, names[key], [path for _, path in masks[key]], rois[key][0][1] if rois else None)
+        for key in masks
+        if key in images and (rois is None or key in rois)
+    ]
+    args.scans = choose_part(args, args.scans)
+    how = {name: getattr(args, name) for name in ("agreement", "min_mm3", "slice_z_mm")}
+    whole = part_table(args, args.out) == args.out
+
+    def write(path, results):
+        rows = [row for _, row in results]
+        write_csv(part_table(args, args.out / "counts.csv"), COLUMNS, rows)
+        entries = {key: Entry(row[0], row[1], args.slice_z_mm) for key, row in results}
+        centres = {key: [(row[0], args.out / f"{row[0]}_centres.csv")] for key, row in results}
+        for key in (masks.keys() if whole else []) - entries.keys():  # no scan, no ROI, or failed
+            entries[key] = Entry(names[key], problem="not counted, see above")
+        own_images = images if whole else {key: images[key] for key in entries}
+        patterns = (args.masks, masks, images), (args.images, images, masks)
+        patterns = (*patterns, (args.rois, rois, masks))
+        hints = [prefix_hint(*pattern) for pattern in patterns if pattern[0]]
+        write_and_report(path, *join(own_images, entries, rois, centres), hints)
+
+    work = functools.partial(write_centres, out=args.out, **how)
+    kept = functools.partial(kept_row, out=args.out, **how)
+    run_command(args, {}, work, kept, "count", "cohort.csv", write, mixed=True)
+    if not args.scans:
+        write(args.out / "cohort.csv", [])
 
 
 if __name__ == "__main__":

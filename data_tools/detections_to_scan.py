@@ -15,7 +15,9 @@ what was measured: a rigid transform changes no volume.
 """
 
 import argparse
+import functools
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -40,7 +42,22 @@ from weakunet.detection.output_files import (
     start_bids,
     write_markups,
 )
-from weakunet.util.cli import InputError, command, progress, write_csv
+from weakunet.util import resume
+from weakunet.util.cli import Help, InputError, command, write_csv
+from weakunet.util.parts import choose_part, run_command
+
+
+class Job:
+    """A scan with its detections: what to carry, from where to where."""
+
+    def __init__(self, scan, rows, bids, args):
+        self.scan, self.subject, self.image = scan, scan.subject, scan.image
+        self.rows, self.out = rows, args.out
+        self.files = output_paths(args.predictions, scan.subject, bids)
+        self.matrix_path = None  # it was not registered
+        if args.transforms is not None:
+            self.matrix_path = args.transforms / f"{scan.subject}_to_template.txt"
+        self.sources = [self.files["lesions"], self.files["heatmap"], self.image, self.matrix_path]
 
 
 def read_detections(path):
@@ -55,65 +72,84 @@ def read_detections(path):
     return by_subject
 
 
-def carry_scan(scan, rows, files, new_files, matrix_path):
-    """Write a scan's carried images and points; return its rows of detections.csv.
-
-    files, new_files: as of output_paths, where the prediction is and where to write; matrix_path:
-    of the scan's registration, None if it was not registered.
-    """
+def carry_scan(job, bids):
+    """Write a scan's carried images and points; return its rows of detections.csv."""
+    scan = job.scan
+    made_from = resume.inputs({"rows": job.rows}, job.sources)
     matrix = np.eye(4)  # cropped only: both are in the scan's world
-    if matrix_path is not None:
-        matrix = np.linalg.inv(read_matrix(matrix_path))  # template to scan
-    image = read_volume(scan.image)
-    centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in rows]
+    if job.matrix_path is not None:
+        matrix = np.linalg.inv(read_matrix(job.matrix_path))  # template to scan
+    image = read_volume(scan.image, nan_ok=True)  # only its grid counts
+    centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in job.rows]
     centres_mm = move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
-    places_zyx = world_to_index(image, centres_mm)
-    labels, heatmap = read_labels(files["lesions"]), read_volume(files["heatmap"])
-    write_volume(new_files["lesions"], resample_labels(labels, image, matrix), image)
+    labels, heatmap = read_labels(job.files["lesions"]), read_volume(job.files["heatmap"])
+    paths = output_paths(job.out, scan.subject, bids)
+    write_volume(paths["lesions"], resample_labels(labels, image, matrix), image)
     lowest = float(heatmap.array.min())
-    write_volume(new_files["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
-    scores = [row["score"] for row in rows]
-    write_markups(new_files["markups"], scan.subject, centres_mm.tolist(), scores)
-    places = index_to_file(image, places_zyx).round(3) + 0.0
+    write_volume(paths["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
+    scores = [row["score"] for row in job.rows]
+    write_markups(paths["markups"], scan.subject, centres_mm.tolist(), scores)
+    places = index_to_file(image, world_to_index(image, centres_mm)).round(3) + 0.0
     names = ("i", "j", "k", "x_mm", "y_mm", "z_mm")
-    for row, place in zip(rows, np.hstack([places, centres_mm]).tolist(), strict=True):
-        row |= dict(zip(names, place, strict=True))
-    return [[row[name] for name in DETECTIONS] for row in rows]
+    rows = [
+        row | dict(zip(names, place, strict=True))
+        for row, place in zip(job.rows, np.hstack([places, centres_mm]).tolist(), strict=True)
+    ]
+    rows = [[row[name] for name in DETECTIONS] for row in rows]
+    resume.note(job.out, scan.subject, made_from, rows)
+    return rows
+
+
+def kept_rows(job, bids):
+    """The rows of a scan that was carried before and is still that of its prediction, or None."""
+    results = output_paths(job.out, job.subject, bids)
+    results = [results[kind] for kind in ("lesions", "heatmap", "markups")]
+    return resume.noted(job.out, job.subject, {"rows": job.rows}, job.sources, results)
+
+
+def parse_arguments(argv):
+    """The command line as a namespace, its original scans in `scans`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    add_scan_arguments(parser, "original scans, as given to register_to_mni.py")
+    parser.add_argument("--predictions", type=Path, required=True, help="folder to carry back")
+    parser.add_argument("--transforms", type=Path, help="folder of registered scans' matrices")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder to write to")
+    parser.add_argument("--jobs", type=int, default=1, help="scans in memory at once")
+    args = parser.parse_args(argv)
+    args.scans = scans_asked_for(parser, args)
+    return args
 
 
 @command
 def main(argv=None):
     """Carry the predictions that the arguments name."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_scan_arguments(parser, "original scans, as given to register_to_mni.py")
-    parser.add_argument("--predictions", type=Path, required=True, help="folder to carry back")
-    parser.add_argument("--transforms", type=Path, help="matrices of registered scans")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder to write to")
-    args = parser.parse_args(argv)
-    scans, out = scans_asked_for(parser, args), args.out
+    args = parse_arguments(argv)
     by_subject = read_detections(args.predictions / "detections.csv")
-    if (out / "detections.csv").exists():
-        raise InputError(f"{out}: holds detections already; choose another --out")
     bids = is_bids(args.predictions)
-    files = {scan.subject: output_paths(args.predictions, scan.subject, bids) for scan in scans}
-    scans = [scan for scan in scans if files[scan.subject]["lesions"].is_file()]
-    strangers = sorted(set(by_subject) - {scan.subject for scan in scans})
-    if strangers or not scans:
+    jobs = [Job(scan, by_subject.get(scan.subject, []), bids, args) for scan in args.scans]
+    jobs = [job for job in jobs if job.files["lesions"].is_file()]
+    strangers = sorted(set(by_subject) - {job.subject for job in jobs})
+    if strangers or not jobs:
         who = f"subject {strangers[0]!r} of its table" if strangers else "no scan"
         raise InputError(
             f"{args.predictions}: {who} is among the original scans with a label image here; "
             "name the originals as the registered scans were named"
         )
     if bids:
-        start_bids(out, [scan.subject for scan in scans])
-    table = []
-    for scan in progress(scans, "to scan"):
-        new_files = output_paths(out, scan.subject, bids)
-        matrix_path = args.transforms and args.transforms / f"{scan.subject}_to_template.txt"
-        rows = by_subject.get(scan.subject, [])
-        table += carry_scan(scan, rows, files[scan.subject], new_files, matrix_path)
-    write_csv(out / "detections.csv", DETECTIONS, table)
-    print(f"{len(table)} detections in {len(scans)} scans: {out / 'detections.csv'}")
+        start_bids(args.out, [job.subject for job in jobs])
+    args.scans = choose_part(args, jobs)
+    settings = {
+        name: path and Path(os.path.relpath(path, args.out)).as_posix()
+        for name, path in (("predictions", args.predictions), ("transforms", args.transforms))
+    }
+    work, kept = functools.partial(carry_scan, bids=bids), functools.partial(kept_rows, bids=bids)
+    run_command(args, settings, work, kept, "to scan", "detections.csv", write_table, mixed=bids)
+
+
+def write_table(path, scans):
+    rows = [row for rows in scans for row in rows]
+    write_csv(path, DETECTIONS, rows)
+    print(f"{len(rows)} detections in {len(scans)} scans: {path}")
 
 
 if __name__ == "__main__":

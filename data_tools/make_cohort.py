@@ -32,7 +32,7 @@ from cohort_files import (
 )
 
 from weakunet.data.cohort import SPLITS, Scan, read_cohort, split_cohort, write_cohort
-from weakunet.util.cli import InputError, command, one_line
+from weakunet.util.cli import Help, InputError, command, one_line
 
 SUFFIXES = ("PDw", "PD", "T2w", "T1w")
 
@@ -130,7 +130,7 @@ def write_and_report(path, scans, left_out, hints=()):
 @command
 def main(argv=None):
     """Write the cohort table the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", help="pattern of the scans, with {subject}, in quotes")
     source.add_argument("--bids", type=Path, help="folder of a BIDS dataset")
@@ -139,9 +139,13 @@ def main(argv=None):
     parser.add_argument("--rois", help="pattern of the regions of interest")
     parser.add_argument("--centres", help="pattern of the lists of centres (x_mm,y_mm,z_mm)")
     parser.add_argument("--counts", type=Path, help="spreadsheet as text; BIDS: participants.tsv")
-    parser.add_argument("--subject-column", help="default: subject; BIDS: participant_id")
-    parser.add_argument("--count-column", default="count")
-    parser.add_argument("--slice-column", help="world z (mm) of the one slice that was counted")
+    about = "column of the names (default: subject; BIDS: participant_id)"
+    parser.add_argument("--subject-column", metavar="NAME", help=about)
+    about = "column of the counts"
+    parser.add_argument("--count-column", metavar="NAME", default="count", help=about)
+    parser.add_argument(
+        "--slice-column", metavar="NAME", help="world z (mm) of the one slice that was counted"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the table, replaced if it exists")
     args = parser.parse_args(argv)
     if args.bids:

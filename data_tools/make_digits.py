@@ -28,7 +28,7 @@ from make_phantom import require_new, write_scan
 from weakunet.data.cohort import SPLITS, LoadedScan, write_cohort
 from weakunet.data.phantom import scan_rng
 from weakunet.data.volumes import Volume, index_to_world
-from weakunet.util.cli import InputError, command, progress
+from weakunet.util.cli import Help, InputError, command, progress
 
 INSTALL = f"python -m pip install -r {Path(__file__).with_name('requirements.txt')}"
 SPLITS_AT = (1029, 1415)  # of 1797 images: 8 writers to train on, 3 to validate, 3 to test
@@ -89,13 +89,13 @@ def make_canvas(digits, digit, seed, split, i):
 @command
 def main(argv=None):
     """Write the cohort the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--digit", type=int, choices=range(10), default=3, help="what is counted")
     for split, number in zip(SPLITS, (800, 100, 100), strict=True):
         about = f"number of {split} canvases"
         parser.add_argument(f"--{split}", type=int, default=number, help=about)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args(argv)
     digits = load_digits()
     require_new(arguments.out)

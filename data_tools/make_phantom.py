@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 from weakunet.data.cohort import Scan, write_cohort
 from weakunet.data.phantom import PRESETS, SPLITS, raw_volumes, scan_rng, simulate_scan
 from weakunet.data.volumes import index_to_world, write_volume
-from weakunet.util.cli import InputError, command, progress, write_csv
+from weakunet.util.cli import Help, InputError, command, progress, write_csv
 
 
 def write_scan(folder, subject, image, roi, centres_mm, split, slice_z_mm=None):
@@ -47,12 +47,12 @@ def require_new(folder):
 @command
 def main(argv=None):
     """Write the cohort the arguments ask for."""
-    parser = argparse.ArgumentParser(description="Write a simulated cohort as NIfTI files.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of the scans")
     for split, number in zip(SPLITS, (400, 100, 30), strict=True):
         parser.add_argument(f"--{split}", type=int, default=number, help=f"number of {split} scans")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     arguments = parser.parse_args(argv)
     require_new(arguments.out)
     wanted = [(split, i) for split in SPLITS for i in range(getattr(arguments, split))]

@@ -30,7 +30,7 @@ from weakunet.data.phantom import draw_count, draw_lesions, scan_rng, smooth_noi
 from weakunet.data.prepare import DILATION_VOX, dilate_mask, invert_contrast
 from weakunet.data.rigid import box_grid, move_points, resample, resample_image
 from weakunet.data.volumes import Volume, index_to_world, read_labels, read_mask, read_volume
-from weakunet.util.cli import InputError, command, progress
+from weakunet.util.cli import Help, InputError, command, progress
 
 MARGIN_VOX = 2  # shown around the box that preprocessing crops
 WARP_MM, WARP_SMOOTH_MM = 0.7, 12.0  # sd of the displacement and how smooth it is
@@ -116,19 +116,21 @@ def draw_motion(rng):
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description="Plant lesions into a real scan.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--scan", type=Path, required=True, help="the scan (NIfTI, MGH)")
     parser.add_argument("--roi", type=Path, required=True, help="mask or label image, on any grid")
     parser.add_argument("--labels", type=int, nargs="+", help="labels of --roi that count")
     parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
-    parser.add_argument("--spacing-mm", type=float, help="voxel size; default: the scan's own")
+    parser.add_argument("--spacing-mm", type=float, help="voxel size (default: the scan's own)")
     parser.add_argument("--moved", action="store_true", help="whole heads, to be registered")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     for split, number in zip(SPLITS, (120, 30, 30), strict=True):
         parser.add_argument(f"--{split}", type=int, default=number, help=f"number of {split} scans")
-    parser.add_argument("--mean-count", type=float, default=5.0)
-    parser.add_argument("--max-count", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    about = "mean number of lesions per scan"
+    parser.add_argument("--mean-count", type=float, default=5.0, help=about)
+    about = "maximum number of lesions per scan"
+    parser.add_argument("--max-count", type=int, default=20, help=about)
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     return parser.parse_args(argv)
 
 

@@ -17,6 +17,7 @@ and DIR/cohort.csv names all of it. Run again, it keeps what is done.
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import sys
@@ -30,11 +31,13 @@ from scan_tools import add_scan_arguments, check_picture, scans_asked_for
 from scipy.spatial.transform import Rotation
 
 from weakunet.data.cohort import read_centres, write_cohort
-from weakunet.data.rigid import box_grid, move_points, read_matrix, resample, write_matrix
+from weakunet.data.load import read_raw
+from weakunet.data.rigid import box_grid, move_points, resample, write_matrix
 from weakunet.data.volumes import Volume, index_to_world, read_volume, write_volume
 from weakunet.util import resume
-from weakunet.util.cli import InputError, command, progress, write_csv
-from weakunet.util.processes import cores, map_processes
+from weakunet.util.cli import Help, InputError, command, write_csv
+from weakunet.util.parts import choose_part, run_command
+from weakunet.util.processes import cores
 
 PAPER_SPACING_MM = (0.49, 0.49, 0.8)  # x, y, z
 INSTALL = f"python -m pip install -r {Path(__file__).with_name('requirements.txt')}"
@@ -49,72 +52,78 @@ def _header(path, template_path, matrix, information):
     )
 
 
-def write_registered(scan, template_path, spacing_mm, out):
-    """Register one scan into the folder `out`, unless that is done; return its new Scan."""
+def registered_files(scan, out):
+    """A scan's row once it is registered, its matrix and picture, and all files to write for it."""
     image, check, text = (
         out / f"{scan.subject}{end}" for end in (".nii.gz", "_check.png", "_to_template.txt")
     )
     roi = scan.roi and out / f"{scan.subject}_roi.nii.gz"
     centres = scan.centres and out / f"{scan.subject}_centres.csv"
-    registered = dataclasses.replace(scan, image=image, roi=roi, centres=centres)
-    sources = scan.image, template_path, scan.roi, scan.centres
-    results = [path for path in (text, check, roi, centres, image) if path]
-    done = resume.noted(out, scan.subject, {}, sources, results)
-    if done and scan.slice_z_mm is None:
-        return registered
-    made_from = resume.inputs({}, sources)
-    volume = read_volume(scan.image)
-    if not done:
-        template = read_volume(template_path)
-        grid = box_grid(template, spacing_mm)
-        matrix, information = register(template, volume, scan.image)
-        write_matrix(text, matrix, _header(scan.image, template_path, matrix, information))
-        if roi:
-            moved = resample(read_volume(scan.roi), grid, 0, matrix) > 0
-            if not moved.any():
-                raise InputError(f"{scan.roi}: empty in the template's box; check {check}")
-            write_volume(roi, moved, grid)
-        if centres:
-            points = move_points(matrix, read_centres(scan.centres)).round(3) + 0.0
-            write_csv(centres, ("x_mm", "y_mm", "z_mm"), points.tolist())
-        low, high = volume.array.min(), volume.array.max()
-        moved = resample(volume, grid, 3, matrix, low).clip(low, high)  # splines overshoot
-        moved = Volume(moved, grid.affine)
-        over = f"edges of {template_path.name} over the scan"
-        under = f"edges of the scan over {template_path.name}"
-        rows = (over, moved, template), (under, template, moved)
-        check_picture(check, grid, np.array(grid.array.shape) // 2, rows)
-        write_volume(image, moved.array, moved)
-        resume.note(out, scan.subject, made_from)
+    row = dataclasses.replace(scan, image=image, roi=roi, centres=centres)
+    return row, (text, check), [path for path in (text, check, roi, centres, image) if path]
+
+
+def kept_scan(scan, template_path, out):
+    """The row of a scan whose registration is still valid, or None."""
+    row, _, results = registered_files(scan, out)
+    z_mm = resume.noted(out, scan.subject, *_made_from(scan, template_path), results)
+    return z_mm and dataclasses.replace(row, **z_mm)
+
+
+def _made_from(scan, template_path):
+    own = {"slice_z_mm": scan.slice_z_mm}
+    return own, (scan.image, template_path, scan.roi, scan.centres)
+
+
+def write_registered(scan, template_path, spacing_mm, out):
+    """Register one scan into the folder `out`; return its row of `out`'s table."""
+    row, (text, check), _ = registered_files(scan, out)
+    made_from = resume.inputs(*_made_from(scan, template_path))
+    if scan.roi:
+        volume, region = read_raw(scan)
+    else:
+        volume = read_volume(scan.image)
+    template = read_volume(template_path)
+    grid = box_grid(template, spacing_mm)
+    matrix, information = register(template, volume, scan.image)
+    write_matrix(text, matrix, _header(scan.image, template_path, matrix, information))
+    if scan.roi:
+        moved = resample(region, grid, 0, matrix)
+        if not moved.any():
+            raise InputError(f"{scan.roi}: empty in the template's box; check {check}")
+        write_volume(row.roi, moved, grid)
+    if scan.centres:
+        points = move_points(matrix, read_centres(scan.centres)).round(3) + 0.0
+        write_csv(row.centres, ("x_mm", "y_mm", "z_mm"), points.tolist())
+    low, high = volume.array.min(), volume.array.max()
+    moved = resample(volume, grid, 3, matrix, low).clip(low, high)  # splines overshoot
+    moved = Volume(moved, grid.affine)
+    over = f"edges of {template_path.name} over the scan"
+    under = f"edges of the scan over {template_path.name}"
+    rows = (over, moved, template), (under, template, moved)
+    check_picture(check, grid, np.array(grid.array.shape) // 2, rows)
+    z_mm = {"slice_z_mm": None}
     if scan.slice_z_mm is not None:
         middle_mm = index_to_world(volume, (np.array(volume.array.shape) - 1) / 2)
         middle_mm[0, 2] = scan.slice_z_mm
-        z_mm = float(move_points(read_matrix(text), middle_mm)[0, 2].round(3))
-        registered = dataclasses.replace(registered, slice_z_mm=z_mm)
-    return registered
-
-
-def _register_or_fail(arguments):
-    try:
-        return write_registered(*arguments)
-    except InputError as error:
-        return error
-    except MemoryError:
-        return InputError(f"{arguments[0].image}: not enough memory; use --jobs 1 or crop the scan")
+        z_mm = {"slice_z_mm": float(move_points(matrix, middle_mm)[0, 2].round(3))}
+    write_volume(row.image, moved.array, moved)
+    resume.note(out, scan.subject, made_from, z_mm)
+    return dataclasses.replace(row, **z_mm)
 
 
 def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     add_scan_arguments(parser, "scans to register")
     parser.add_argument("--template", type=Path, required=True, help="the template's image")
-    parser.add_argument(
-        "--spacing-mm", type=float, nargs=3, metavar=("X", "Y", "Z"), default=PAPER_SPACING_MM
-    )
+    about = "size of the registered scans' voxels in mm"
+    spacing = {"type": float, "nargs": 3, "metavar": tuple("XYZ"), "default": PAPER_SPACING_MM}
+    parser.add_argument("--spacing-mm", **spacing, help=about)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)
-    args.scans = scans_asked_for(parser, args)
+    args.scans = choose_part(args, scans_asked_for(parser, args))
     return args
 
 
@@ -134,22 +143,15 @@ def main(argv=None):
         "template": Path(os.path.relpath(args.template, args.out)).as_posix(),
         "spacing_mm": list(args.spacing_mm),
     }
-    resume.begin(args.out, settings)
-    work = [(scan, args.template, args.spacing_mm, args.out) for scan in args.scans]
-    done = map_processes(_register_or_fail, work, args.jobs)
-    results = [result for _, result in zip(progress(work, "register"), done, strict=True)]
-    failed = [result for result in results if isinstance(result, InputError)]
-    registered = [result for result in results if not isinstance(result, InputError)]
-    for error in failed:
-        print(f"failed: {error}", file=sys.stderr)
-    if registered and args.data:
-        write_cohort(args.out / "cohort.csv", registered)
-    print(f"{len(registered)} scans registered: {args.out}; look at the *_check.png")
-    if failed:
-        raise InputError(
-            f"{args.out}: {len(failed)} of {len(results)} scans failed, named above and left out; "
-            "mend them and run the same command again"
-        )
+    how = {"template_path": args.template, "out": args.out}
+    work = functools.partial(write_registered, spacing_mm=args.spacing_mm, **how)
+    kept = functools.partial(kept_scan, **how)
+    run_command(args, settings, work, kept, "register", "cohort.csv", write_table)
+
+
+def write_table(path, scans):
+    write_cohort(path, scans)
+    print(f"{len(scans)} scans registered: {path}; look at the *_check.png")
 
 
 if __name__ == "__main__":

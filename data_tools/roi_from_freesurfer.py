@@ -24,6 +24,7 @@ one label image for all, lies in the template's world as they do: no --transform
 
 import argparse
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 
@@ -43,7 +44,9 @@ from weakunet.data.volumes import (
     require_same_grid,
     write_volume,
 )
-from weakunet.util.cli import InputError, command, one_line, progress
+from weakunet.util import resume
+from weakunet.util.cli import Help, InputError, command, one_line
+from weakunet.util.parts import choose_part, run_command
 
 
 def label_numbers(structure):
@@ -97,8 +100,16 @@ def above_ventricles(labels, matrix, path):
     return height > height[ventricles].max()
 
 
-def write_roi(scan, labels_path, structures, matrix_path, out):
+def files_for(scan, labels, transform):
+    """The label image and the matrix (or None) that belong to a scan."""
+    named = (text and Path(text.replace("{subject}", scan.subject)) for text in (labels, transform))
+    return tuple(named)
+
+
+def write_roi(scan, labels, transform, structures, out):
     """Write one scan's mask and its picture; return the Scan with its roi."""
+    labels_path, matrix_path = files_for(scan, labels, transform)
+    made_from = resume.inputs({"structures": structures}, (labels_path, matrix_path, scan.image))
     matrix = np.eye(4) if matrix_path is None else read_matrix(matrix_path)
     labels, image = read_labels(labels_path), read_volume(scan.image, nan_ok=True)
     np.nan_to_num(image.array, copy=False, posinf=0, neginf=0)  # only the picture shows it
@@ -113,16 +124,30 @@ def write_roi(scan, labels_path, structures, matrix_path, out):
         )
     expected_vox = region.array.sum() * region.voxel_mm3 / image.voxel_mm3
     if mask.sum() < 0.95 * expected_vox:
-        share = 1 - mask.sum() / expected_vox
-        print(f"note: {scan.image}: {share:.0%} of the region lies outside", file=sys.stderr)
+        lost = 1 - mask.sum() / expected_vox
+        print(f"note: {scan.image}: {lost:.0%} of the region lies outside", file=sys.stderr)
     sizes = (mask.sum(axis=other) for other in ((1, 2), (0, 2), (0, 1)))
     busiest = [int(size.argmax()) for size in sizes]
     title = f"{', '.join(structures)}, outlined"
-    picture = out / f"{scan.subject}_roi.png"
+    path, picture = roi_files(scan, out)
     check_picture(picture, image, busiest, [(title, image, Volume(mask, image.affine))])
-    path = out / f"{scan.subject}_roi.nii.gz"
     write_volume(path, mask, image)
+    resume.note(out, scan.subject, made_from)
     return dataclasses.replace(scan, roi=path)
+
+
+def roi_files(scan, out):
+    """The mask and the picture to write for a scan."""
+    return out / f"{scan.subject}_roi.nii.gz", out / f"{scan.subject}_roi.png"
+
+
+def kept_scan(scan, labels, transform, structures, out):
+    """The row of a scan whose mask is still that of its labels, or None."""
+    sources = (*files_for(scan, labels, transform), scan.image)
+    own = {"structures": structures}
+    if resume.noted(out, scan.subject, own, sources, roi_files(scan, out)):
+        return dataclasses.replace(scan, roi=roi_files(scan, out)[0])
+    return None
 
 
 def require_atlas(labels, transform, scans):
@@ -150,12 +175,15 @@ class _ListNames(argparse.Action):
 
 def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     add_scan_arguments(parser, "scans whose grid the masks take")
     parser.add_argument("--labels", required=True, help="label image; {subject}: the scan's name")
-    parser.add_argument("--structures", nargs="+", default=["basal-ganglia"], metavar="NAME")
+    about = "structures, groups or numbers that make the region"
+    names = {"nargs": "+", "metavar": "NAME", "default": ["basal-ganglia"]}
+    parser.add_argument("--structures", **names, help=about)
     parser.add_argument("--transform", help="SUBJECT_to_template.txt, with {subject} for the name")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--jobs", type=int, default=1, help="scans in memory at once")
     parser.add_argument("--list", action=_ListNames, nargs=0, help="print names and numbers")
     args = parser.parse_args(argv)
     args.scans = scans_asked_for(parser, args)
@@ -174,22 +202,15 @@ def main(argv=None):
         require_atlas(args.labels, args.transform, args.scans)
     if args.data and (args.out / "cohort.csv").resolve() == args.data.resolve():
         raise InputError(f"{args.data}: would be overwritten; choose another --out")
-    done, failed = [], []
-    for scan in progress(args.scans, "roi"):
-        labels, transform = (
-            option and Path(option.replace("{subject}", scan.subject))
-            for option in (args.labels, args.transform)
-        )
-        try:
-            done.append(write_roi(scan, labels, args.structures, transform, args.out))
-        except InputError as error:
-            failed.append(error)
-            print(f"failed: {error}", file=sys.stderr)
-    if done and args.data:
-        write_cohort(args.out / "cohort.csv", done)
-    print(f"{len(done)} ROI masks: {args.out}")
-    if failed:
-        raise InputError(f"{len(failed)} of {len(args.scans)} scans failed, named above")
+    how = {name: getattr(args, name) for name in ("labels", "transform", "structures", "out")}
+    work, kept = functools.partial(write_roi, **how), functools.partial(kept_scan, **how)
+    args.scans = choose_part(args, args.scans)
+    run_command(args, {}, work, kept, "roi", "cohort.csv", write_table, mixed=True)
+
+
+def write_table(path, scans):
+    write_cohort(path, scans)
+    print(f"{len(scans)} ROI masks: {path}")
 
 
 if __name__ == "__main__":

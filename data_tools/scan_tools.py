@@ -13,6 +13,7 @@ from weakunet.data.load import scans_from_files
 from weakunet.data.rigid import plane, resample
 from weakunet.data.volumes import index_to_world
 from weakunet.figures.drawing import new_figure, save_figure
+from weakunet.util.parts import add_part_arguments
 
 ORANGE = "#FF8C00"  # seen on black, grey and white, and by the colour-blind
 RIGHT, FRONT, UP = "x, towards the patient's right", "y, towards the front", "z, upwards"
@@ -23,17 +24,16 @@ def add_scan_arguments(parser, what):
     """Let a command take scans by name or from a cohort table; `what` says which they are."""
     parser.add_argument("--scan", type=Path, nargs="+", help=f"{what}, named after their files")
     parser.add_argument("--data", type=Path, help=f"or a cohort table of {what}")
+    add_part_arguments(parser)
 
 
 def scans_asked_for(parser, args):
     """The Scans that --scan or --data names; a usage error unless exactly one of them is given."""
     if (args.data is None) == (not args.scan):
         parser.error("give either --data cohort.csv or --scan with one or more scans")
-    return (
-        read_cohort(args.data)
-        if args.data
-        else scans_from_files(args.scan, roi=None, slice_z_mm=None)
-    )
+    if args.data:
+        return read_cohort(args.data)
+    return scans_from_files(args.scan, roi=None, slice_z_mm=None)
 
 
 def check_picture(path, grid, middle_zyx, rows):

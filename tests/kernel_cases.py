@@ -82,6 +82,15 @@ def _global_pooling(rng):
             yield name, *_pair(globalpool3d, "localmax_forward"), (x, k)
             name = f"localmax_backward {s}, blocks of {k}"
             yield name, *_pair(globalpool3d, "localmax_backward"), (dy, argmax, s, k)
+        region = (rng.random((s[0], *s[2:])) < 0.2).astype(np.uint8)
+        for overlap in (1, 2):
+            more = 4, region, 2.5, overlap
+            argmax = globalpool3d.localmax_forward(x, *more)[1]
+            name = f"localmax_forward {s}, in a region, overlap {overlap}"
+            yield name, *_pair(globalpool3d, "localmax_forward"), (x, *more)
+            name = f"localmax_backward {s}, in a region, overlap {overlap}"
+            more = 4, 2.5, overlap
+            yield name, *_pair(globalpool3d, "localmax_backward"), (dy, argmax, s, *more)
 
 
 def _convolutions(rng):

@@ -71,6 +71,26 @@ def test_components_that_touch_at_a_corner_are_one_and_centres_are_in_world_mm(t
     assert rows["none"]["count"] == "0" and rows["none"]["count_of_each_rater"] == "0"
 
 
+def test_parts_join_to_the_tables_of_one_run(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        write(tmp_path / f"scans/{name}.nii", np.ones(SHAPE))
+        write(tmp_path / f"masks/{name}_r1.nii", rng.random(SHAPE) < 0.05)
+    whole = run(tmp_path)[0]
+    for path in (tmp_path / "out").glob("*.csv"):
+        path.unlink()
+    for k in (1, 2, 3):
+        with pytest.raises(FileNotFoundError):  # a part leaves the whole folder's table alone
+            run(tmp_path, "--part", f"{k}/3")
+    rows, cohort = run(tmp_path)
+    assert rows == whole and {scan.split for scan in cohort.values()} == {"train", "val", "test"}
+    assert [len(read_centres(cohort[name].centres)) for name in "abcd"] == [
+        int(rows[name]["count"]) for name in "abcd"
+    ]
+    write(tmp_path / "masks/b_r1.nii", mask((1, 1, 1)))
+    assert run(tmp_path)[0]["b"]["count"] == "1"
+
+
 def test_random_masks_agree_with_scikit_image(tmp_path):
     rng = np.random.default_rng(3)
     array = rng.random((24, 20, 16)) < 0.04
@@ -176,16 +196,11 @@ def test_what_cannot_be_counted_is_named_and_the_others_are_written(tmp_path, ca
     write(tmp_path / "rois/empty.nii", mask())
     printed = bad(tmp_path, capsys, "--rois", f"{tmp_path}/rois/{{subject}}.nii")
     assert [scan.subject for scan in read_cohort(tmp_path / "out/cohort.csv")] == ["good"]
-    assert "3 of 4 subjects failed" in printed.err.splitlines()[-1]
-    for start, words in (
-        ("empty", "no voxel of the region"),
-        ("grid", "not on the grid of"),
-        ("noroi", "no ROI"),
-        ("noscan", "no scan"),
-        ("scan", "100% of its voxels are marked"),
-    ):
-        (line,) = [x for x in printed.out.splitlines() if x.startswith(f"left out: {start}: ")]
-        assert words in line
+    assert "3 of 4 scans failed" in printed.err.splitlines()[-1]
+    for line in ("noroi: no ROI", "noscan: no scan", "scan: not counted", "grid: not counted"):
+        assert f"left out: {line}" in printed.out
+    for words in ("no voxel of the region", "not on the grid of", "100% of its voxels are marked"):
+        assert words in printed.err
 
 
 def test_options_out_of_range_are_refused_in_one_line(tmp_path, capsys):

@@ -40,7 +40,9 @@ def test_method_maps_show_one_slice_with_each_maps_own_scale_and_threshold(drawn
     maps, levels = {"(a) ramp": ramp, "(e) spot": spot}, {"(a) ramp": None, "(e) spot": 2.0}
     figures_compare.method_maps("x.png", image, maps, levels, centres, SPACING)
     panels = [axes for axes in drawn[0].axes if axes.images and axes.get_title()]
-    assert [axes.get_title() for axes in panels] == ["image, slice z = 5", *maps]
+    low, high = (f"{end:.3g}" for end in np.percentile(ramp, [1, 99.9]))
+    assert [axes.get_title().splitlines()[0] for axes in panels] == ["image, slice z = 5", *maps]
+    assert panels[1].get_title().splitlines()[1] == f"black {low}, yellow {high}"
     np.testing.assert_array_equal(panels[0].images[0].get_array(), image[5])
     np.testing.assert_array_equal(panels[1].images[0].get_array(), ramp[6])  # highest of 4, 5, 6
     np.testing.assert_allclose(panels[1].images[0].get_clim(), np.percentile(ramp, [1, 99.9]))
@@ -54,10 +56,6 @@ def test_method_maps_show_one_slice_with_each_maps_own_scale_and_threshold(drawn
     assert len(edges) == 6  # around two voxels
     np.testing.assert_allclose(edges.min((0, 1)), [3.5 * 0.5, 2.5])
     np.testing.assert_allclose(edges.max((0, 1)), [5.5 * 0.5, 3.5])
-    bars = [axes for axes in drawn[0].axes if axes not in panels]
-    stated = [[text.get_text() for text in axes.get_xticklabels()] for axes in bars]
-    low, high = (f"{end:.3g}" for end in np.percentile(ramp, [1, 99.9]))
-    assert [low, high] == [stated[1][0], stated[1][2]]
     assert panels[0].get_ylabel() == "y (mm)" and panels[0].get_xlabel() == "x (mm)"
 
 
@@ -66,13 +64,7 @@ def test_method_maps_without_lesions_detections_or_spacing_are_drawn(drawn):
     levels = {"(a)": np.inf}
     figures_compare.method_maps("x.png", flat, {"(a)": flat}, levels, np.zeros((0, 3)), None)
     panel = drawn[0].axes[0]
-    assert panel.get_title() == "image, slice z = 2" and panel.get_xlabel() == "x (voxels)"
-
-
-def test_method_maps_take_the_slice_that_is_asked_for(drawn):
-    image = np.random.default_rng(0).uniform(size=(5, 4, 4))
-    figures_compare.method_maps("x.png", image, {"(a)": image}, {}, [(1, 1, 1)], None, 3)
-    np.testing.assert_array_equal(drawn[0].axes[0].images[0].get_array(), image[3])
+    assert "slice z = 2" in panel.get_title() and panel.get_xlabel() == "x (voxels)"
 
 
 def test_froc_draws_each_method_told_apart_without_colour(drawn):
@@ -138,14 +130,6 @@ def test_counts_agreement_states_agreement_bias_and_limits(drawn):
     assert "predicted − true" in differences.get_ylabel()
 
 
-def test_counts_agreement_gives_every_group_its_marker(drawn):
-    figures_counts.counts_agreement("x.png", [1, 2, 3], [1, 2, 4], ["s0", "s1", "s0"])
-    scatter = drawn[0].axes[0]
-    named = {line.get_label(): line for line in scatter.lines}
-    assert len(named["s0 (2)"].get_xdata()) == 2 and len(named["s1 (1)"].get_xdata()) == 1
-    assert named["s0 (2)"].get_marker() != named["s1 (1)"].get_marker()
-
-
 def test_counts_agreement_of_one_scan_or_none_is_drawn(drawn):
     figures_counts.counts_agreement("x.png", [2], [3])
     figures_counts.counts_agreement("x.png", [], [])
@@ -167,14 +151,6 @@ def test_study_gives_a_series_the_same_line_in_every_panel(drawn):
     assert left.get_xlim()[0] < 50 and left.get_xlim()[1] > 100 and left.get_ylim()[1] >= 0.5
     assert [axes.get_ylabel() for axes in (left, right)] == ["R²", "TPR"]
     assert left.get_xlabel() == "training scans" and drawn[0].get_suptitle() == "scans"
-
-
-def test_study_of_words_draws_no_line_between_them(drawn):
-    points = (["max", "mean"], [1, 2], [0, 1], [2, 3])
-    figures_counts.study_lines("x.png", "pooling", "pooling", [("TPR", {"e": points})])
-    (axes,) = drawn[0].axes
-    assert axes.containers[0].lines[0].get_linestyle() == "None"
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["max", "mean"]
 
 
 SCAN = np.random.default_rng(0).uniform(size=(3, 4, 5))

@@ -1,5 +1,7 @@
 """Every layer against outside oracles and, in float64, against numerical gradients."""
 
+import itertools
+
 import numpy as np
 import pytest
 from skimage.measure import block_reduce
@@ -30,6 +32,19 @@ def distinct(rng, shape):
     return (0.01 * (rng.permutation(n) - n // 2) + 0.005).reshape(shape)
 
 
+class PoolInRegion(GlobalPool3D):
+    """Overlapping blocks over a region that leaves some of them out, divided by a constant."""
+
+    def __init__(self):
+        super().__init__("lmax", 4, overlap=2)
+        self.blocks = 1.7
+        self.region = np.zeros((2, 5, 7, 6), np.uint8)
+        self.region[0, :, 1, 2:5], self.region[1, 3:, 5:, 4] = 1, 1
+
+    def forward(self, x):
+        return super().forward(x, self.region)
+
+
 LAYERS = {
     "conv3": lambda rng: (Conv3D(2, 3, rng=rng, dtype=np.float64), [(2, 2, 3, 4, 5)]),
     "conv1": lambda rng: (Conv3D(3, 2, k=1, rng=rng, dtype=np.float64), [(2, 3, 2, 3, 1)]),
@@ -40,6 +55,8 @@ LAYERS = {
     "globalmax": lambda rng: (GlobalPool3D("max"), [(2, 3, 3, 4, 5)]),
     "globalmean": lambda rng: (GlobalPool3D("mean"), [(2, 3, 3, 4, 5)]),
     "localmax": lambda rng: (GlobalPool3D("lmax", 2), [(2, 2, 4, 3, 5)]),
+    "localmax, overlapping": lambda rng: (GlobalPool3D("lmax", 2, 2), [(2, 2, 4, 3, 5)]),
+    "localmax in a region": lambda rng: (PoolInRegion(), [(2, 2, 5, 7, 6)]),
     "level": lambda rng: (
         Level([Conv3D(2, 3, rng=rng, dtype=np.float64), Conv3D(3, 2, rng=rng, dtype=np.float64)]),
         [(1, 2, 3, 4, 5)],
@@ -177,6 +194,34 @@ def test_localmax_agrees_with_a_loop_over_blocks_when_the_last_block_is_cut(rng)
                     places.append(np.ravel_multi_index((z + dz, y0 + dy, x0 + dx), (5, 7, 4)))
         assert y[n, c] == pytest.approx(np.mean(maxima), rel=1e-12)
         np.testing.assert_array_equal(argmax[n, c], places)
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_localmax_in_a_region_agrees_with_a_loop_over_blocks(rng, overlap):
+    k, step = 4, 4 // overlap
+    x, region = distinct(rng, (2, 3, 5, 9, 6)), (rng.random((2, 5, 9, 6)) < 0.05).astype(np.uint8)
+    region[:, :3, :5] = 0  # blocks without a voxel of the region
+    y, argmax = localmax_forward(x, k, region, 7.0, overlap)
+    for n, c in np.ndindex(2, 3):
+        inside = np.where(region[n] > 0, x[n, c], -np.inf)
+        maxima = []
+        starts = [range(0 if overlap == 1 else -step, size, step) for size in inside.shape]
+        for corner in itertools.product(*starts):
+            block = inside[tuple(slice(max(0, i), i + k) for i in corner)]
+            maxima.append(block.max())
+        maxima = np.array(maxima)
+        touches = maxima > -np.inf
+        assert 0 < touches.sum() < len(maxima)
+        assert y[n, c] == pytest.approx(maxima[touches].sum() / overlap**3 / 7)
+        np.testing.assert_array_equal(argmax[n, c] >= 0, touches)
+        np.testing.assert_array_equal(x[n, c].ravel()[argmax[n, c][touches]], maxima[touches])
+
+
+def test_isolated_maximum_adds_the_same_wherever_it_is_when_blocks_overlap():
+    for place in ((0, 0, 0), (3, 4, 5), (7, 8, 9)):
+        x = np.zeros((1, 1, 8, 9, 10))
+        x[(0, 0, *place)] = 3
+        assert localmax_forward(x, 4, None, 6.0, 2)[0] == 0.5
 
 
 def test_localmax_is_the_global_max_when_one_block_holds_all(rng):

@@ -180,6 +180,15 @@ def test_froc_has_one_threshold_over_all_scans():
     np.testing.assert_allclose(points, expected, atol=1e-6)
 
 
+def test_froc_matches_again_at_each_threshold():
+    """A weak detection on the lesion takes no hit from a strong one beside it (picai_eval's does).
+
+    The strong one, 0.9, is 2 voxels off; the weak one, 0.5, is nearer and matched once it counts.
+    """
+    curve = froc_by_threshold([blobs({3: 0.9, 5: 0.5})], [at(5)])
+    assert [(p["fp_per_scan"], p["tpr"]) for p in curve] == [(0, 1), (1, 1)]
+
+
 def test_froc_threshold_below_one_scans_minimum_lets_no_background_pass():
     low, high = blobs({3: 0.5}), blobs({3: 0.9}) + 2  # minimum 2 > all of the first map
     curve = froc_by_threshold([low, high], [at(3), at(3)], radius=0.5)

@@ -67,6 +67,9 @@ def test_predictions_on_prepared_scans_return_to_the_voxels_they_were_cropped_fr
         predict.main([*options, "--device=cpu", *spacing])
     out = tmp_path / "back"
     command = [f"--predictions={tmp_path / 'on-prepared'}", f"--data={raw}", f"--out={out}"]
+    for part in ("2/2", "1/2") if spacing else ():  # of one scan
+        detections_to_scan.main([*command, "--part", part])
+        assert (out / "s_lesions.nii.gz").exists() == (part == "1/2")
     detections_to_scan.main(command)
     expected, found = (
         [row for _, row in read_table(tmp_path / name / "detections.csv", DETECTIONS)]

@@ -129,6 +129,9 @@ def test_folder_goes_on_with_its_settings_only(tmp_path):
     assert half.exists()
     resume.begin(tmp_path / "out", {"spacing_mm": [1, 2], "invert": False})
     assert not half.exists()
+    resume.begin(tmp_path / "out", {"spacing_mm": [3, 2], "invert": False})  # nothing was made
+    resume.begin(tmp_path / "out", {"spacing_mm": [1, 2], "invert": False})
+    resume.note(tmp_path / "out", "a", resume.inputs({}, ()))
     with pytest.raises(InputError, match=r"settings.json: begun with .*invert False \(now True\)"):
         resume.begin(tmp_path / "out", {"spacing_mm": [1, 2], "invert": True})
     (tmp_path / "out" / "settings.json").write_text("{")

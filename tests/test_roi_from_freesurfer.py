@@ -148,6 +148,19 @@ def test_a_cohort_gets_its_roi_column_and_a_failed_scan_does_not_stop_it(tmp_pat
     assert [scan.subject for scan in done] == ["a", "c"]
     sizes = [nibabel.load(scan.roi).get_fdata().sum() for scan in done]
     assert sizes[0] > sizes[1] > 0
+    # corrected and started again, in parts that are then joined: only what changed is made
+    times = [scan.roi.stat().st_mtime_ns for scan in done]
+    write_labels(tmp_path / "b" / "aseg.mgz", label_array())
+    write_labels(tmp_path / "c" / "aseg.mgz", label_array())
+    words += ["--labels", str(tmp_path / "{subject}" / "aseg.mgz")]
+    for options in (["--part", "1/2"], ["--part", "2/2"], []):
+        roi_from_freesurfer.main([*words, *options])
+    done = read_cohort(tmp_path / "rois" / "cohort.csv")
+    assert [scan.subject for scan in done] == ["a", "b", "c"]
+    assert [nibabel.load(scan.roi).get_fdata().sum() for scan in done] == [sizes[0]] * 3
+    assert done[0].roi.stat().st_mtime_ns == times[0]
+    roi_from_freesurfer.main([*words, "--subjects", "a", "--structures", "putamen"])
+    assert nibabel.load(done[0].roi).get_fdata().sum() < sizes[0]
 
 
 def test_an_atlas_is_for_scans_on_one_grid(tmp_path, capsys):
@@ -199,7 +212,7 @@ def test_what_cannot_be_made_is_refused_by_name(tmp_path, capsys):
         message = capsys.readouterr().err
         assert end.value.code == 2 and "Traceback" not in message
         assert all(part in message for part in parts), message
-        assert not (tmp_path / "rois").exists()
+        assert not list(tmp_path.glob("rois/*_roi*"))
 
 
 def test_list_prints_names_numbers_and_groups(capsys):

@@ -24,6 +24,8 @@ def test_fewer_scans_are_trained_for_the_same_number_of_steps():
 
 
 def test_studies_share_their_common_network():
-    folders = [{v.folder for v in study.variants(s, 1, Path("out"))} for s in study.STUDIES[:3]]
+    folders = [
+        {v.folder for v in study.variants(s, 1, Path("out"))} for s in list(study.STUDIES)[:3]
+    ]
     assert len(set.intersection(*folders)) == 1
     assert [len(own) for own in folders] == [5, 3, 5]

@@ -18,13 +18,16 @@ Without the upsampling path it is the regression network that the paper compares
 and d): the encoder's last maps are pooled, and the small M is upsampled to the input's size.
 """
 
+import itertools
+import math
+
 import numpy as np
 
 from weakunet.gpu.backend import is_cuda, to_device, to_host
 from weakunet.layers.conv.conv3d import Conv3D, conv3d_forward
 from weakunet.layers.conv.folded import UpsampleConv3D
 from weakunet.layers.enlarge3d import enlarge3d
-from weakunet.layers.globalpool3d import GlobalPool3D
+from weakunet.layers.globalpool3d import GlobalPool3D, localmax_forward
 from weakunet.layers.level import Level
 from weakunet.layers.linear import Linear, linear_forward
 from weakunet.layers.maxpool3d import MaxPool3D
@@ -42,6 +45,8 @@ class WeakUNet:
     convs_per_level: 3x3x3 convolutions per level, going down and going up.
     pooling: 'max' | 'mean' | 'lmax'; block: edge of lmax's blocks, in voxels of the INPUT
     (see globalpool3d.py). upsampling: False leaves the decoder out.
+    region: lmax's blocks overlap and its count is that of the ROI; False: blocks side by side, and
+    the count is that of the whole box, as older networks' is.
     rng: draws the Gaussian weights. dtype: float32, or float64 for gradient checks.
 
     The paper's scale is channels=(32, 64, 128), convs_per_level=2. Sizes must divide by `multiple`.
@@ -54,6 +59,7 @@ class WeakUNet:
         pooling="lmax",
         block=8,
         upsampling=True,
+        region=True,
         *,
         rng,
         dtype=np.float32,
@@ -64,9 +70,10 @@ class WeakUNet:
             "pooling": pooling,
             "block": block,
             "upsampling": upsampling,
+            "region": region and pooling == "lmax",
         }
         self.multiple = 2 ** (len(channels) - 1)
-        # (D, H, W) of the padded scans it was trained on: averaging global poolings depend on it
+        # (D, H, W) of the padded scans it was trained on: a mean over the whole box depends on it
         self.shape = (1, 1, 1)
         self.flips = ""  # axes of 'zyx' along which training mirrored its scans, see tta.py
 
@@ -84,7 +91,11 @@ class WeakUNet:
         ]
         # edge length, in input voxels, of what a voxel of the last maps covers
         self.coarseness = 1 if upsampling else self.multiple
-        self.global_pool = GlobalPool3D(pooling, max(1, block // self.coarseness))
+        overlap = 2 if self.settings["region"] else 1
+        k = overlap * max(1, block // self.coarseness // overlap)
+        self.global_pool = GlobalPool3D(pooling, k, overlap)
+        # voxels after which the grids of pooling and blocks repeat
+        self.period = math.lcm(self.multiple, k // overlap * self.coarseness)
         self.linear = Linear(channels[0 if upsampling else -1], rng=rng, dtype=dtype)
 
     # -- the passes ---------------------------------------------------------------------------
@@ -95,34 +106,70 @@ class WeakUNet:
         Without upsampling they are `coarseness` times smaller along each axis.
         """
         h = (scans - INPUT_CENTRE) * INPUT_GAIN
+        masks = [None] * len(self.encoder)
+        if self.settings["region"]:
+            # all maps are 0 outside the ROI, as they are outside the array: the network cannot
+            # tell one from the other, and zeros around a scan change nothing
+            masks = [_coarse(scans > 0, 2**i).astype(scans.dtype) for i in range(len(masks))]
+            h = h * masks[0]
+            self.inside = masks[0]
         skips = []
         for i, level in enumerate(self.encoder):
-            h = level.forward(h, keep=keep)  # (N, C, D, H, W) -> (N, channels[i], D, H, W)
+            # (N, C, D, H, W) -> (N, channels[i], D, H, W)
+            h = level.forward(h, keep=keep, mask=masks[i])
             if i < len(self.pools):
                 skips.append(h)
                 h = self.pools[i].forward(h, keep)  # -> (N, channels[i], D/2, H/2, W/2)
-        for level in reversed(self.decoder):
+        for i in reversed(range(len(self.decoder))):
             # upsamples h, puts the skip before it, convolves: twice the size, as many maps as skip
-            h = level.forward(skips.pop(), h, keep=keep)
+            h = self.decoder[i].forward(skips.pop(), h, keep=keep, mask=masks[i])
         return h
 
-    def forward(self, scans):
-        """Predicted counts (N,) of scans (N, 1, D, H, W); keeps what backward needs (eq. 2)."""
-        return self.linear.forward(self.global_pool.forward(self.features(scans, keep=True)))
+    def region(self, scans, counted=None):
+        """Where lesions were counted, (N, d, h, w) uint8 of the last feature maps' size.
 
-    def start(self, batches, count):
+        It is the ROI (scans > 0), and where one slice was counted the part of it in `counted`, bool
+        and broadcastable to the scans' shape. None: the whole box, as for older networks.
+        """
+        if not self.settings["region"]:
+            return None
+        inside = scans > 0 if counted is None else (scans > 0) & counted
+        return _coarse(inside, self.coarseness)[:, 0].astype(np.uint8)
+
+    def measure_blocks(self, batches, slabs=None):
+        """Set the constant of the global pooling: the mean number of blocks that touch the region.
+
+        batches: iterable of training scans (n, 1, D, H, W); slabs: where each batch was counted.
+        """
+        if not self.settings["region"]:
+            return
+        pool, touching = self.global_pool, []
+        for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False):
+            region = self.region(scans, counted)
+            ones = region[:, None].astype(np.float32)  # each block that touches the region adds 1
+            touching.append(to_host(localmax_forward(ones, pool.k, region, 1, pool.overlap)[0]))
+        pool.blocks = float(np.concatenate(touching).mean())
+
+    def forward(self, scans, counted=None):
+        """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
+        f = self.features(scans, keep=True)
+        return self.linear.forward(self.global_pool.forward(f, self.region(scans, counted)))
+
+    def start(self, batches, count, slabs=None):
         """Set the last layer so that the mean prediction over `batches` is the mean `count`.
 
         w_i = count / (C mean x_i), b = 0, with x = G(f) over all scans of the batches (iterable of
-        (n, 1, D, H, W)): every feature map contributes equally. A map that is zero everywhere gets
-        the mean w of the others.
+        (n, 1, D, H, W); slabs: where each was counted): every feature map contributes an equal
+        share, but a map that is weaker than the average gets no larger weight for it: where a map
+        is 0 almost everywhere, its first stirring would otherwise be a jump of the count.
         """
-        pooled = [to_host(self.global_pool.forward(self.features(scans))) for scans in batches]
+        pooled = [
+            to_host(self.global_pool.forward(self.features(scans), self.region(scans, counted)))
+            for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False)
+        ]
         level = np.concatenate(pooled).mean(axis=0)
-        alive = level > 0
-        w = np.full(level.shape, 1 / len(level))
-        w[alive] = count / (len(level) * level[alive])
-        w[~alive] = w[alive].mean() if alive.any() else 1 / len(level)
+        w = 1 / np.maximum(level, level.mean()) if level.any() else np.ones(level.shape)
+        w *= count / (w @ level) if level.any() else 1 / len(w)
         self.load(self.params | {"linear.w": w, "linear.b": np.zeros(1)})
 
     def backward(self, dcount, to_image=False, guided=False):
@@ -145,7 +192,9 @@ class WeakUNet:
                 dh = self.pools[i].backward(dh)
             # training has no use for the gradient with respect to the image
             dh = level.backward(dh, guided, masked=join, needs_dx=to_image or i > 0)
-        return dh * INPUT_GAIN if to_image else None
+        if not to_image:
+            return None
+        return dh * INPUT_GAIN * (self.inside if self.settings["region"] else 1)
 
     def backward_decoder(self, df, guided=False):
         """The gradients with respect to the bottom's maps and to each skip; sets its own, from df.
@@ -158,14 +207,15 @@ class WeakUNet:
             dskips.append(dskip)
         return dh, dskips
 
-    def predict(self, scans, interpolate="linear"):
+    def predict(self, scans, interpolate="linear", counted=None):
         """Counts (N,) and heatmaps (N, 1, D, H, W) of scans, from one pass (eqs. 2 and 3).
 
         Without an upsampling path the heatmap is resized, 'linear' or 'nearest' (enlarge3d.py).
         """
         f = self.features(scans)
         w, b = self.linear.params["w"], self.linear.params["b"]
-        count = linear_forward(self.global_pool.forward(f, keep=False), w, b)
+        x = self.global_pool.forward(f, self.region(scans, counted), keep=False)
+        count = linear_forward(x, w, b)
         return count, enlarge3d(self.heatmap(f), self.coarseness, interpolate)
 
     def heatmap(self, f):
@@ -230,3 +280,9 @@ class WeakUNet:
             layer.to(device, precision)
         self.linear.to(device)
         return self
+
+
+def _coarse(mask, m):
+    """mask (N, 1, D, H, W): True where any of m x m x m voxels is."""
+    n, c, d, h, w = mask.shape
+    return mask.reshape(n, c, d // m, m, h // m, m, w // m, m).any(axis=(3, 5, 7))

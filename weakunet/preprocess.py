@@ -29,16 +29,8 @@ from weakunet.data.prepare import (
 from weakunet.data.slices import half_thickness
 from weakunet.data.volumes import write_volume
 from weakunet.util import resume
-from weakunet.util.cli import InputError, atomic_path, command
-from weakunet.util.parts import (
-    add_part_arguments,
-    choose_part,
-    clear_parts,
-    go_over,
-    joins,
-    part_table,
-    works_beside_others,
-)
+from weakunet.util.cli import Help, InputError, atomic_path, command
+from weakunet.util.parts import add_part_arguments, choose_part, run_command
 from weakunet.util.processes import cores
 
 
@@ -91,17 +83,15 @@ def draw_steps(scan, path, invert, spacing_mm):
 
 def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
-    about, form = __doc__.splitlines()[0], argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(
-        "python -m weakunet.preprocess", description=about, formatter_class=form
-    )
+    prog = "python -m weakunet.preprocess"
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=Help)
     parser.add_argument("--data", type=Path, required=True, help="cohort table with a roi column")
     parser.add_argument("--out", type=Path, required=True, help="folder for the prepared scans")
     parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
     parser.add_argument("--figures", action="store_true", help="draw the steps for each scan")
-    about = "keep only the slices within this distance of the one that was counted; None: all"
+    about = "keep only the slices within this distance of the one that was counted"
     parser.add_argument("--slab-mm", type=half_thickness, metavar="MM", help=about)
-    about = "resample to voxels of this size (mm) first; None: the scan's own"
+    about = "resample to voxels of this size in mm first"
     parser.add_argument("--spacing-mm", type=voxel_size, nargs=3, metavar=tuple("ZYX"), help=about)
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     add_part_arguments(parser)
@@ -120,7 +110,6 @@ def parse_arguments(argv):
 def main(argv=None):
     """Prepare a cohort: see the module's first lines."""
     args = parse_arguments(argv)
-    table = args.out / "cohort.csv"
     settings = {
         "data": Path(os.path.relpath(args.data, args.out)).as_posix(),
         "invert": args.invert,
@@ -131,22 +120,15 @@ def main(argv=None):
     for name in ("slab_mm", "spacing_mm"):
         if getattr(args, name) is not None:
             settings[name] = getattr(args, name)
-    resume.begin(args.out, settings, shared=works_beside_others(args, table))
     how = {name: getattr(args, name) for name in ("out", "invert", "figures", "slab_mm")}
     work = functools.partial(prepare_scan, spacing_mm=args.spacing_mm, **how)
     kept = functools.partial(kept_scan, out=args.out, figures=args.figures)
-    results = go_over(args.scans, work, kept, args.jobs, "preprocess", joins(args, table))
-    prepared = [result for result in results if not isinstance(result, InputError)]
-    own_table = part_table(args, table)
-    if prepared:
-        write_cohort(own_table, prepared)
-        print(f"{len(prepared)} prepared scans: {own_table}")
-    if len(prepared) < len(results):
-        raise InputError(
-            f"{args.data}: {len(results) - len(prepared)} of {len(results)} scans failed, named "
-            "above and left out; fix them and run the same command again"
-        )
-    clear_parts(args, table)
+    run_command(args, settings, work, kept, "preprocess", "cohort.csv", write_table)
+
+
+def write_table(path, scans):
+    write_cohort(path, scans)
+    print(f"{len(scans)} prepared scans: {path}")
 
 
 if __name__ == "__main__":

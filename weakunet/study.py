@@ -36,23 +36,16 @@ from weakunet.util.cli import Help, InputError, command, progress, write_csv
 from weakunet.util.processes import cores, map_processes
 from weakunet.util.threads import set_threads
 
-STUDIES = ("scans", "noise", "pooling", "epochs")
+STUDIES = {  # title and x axis of the picture
+    "scans": ("How many training scans?", "training scans (the same number of steps)"),
+    "noise": ("How wrong may the counts be?", "fraction of training counts off by one"),
+    "pooling": ("Which global pooling?", "edge of the blocks, mm in the slice"),
+    "epochs": ("One training, watched", "epoch"),
+}
 COLUMNS = "study,series,x,seed,val_r2,val_r,val_mse,tpr_true_count,fp_true_count".split(",")
 SCANS = (50, 100, 200, 400, 800)
 NOISE = (0.0, 0.25, 0.5)
 BLOCKS = (2, 4, 8)
-X_LABEL = {
-    "scans": "training scans (the same number of steps)",
-    "noise": "fraction of training counts off by one",
-    "pooling": "edge of the blocks, mm in the slice",
-    "epochs": "epoch",
-}
-TITLE = {
-    "scans": "How many training scans?",
-    "noise": "How wrong may the counts be?",
-    "pooling": "Which global pooling?",
-    "epochs": "One training, watched",
-}
 VAL = 100
 
 
@@ -77,29 +70,24 @@ class Variant:
 
 def variants(study, seeds, out):
     """The trainings of a study; what two studies share lies in the same folder."""
+    local, mm, all_scans = "mean of local maxima", SPACING_MM[2], COHORTS["quick"].n["train"]
+    kinds = {  # (series, x, what is varied)
+        "scans": [(local, n, {"n_train": n}) for n in SCANS],
+        "noise": [(local, fraction, {"noise": fraction}) for fraction in NOISE],
+        "pooling": [
+            *[(local, block * mm, {"block": block}) for block in BLOCKS],
+            ("global maximum (the paper's)", 16 * mm, {"pool": "max"}),
+            ("global mean", mm, {"pool": "mean"}),
+        ],
+        "epochs": [(local, 0, {})],
+    }
     made = []
-    n = COHORTS["quick"].n["train"]
-
-    def add(series, x, seed, n_train=n, noise=0.0, **changes):
-        epochs = 16 * n // n_train
-        settings = Settings(seed=seed, epochs=epochs, **({"block": 4} | changes))
-        made.append(Variant(study, series, x, settings, n_train, noise, out))
-
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        if study == "scans":
-            for n_train in SCANS:
-                add("mean of local maxima", n_train, seed, n_train)
-        elif study == "noise":
-            for fraction in NOISE:
-                add("mean of local maxima", fraction, seed, noise=fraction)
-        elif study == "pooling":
-            for block in BLOCKS:
-                edge_mm = block * SPACING_MM[2]
-                add("mean of local maxima", edge_mm, seed, pool="lmax", block=block)
-            add("global maximum (the paper's)", 16 * SPACING_MM[2], seed, pool="max")
-            add("global mean", SPACING_MM[2], seed, pool="mean")
-        else:
-            add("mean of local maxima", 0, seed)
+        for series, x, varied in kinds[study]:
+            n_train, noise = varied.get("n_train", all_scans), varied.get("noise", 0.0)
+            how = {name: varied[name] for name in varied if name in ("pool", "block")}
+            settings = Settings(seed=seed, epochs=16 * all_scans // n_train, **how)
+            made.append(Variant(study, series, x, settings, n_train, noise, out))
     return made
 
 
@@ -178,7 +166,7 @@ def draw(out, study, rows):
             lines[series] = (x, mean, low, high)
         panels.append((f"{label} (validation)", lines))
     path = out / f"study_{study}.png"
-    study_lines(path, TITLE[study], X_LABEL[study], panels, log_x=study == "scans")
+    study_lines(path, *STUDIES[study], panels, log_x=study == "scans")
 
 
 @command
@@ -197,10 +185,11 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help=about)
     parser.add_argument("--jobs", type=int, default=cores(), help="processes")
     args = parser.parse_args(argv)
-    unknown = [name for name in args.study if name not in STUDIES]
-    if unknown or args.seeds < 1 or args.jobs < 1:
-        raise InputError(f"{(unknown or ['--seeds and --jobs'])[0]}: choose from {STUDIES}, and at "
-                         "least 1 seed and process")  # fmt: skip
+    for name in args.study:
+        if name not in STUDIES:
+            raise InputError(f"{name}: no such study; choose from {', '.join(STUDIES)}")
+    if min(args.seeds, args.jobs) < 1:
+        raise InputError("--seeds and --jobs: must be at least 1")
     for study in args.study or STUDIES:
         todo = variants(study, args.seeds, args.out)
         found = map_processes(run_variant, todo, args.jobs)

@@ -87,7 +87,9 @@ class Interrupt:
 def evaluate_best(out, scans, device, precision="fp32"):
     """Predict the test scans with best.npz, write test/ and print its table."""
     model = load_model(out / "best.npz").to(device, precision)
-    predicted = [predict_copies(model, scan.volume) for scan in progress(scans, "testing")]
+    predicted = [
+        predict_copies(model, scan.volume, scan.slice_index) for scan in progress(scans, "testing")
+    ]
     counts = [count for count, _ in predicted]
     maps = {
         "intensities": [scan.volume.array for scan in scans],

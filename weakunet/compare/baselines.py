@@ -24,36 +24,34 @@ from weakunet.util.cli import InputError
 WEIGHTS = np.arange(21) / 20  # of the heatmap in (f), to choose from
 
 
-def saliency(model, volume):
+def saliency(model, volume, slice_index=None):
     """|d count / d S|: which voxels the count depends on (Simonyan, Vedaldi, Zisserman 2014)."""
-    return _image_gradient(model, volume, guided=False)
+    return _image_gradient(model, volume, slice_index, guided=False)
 
 
-def guided_backprop(model, volume):
+def guided_backprop(model, volume, slice_index=None):
     """As saliency, with what is negative dropped at every ReLU (Springenberg et al. 2015)."""
-    return _image_gradient(model, volume, guided=True)
+    return _image_gradient(model, volume, slice_index, guided=True)
 
 
-def _image_gradient(model, volume, guided):
-    count = model.forward(to_network(model, volume))
+def _image_gradient(model, volume, slice_index, guided):
+    count = model.forward(*to_network(model, volume, slice_index))
     gradient = model.backward(count * 0 + 1, to_image=True, guided=guided)
-    return from_network(abs(gradient), volume)
+    return from_network(model, abs(gradient), volume, slice_index)
 
 
-def grad_cam(model, volume):
+def grad_cam(model, volume, slice_index=None):
     """ReLU(sum_i alpha_i A_i), alpha_i = mean of d count / d A_i (Selvaraju et al. 2017).
 
     A are the maps at the bottom of the encoder; the sum is brought up linearly. Without upsampling
-    path and with any of the global poolings alpha_i = w_i / voxels, so it is the ReLU of eq. 3's
-    map over the number of voxels.
+    path alpha_i is proportional to w_i, so it is proportional to the ReLU of eq. 3's map.
     """
-    scan = to_network(model, volume)
-    count = model.forward(scan)
+    count = model.forward(*to_network(model, volume, slice_index))
     bottom = to_host(model.encoder[-1].y)
     df = model.global_pool.backward(model.linear.backward(count * 0 + 1))
     alpha = to_host(model.backward_decoder(df)[0]).mean(axis=(2, 3, 4), keepdims=True)
     cam = np.maximum((alpha * bottom).sum(axis=1, keepdims=True), 0)
-    return from_network(enlarge3d(cam, model.multiple), volume)
+    return from_network(model, enlarge3d(cam, model.multiple), volume, slice_index)
 
 
 def combine(heatmap, image, weight, scale):

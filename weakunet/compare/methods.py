@@ -71,7 +71,7 @@ class SeedResult:
 def network_maps(scans, function, model):
     """(counts, maps) over scans of a function of model and Volume, with test-time augmentation."""
     bound = functools.partial(function, model)
-    pairs = [mirrored(bound, scan.volume, model.flips) for scan in scans]
+    pairs = [mirrored(bound, scan.volume, model.flips, scan.slice_index) for scan in scans]
     return [count for count, _ in pairs], [array for _, array in pairs]
 
 

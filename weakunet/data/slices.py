@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 import numpy as np
+from scipy import ndimage
 
 from weakunet.data.volumes import Volume, index_to_world, world_to_index
 from weakunet.util.cli import InputError
@@ -66,6 +67,20 @@ def cut_slab(volume, k, slab_mm):
     reach = math.floor(slab_mm / volume.spacing_mm[0] + 1e-6)
     first = max(0, k - reach)
     return cut_volume(volume, first, k + reach + 1), first
+
+
+def front_padding(array, period, slice_index=None):
+    """Voxels of zeros to put before a scan (D, H, W) along each axis: where it lies on the grids.
+
+    The network pools voxels in cells, so what it finds depends a little on where the cells begin.
+    Every `period` voxels it is the same again: the scan's centre of mass, and along z the slice
+    that was counted or is all there is, is put in the middle of such a period. So a lesion lies in
+    its cell as before, however the scan was cropped and however much is around it.
+    """
+    anchor = np.floor(ndimage.center_of_mass(array)).astype(int)
+    if slice_index is not None or len(array) == 1:
+        anchor[0] = slice_index or 0
+    return (period // 2 - anchor) % period
 
 
 def in_slice(scan, *maps):

@@ -3,43 +3,72 @@
 import functools
 
 import numpy as np
+from scipy import ndimage
 
+from weakunet.data.slices import front_padding
 from weakunet.detection.detect import fill_outside
 from weakunet.detection.tta import mirrored
 from weakunet.gpu import backend
 
 
-def predict_scan(model, volume):
+def predict_scan(model, volume, slice_index=None):
     """Count and heatmap of a prepared scan, from one pass.
 
     Parameters
     ----------
-    model : WeakUNet, or anything with its `predict`, `multiple`, `shape` and `device`
-    volume : Volume in [0, 1], 0 outside the ROI; padded with zeros as in training
+    model : WeakUNet, or anything with its `predict`, `settings`, `multiple`, `shape` and `device`
+    volume : Volume in [0, 1], 0 outside the ROI
+    slice_index : along z, the slice that is counted; None: the whole scan
 
     Returns
     -------
     count : float, not rounded
     heatmap : (D, H, W) like the scan; outside the ROI the lowest value inside, never a detection
     """
-    count, heatmap = model.predict(to_network(model, volume))
-    return float(backend.to_host(count)[0]), from_network(heatmap, volume)
+    scan, counted = to_network(model, volume, slice_index)
+    count, heatmap = model.predict(scan, counted=counted)
+    return float(backend.to_host(count)[0]), from_network(model, heatmap, volume, slice_index)
 
 
-def predict_copies(model, volume):
+def predict_copies(model, volume, slice_index=None):
     """As `predict_scan`, from the scan's mirrored copies that training would make (tta.py)."""
-    return mirrored(functools.partial(predict_scan, model), volume, model.flips)
+    return mirrored(functools.partial(predict_scan, model), volume, model.flips, slice_index)
 
 
-def to_network(model, volume):
-    """The scan as the network takes it, (1, 1, D, H, W) on its device, padded as in training."""
-    sizes = np.maximum(volume.array.shape, model.shape)
+def to_network(model, volume, slice_index=None):
+    """(scan (1, 1, D, H, W), counted) on the network's device, as it takes them (model.region)."""
+    box, padding = placement(model, volume, slice_index)
+    array, counted = np.pad(volume.array[box], padding), None
+    if slice_index is not None:
+        counted = np.arange(len(array)) == slice_index - box[0].start + padding[0][0]
+        counted = backend.to_device(counted[:, None, None], model.device)
+    return backend.to_device(array[None, None], model.device), counted
+
+
+def from_network(model, heatmap, volume, slice_index=None):
+    """A map (1, 1, D, H, W) of `to_network`'s size, put on the scan and filled outside its ROI."""
+    box, padding = placement(model, volume, slice_index)
+    heatmap = backend.to_host(heatmap)[0, 0]
+    own = [slice(a, n - b) for (a, b), n in zip(padding, heatmap.shape, strict=True)]
+    whole = np.zeros(volume.array.shape, heatmap.dtype)
+    whole[box] = heatmap[tuple(own)]
+    return fill_outside(whole, volume.array > 0)
+
+
+def placement(model, volume, slice_index=None):
+    """The part of a scan that the network sees, and how many zeros come before and after it.
+
+    It is the ROI's box, placed by `front_padding`. Older networks, whose count is that of the box,
+    see the whole scan, padded to the size that they were trained on.
+    """
+    if model.settings["region"]:
+        box = ndimage.find_objects((volume.array > 0).view(np.uint8))[0]
+        k = None if slice_index is None else slice_index - box[0].start
+        front = front_padding(volume.array[box], model.period, k)
+        sizes = front + [side.stop - side.start for side in box]
+    else:
+        box, front = tuple(slice(0, n) for n in volume.array.shape), np.zeros(3, int)
+        sizes = np.maximum(volume.array.shape, model.shape)
     sizes += -sizes % model.multiple
-    padding = [(0, n - own) for n, own in zip(sizes, volume.array.shape, strict=True)]
-    return backend.to_device(np.pad(volume.array, padding)[None, None], model.device)
-
-
-def from_network(heatmap, volume):
-    """A map (1, 1, D, H, W) of `to_network`'s size, cut to the scan and filled outside its ROI."""
-    kept = tuple(slice(0, n) for n in volume.array.shape)
-    return fill_outside(backend.to_host(heatmap)[0, 0][kept], volume.array > 0)
+    used = [f + side.stop - side.start for f, side in zip(front, box, strict=True)]
+    return box, [(f, n - end) for f, n, end in zip(front, sizes, used, strict=True)]

@@ -19,7 +19,7 @@ def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None, s
     detection n is the label n of the label image.
     """
     volume, prepared = read_scan(scan, invert=invert, slab_mm=slab_mm, spacing_mm=spacing_mm)
-    count, heatmap = predict_copies(model, prepared.volume)
+    count, heatmap = predict_copies(model, prepared.volume, prepared.slice_index)
     paths = output_paths(out, scan.subject, bids)
     whole = put_back(heatmap, prepared.volume, volume, heatmap.min())
     write_volume(paths["heatmap"], whole, volume)

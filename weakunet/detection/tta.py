@@ -7,6 +7,7 @@ the map their MEDIAN, which leaves out what only some copies show (the mean does
 little. Both were chosen on validation scans of simulated cohorts.
 """
 
+import functools
 import itertools
 
 import numpy as np
@@ -18,7 +19,7 @@ from weakunet.detection.detect import fill_outside
 SMOOTHING_VOX = 0.6  # sd
 
 
-def mirrored(function, volume, axes):
+def mirrored(function, volume, axes, slice_index=None):
     """Mean count and smoothed median map of `function` over mirrored copies of a scan.
 
     Parameters
@@ -26,11 +27,14 @@ def mirrored(function, volume, axes):
     function : Volume -> (count, map (D, H, W)), or -> map, then the count is 0
     volume : Volume, 0 outside the ROI
     axes : the axes along which copies are mirrored, of 'zyx': 2^n copies; '': the scan alone
+    slice_index : along z, a slice that was counted: `function` gets it, too, and it stays there
 
     Returns
     -------
     count : float;  map : (D, H, W), outside the ROI the lowest value inside, never a detection
     """
+    if slice_index is not None:
+        axes, function = axes.replace("z", ""), functools.partial(function, slice_index=slice_index)
     counts, maps = [], []
     for chosen in itertools.product((False, True), repeat=len(axes)):
         flipped = ["zyx".index(axis) for axis, on in zip(axes, chosen, strict=True) if on]

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from weakunet.data.load import load_scan
-from weakunet.data.tables import read_table
+from weakunet.data.tables import parse_number, read_table
 from weakunet.data.volumes import read_volume, require_same_grid
 from weakunet.detection.output_files import is_bids, output_paths
 from weakunet.evaluation.evaluator import MAIN, NO_NETWORK
@@ -14,25 +14,19 @@ from weakunet.util.cli import InputError, one_line
 
 def read_predictions(path):
     """Read predictions.csv: subject -> predicted count. Raises InputError naming the line."""
-    path, counts = Path(path), {}
-    mend = "write it with python -m weakunet.predict"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; {mend}")
+    counts, fix = {}, "write it with python -m weakunet.predict"
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; {fix}")
     for line, row in read_table(path, ("subject", "count_predicted")):
-        subject = row["subject"]
-        try:
-            count = float(row["count_predicted"])
-        except ValueError:
-            count = math.nan
-        if not math.isfinite(count):
-            raise InputError(f"{path}: line {line}: count_predicted is no number; {mend}")
-        if not subject:
-            raise InputError(f"{path}: line {line}: no subject; {mend}")
-        if subject in counts:
-            raise InputError(f"{path}: line {line}: {one_line(subject)} is there twice; remove one")
+        subject, count = row["subject"], parse_number(row["count_predicted"])
+        if math.isnan(count):
+            raise InputError(f"{path}: line {line}: count_predicted is no number; {fix}")
+        if not subject or subject in counts:
+            what = f"{one_line(subject)} is there twice" if subject else "no subject"
+            raise InputError(f"{path}: line {line}: {what}; {fix}")
         counts[subject] = count
     if not counts:
-        raise InputError(f"{path}: no predictions, only a header; {mend}")
+        raise InputError(f"{path}: no predictions, only a header; {fix}")
     return counts
 
 
@@ -42,10 +36,9 @@ def choose_scans(scans, counts, split, data, predictions):
     A scan needs a count or lesion centres. What is left out, and why, is printed. Without a split
     column all scans are of the split.
     """
-    named_scans = {scan.subject for scan in scans}
-    unknown = [subject for subject in counts if subject not in named_scans]
+    unknown = counts.keys() - {scan.subject for scan in scans}
     if unknown:
-        raise InputError(f"{data}: no row for {unknown[0]} of {predictions}; give its own table")
+        raise InputError(f"{data}: no row for {min(unknown)} of {predictions}; give its own table")
     own = [scan for scan in scans if split == "all" or scan.split in (split, None)]
     known = [scan for scan in own if scan.count is not None or scan.centres is not None]
     missing = [scan.subject for scan in known if scan.subject not in counts]

@@ -14,26 +14,22 @@ from weakunet.figures.drawing import line_style, new_figure, save_figure
 JITTER = 0.18  # of the true counts
 
 
-def counts_agreement(path, true, predicted, labels=None):
+def counts_agreement(path, true, predicted):
     """Predicted against true counts, and their differences after Bland and Altman (1986).
 
     On the right: difference against mean, the mean difference (bias) and the 95 % limits of
     agreement, bias +- 1.96 standard deviations. On the left, true counts are jittered so that equal
     scans do not hide each other, and the axis says so.
 
-    Parameters: true, predicted (n,), counts, not rounded; labels (n,), the group of each scan (a
-    seed, say), which gives it its marker, or None.
+    Parameters: true, predicted (n,), counts, not rounded.
     """
     true, predicted = np.asarray(true, float), np.asarray(predicted, float)
-    labels = np.full(len(true), "scans") if labels is None else np.asarray(labels)
     figure = new_figure(10.4, 5.0)
     scatter, differences = figure.subplots(1, 2)
     shifted = true + np.random.default_rng(0).uniform(-JITTER, JITTER, len(true))
-    for k, group in enumerate(dict.fromkeys(labels.tolist())):
-        own = labels == group
-        style = line_style(k, linestyle="none", markersize=7, alpha=0.65, markeredgecolor="white")
-        scatter.plot(shifted[own], predicted[own], label=f"{group} ({own.sum()})", **style)
-        differences.plot(((true + predicted) / 2)[own], (predicted - true)[own], **style)
+    style = line_style(0, linestyle="none", markersize=7, alpha=0.65, markeredgecolor="white")
+    scatter.plot(shifted, predicted, label=f"scans ({len(true)})", **style)
+    differences.plot((true + predicted) / 2, predicted - true, **style)
     ends = np.concatenate([true, predicted, [0, 1]])
     limits = (ends.min() - 0.7, ends.max() + 0.7)
     scatter.plot(limits, limits, color="grey", linestyle="--", label="identity", zorder=1)
@@ -83,7 +79,7 @@ def study_lines(path, study, x_label, panels, log_x=False):
     study : its name, printed above
     x_label : what was varied, with its unit
     panels : list of (y_label, {series: (x, mean, low, high)}), sequences of one length, values of
-        at most 1, low and high the ends of the bars; x may be words; a panel may lack a series
+        at most 1, low and high the ends of the bars; a panel may lack a series
     log_x : True for a logarithmic x axis, labelled at the values studied
     """
     series = list(dict.fromkeys(name for _, lines in panels for name in lines))
@@ -100,7 +96,10 @@ def study_lines(path, study, x_label, panels, log_x=False):
         if all(isinstance(value, int) for x, *_ in lines.values() for value in x):
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log_x:
-            _log_axis(panel, sorted({value for x, *_ in lines.values() for value in x}))
+            values = sorted({value for x, *_ in lines.values() for value in x})
+            panel.set_xscale("log")
+            panel.set_xticks(values, [f"{value:g}" for value in values])
+            panel.minorticks_off()
         panel.set_ylim(min(0, panel.get_ylim()[0]), 1)
         panel.grid(alpha=0.3)
     handles = [Line2D([], [], label=name, **line_style(k)) for k, name in enumerate(series)]
@@ -114,14 +113,6 @@ def study_lines(path, study, x_label, panels, log_x=False):
 def _error_bars(panel, x, mean, low, high, aside, k):
     error = np.maximum([np.subtract(mean, low), np.subtract(high, mean)], 0)
     style = line_style(k, markersize=7, capsize=3)
-    if any(isinstance(value, str) for value in x):
-        style["linestyle"] = "none"  # nothing lies between two words
     line, caps, bars = panel.errorbar(x, mean, yerr=error, **style)
     for artist in (line, *caps, *bars):
         artist.set_transform(panel.transData + aside)  # afterwards: the axes fit what is unmoved
-
-
-def _log_axis(panel, values):
-    panel.set_xscale("log")
-    panel.set_xticks(values, [f"{value:g}" for value in values])
-    panel.minorticks_off()

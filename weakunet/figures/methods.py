@@ -35,12 +35,12 @@ WHY_IT_FALLS = (
 )
 
 
-def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm, slice_index=None):
+def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm):
     """The paper's Fig. 3, left: the maps of all methods on one scan, in the same slice.
 
     Maps are shown as the maximum over z - 1, z, z + 1, each from its own 1st to its own 99.9th
-    percentile over the scan, which its colour bar states. Outlined is what reaches its threshold;
-    marks say what each detection is (see marks.py). Every lesion in those slices has a ring.
+    percentile over the scan, which its title states. Outlined is what reaches its threshold; marks
+    say what each detection is (see marks.py). Every lesion in those slices has a ring.
 
     Parameters
     ----------
@@ -49,22 +49,21 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm, slice_in
     thresholds : name -> level, or None where nothing is to be outlined and marked; may lack names
     centres_zyx : (m, 3) voxel indices of the lesions
     spacing_mm : (z, y, x), None: axes in voxels
-    slice_index : z; None: the slice with the most lesions, the middle one where there are none
     """
-    z = busiest_slices(centres_zyx, len(image), 1)[0] if slice_index is None else slice_index
+    z = busiest_slices(centres_zyx, len(image), 1)[0]
     columns = min(4, len(maps) + 1)
     rows = -(-(len(maps) + 1) // columns)
     dy, dx = (1.0, 1.0) if spacing_mm is None else spacing_mm[1:]
     tall = np.clip(2.5 * image.shape[1] * dy / (image.shape[2] * dx), 1.2, 4.5)
-    figure = new_figure(11, (tall + 1.0) * rows + 0.9)
+    figure = new_figure(11, (tall + 0.6) * rows + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).reshape(-1)
     slab = slice(max(0, z - 1), z + 2)
     shown = {f"image, slice z = {z}": (image[z], image.min(), image.max())}
     shown |= {name: (array[slab].max(0), *_own_scale(array)) for name, array in maps.items()}
     for k, (name, (axial, low, high)) in enumerate(shown.items()):
-        drawn, *_ = show_slice(axes[k], axial, spacing_mm, low, high, "inferno" if k else "gray")
-        _colour_bar(figure, axes[k], drawn)
-        axes[k].set_title(textwrap.fill(name, 32), fontsize=10)
+        show_slice(axes[k], axial, spacing_mm, low, high, "inferno" if k else "gray")
+        scale = f"black {low:.3g}, {'yellow' if k else 'white'} {high:.3g}"
+        axes[k].set_title(f"{textwrap.fill(name, 32)}\n{scale}", fontsize=10)
         size = draw_rings(axes[k], centres_zyx, z, dy, dx)
         if k and thresholds.get(name) is not None:
             _outline(axes[k], axial >= thresholds[name], dy, dx)
@@ -84,16 +83,6 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm, slice_in
 def _own_scale(array):
     low, high = np.percentile(array, [1, 99.9])
     return (low, high) if high > low else (array.min(), array.max())
-
-
-def _colour_bar(figure, panel, drawn):
-    bar = figure.colorbar(drawn, ax=panel, orientation="horizontal", aspect=30, pad=0.02)
-    low, high = drawn.get_clim()
-    bar.set_ticks(ends := [low, (low + high) / 2, high], labels=[f"{value:.3g}" for value in ends])
-    bar.minorticks_off()
-    bar.ax.tick_params(labelsize=8)
-    for text, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
-        text.set_horizontalalignment(side)  # the outer two would run into the next panel's
 
 
 def _label(axes, columns, used, unit):

@@ -1,8 +1,8 @@
-"""One page for a whole run: report.html, with tables, pictures and a scan to scroll through.
+"""One page for a whole comparison: tables, pictures and a scan to scroll through.
 
-The file is complete in itself (pictures as base64, plain CSS and JavaScript, no framework) and asks
-nothing of the network, so it can be mailed and opened from a disk. The page is `report.html` beside
-this module, the scan's part `report_viewer.html`; what stands in double braces is filled in here.
+The file is complete in itself (pictures as base64, plain CSS and JavaScript) and fetches nothing,
+so it can be mailed and opened from disk. The page is `report.html` beside this module, the scan's
+part `report_viewer.html`; what stands in double braces there is filled in here.
 """
 
 import base64
@@ -36,8 +36,8 @@ def write_report(path, title, intro, tables, pictures, viewer=None):
     ----------
     path : of the .html file, written atomically
     title : str
-    intro : str or list of str, paragraphs
-    tables : list of (caption, header, rows); a row of one cell is a heading over those below it
+    intro : str
+    tables : list of (caption, header, rows)
     pictures : list of (path of a PNG, caption)
     viewer : dict of one scan, or None: image (D, H, W) in [0, 1], heatmap (D, H, W), labels
         (D, H, W) as in `Detections`, centres_zyx (m, 3) voxel indices (None: truth not known),
@@ -47,10 +47,9 @@ def write_report(path, title, intro, tables, pictures, viewer=None):
     ------
     InputError: a picture is missing or not a PNG, or the viewer's arrays differ in shape.
     """
-    paragraphs = [intro] if isinstance(intro, str) else intro
     parts = {
         "title": escape(title),
-        "intro": "\n".join(f"<p>{escape(text)}</p>" for text in paragraphs),
+        "intro": f"<p>{escape(intro)}</p>",
         "tables": "\n".join(_table(*table) for table in tables),
         "pictures": "\n".join(_picture(Path(name), caption) for name, caption in pictures),
         "viewer": _viewer(**viewer) if viewer else "",
@@ -69,12 +68,8 @@ def _table(caption, header, rows):
     cells = "".join(f'<th scope="col">{_cell(name)}</th>' for name in header)
     lines = [f"<thead><tr>{cells}</tr></thead><tbody>"]
     for first, *rest in rows:
-        if rest:
-            cells = "".join(f"<td>{_cell(value)}</td>" for value in rest)
-            lines.append(f'<tr><th scope="row">{_cell(first)}</th>{cells}</tr>')
-        else:
-            head = f'<th class="block" scope="rowgroup" colspan="{len(header)}">'
-            lines.append(f"<tr>{head}{_cell(first)}</th></tr>")
+        cells = "".join(f"<td>{_cell(value)}</td>" for value in rest)
+        lines.append(f'<tr><th scope="row">{_cell(first)}</th>{cells}</tr>')
     body, caption = "\n".join(lines), escape(caption)
     table = f'<table{kind} aria-label="{caption}">{body}</tbody></table>'
     # a wide table is scrolled in its own frame, which the keyboard must be able to reach

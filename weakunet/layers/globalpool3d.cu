@@ -111,13 +111,13 @@ extern "C" __global__ void globalmean_parts(const real* __restrict__ x,
         part_sum[(long long)blockIdx.y * gridDim.x + blockIdx.x] = shared_sum[0];
 }
 
-// computes  y = the mean of a map = the sum of its parts / voxels
+// computes  y = the sum of a map's parts / divisor; the mean, where that is the number of voxels
 // threads   thread m owns map m
 // memory    reads `parts` elements, writes 1 a map
 // work      `parts` additions a map, in the order of the parts
 // no race   every output has one owner, and nothing that is read is written
 extern "C" __global__ void globalmean_forward(const real* __restrict__ part_sum,
-                                              real* __restrict__ y, int parts, long long voxels,
+                                              real* __restrict__ y, int parts, real divisor,
                                               int maps)
 {
     int m = blockIdx.x * blockDim.x + threadIdx.x;
@@ -125,7 +125,7 @@ extern "C" __global__ void globalmean_forward(const real* __restrict__ part_sum,
     real sum = 0;
     for (int p = 0; p < parts; ++p)
         sum += part_sum[(long long)m * parts + p];
-    y[m] = sum / (real)voxels;
+    y[m] = sum / divisor;
 }
 
 // computes  dx = dy of the map / voxels
@@ -141,51 +141,99 @@ extern "C" __global__ void globalmean_backward(const real* __restrict__ dy, real
         dx[i] = dy[i / voxels] / (real)voxels;
 }
 
-// computes  the maximum of each k x k x k block of a map, and its voxel's number in the map; the
-//           first in memory order wins, and the last block along an axis may be smaller. Their mean
-//           is then taken by globalmean_parts and globalmean_forward.
+// computes  the maximum of each k x k x k block of a map over the voxels of the region, and its
+//           voxel's number in the map; 0 and -1 where the block does not touch the region. The
+//           first in memory order wins, and the last block along an axis may be smaller. They are
+//           then summed by globalmean_parts and globalmean_forward.
 // threads   thread i owns block i; i counts map, block z, y, x, and there are n of them
-// memory    reads each voxel once, writes 2 elements a block
-// work      1 comparison a voxel
+// memory    reads each voxel once, with a byte of the region (one for the c maps of a scan, so
+//           mostly from the cache), writes 2 elements per block
+// work      1 test and 1 comparison per voxel
 // no race   every output has one owner, and nothing that is read is written
-extern "C" __global__ void localmax_blocks(const real* __restrict__ x, real* __restrict__ block_max,
-                                           long long* __restrict__ argmax, int k, int d, int h,
-                                           int w, long long n)
+extern "C" __global__ void localmax_blocks(const real* __restrict__ x,
+                                           const unsigned char* __restrict__ region,
+                                           real* __restrict__ block_max,
+                                           long long* __restrict__ argmax, int k, int c, int d,
+                                           int h, int w, long long n)
 {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     int blocks_z = (d + k - 1) / k, blocks_y = (h + k - 1) / k, blocks_x = (w + k - 1) / k;
     int x0 = (int)(i % blocks_x) * k, y0 = (int)(i / blocks_x % blocks_y) * k;
     int z0 = (int)(i / blocks_x / blocks_y % blocks_z) * k;
-    const real* map = x + i / blocks_x / blocks_y / blocks_z * d * h * w;
-    long long best = ((long long)z0 * h + y0) * w + x0;
+    long long m = i / blocks_x / blocks_y / blocks_z;
+    const real* map = x + m * d * h * w;
+    const unsigned char* inside = region + m / c * d * h * w;
+    long long best = -1;
     for (int z = z0; z < min(z0 + k, d); ++z)
         for (int y = y0; y < min(y0 + k, h); ++y)
             for (int x_ = x0; x_ < min(x0 + k, w); ++x_) {
                 long long v = ((long long)z * h + y) * w + x_;
-                if (map[v] > map[best]) best = v;
+                if (inside[v] && (best < 0 || map[v] > map[best])) best = v;
             }
-    block_max[i] = map[best];
+    block_max[i] = best < 0 ? (real)0 : map[best];
     argmax[i] = best;
 }
 
-// computes  dx = dy of the map / its number of blocks where this voxel is its block's maximum,
-//           else 0
-// threads   thread i owns dx[i], i < n = maps x voxels
-// memory    reads 1 argmax (shared by the block's k^3 voxels) and 1 dy, writes 1 element an output
-// work      1 comparison and 1 division an output
-// no race   a gather: the voxel looks up whether it won, so every dx[i] has one owner
-extern "C" __global__ void localmax_backward(const real* __restrict__ dy,
-                                             const long long* __restrict__ argmax,
-                                             real* __restrict__ dx, int k, int d, int h, int w,
-                                             long long n)
+// computes  the maximum of each 2 x 2 x 2 neighbours among blocks (bd, bh, bw), and its voxel's
+//           number: those of overlapping blocks twice as large, (bd + 1, bh + 1, bw + 1) of them,
+//           for the outermost reach over the edge. 0 and -1 where no neighbour touches the region.
+// threads   thread i owns the larger block i; i counts map, block z, y, x, and there are n of them
+// memory    reads up to 8 maxima and voxels (neighbouring threads share them), writes 2 elements
+// work      8 comparisons per larger block
+// no race   every output has one owner, and nothing that is read is written
+extern "C" __global__ void localmax_join_eight(const real* __restrict__ maxima,
+                                               const long long* __restrict__ argmax,
+                                               real* __restrict__ larger_max,
+                                               long long* __restrict__ larger_argmax, int bd,
+                                               int bh, int bw, long long n)
 {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    long long blocks_z = (d + k - 1) / k, blocks_y = (h + k - 1) / k, blocks_x = (w + k - 1) / k;
+    int x = (int)(i % (bw + 1)), y = (int)(i / (bw + 1) % (bh + 1));
+    int z = (int)(i / (bw + 1) / (bh + 1) % (bd + 1));
+    long long map = i / (bw + 1) / (bh + 1) / (bd + 1) * bd * bh * bw;
+    real best = 0;
+    long long at = -1;
+    for (int bz = max(z - 1, 0); bz < min(z + 1, bd); ++bz)
+        for (int by = max(y - 1, 0); by < min(y + 1, bh); ++by)
+            for (int bx = max(x - 1, 0); bx < min(x + 1, bw); ++bx) {
+                long long block = map + ((long long)bz * bh + by) * bw + bx;
+                real value = maxima[block];
+                long long voxel = argmax[block];
+                // ties go to the first in memory order
+                bool better = at < 0 || value > best || (value == best && voxel < at);
+                if (voxel >= 0 && better) {
+                    best = value;
+                    at = voxel;
+                }
+            }
+    larger_max[i] = best;
+    larger_argmax[i] = at;
+}
+
+// computes  dx = dy of the map / divisor, once for each block whose maximum this voxel is. Blocks
+//           begin every `step` voxels and are `overlap` steps wide: 1 or 2.
+// threads   thread i owns dx[i], i < n = maps x voxels
+// memory    reads overlap^3 argmax (shared by step^3 voxels) and 1 dy, writes 1 element per output
+// work      overlap^3 comparisons and 1 division per output
+// no race   a gather: the voxel looks up what it won, so every dx[i] has one owner
+extern "C" __global__ void localmax_backward(const real* __restrict__ dy,
+                                             const long long* __restrict__ argmax,
+                                             real* __restrict__ dx, real divisor, int step,
+                                             int overlap, int d, int h, int w, long long n)
+{
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
     int x = (int)(i % w), y = (int)(i / w % h), z = (int)(i / w / h % d);
-    long long m = i / w / h / d, blocks = blocks_z * blocks_y * blocks_x;
-    long long block = (z / k * blocks_y + y / k) * blocks_x + x / k;
-    long long voxel = ((long long)z * h + y) * w + x;
-    dx[i] = argmax[m * blocks + block] == voxel ? dy[m] / (real)blocks : (real)0;
+    long long m = i / w / h / d, voxel = ((long long)z * h + y) * w + x;
+    int first_z = z / step, first_y = y / step, first_x = x / step;
+    int blocks_z = (d - 1) / step + overlap, blocks_y = (h - 1) / step + overlap;
+    int blocks_x = (w - 1) / step + overlap;
+    int won = 0;
+    for (int bz = first_z; bz < first_z + overlap; ++bz)
+        for (int by = first_y; by < first_y + overlap; ++by)
+            for (int bx = first_x; bx < first_x + overlap; ++bx)
+                won += argmax[((m * blocks_z + bz) * blocks_y + by) * blocks_x + bx] == voxel;
+    dx[i] = won * (dy[m] / divisor);
 }

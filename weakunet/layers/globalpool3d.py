@@ -3,12 +3,19 @@
 Three mappings g, each with the gradient it sends back:
   max   the largest voxel (the paper's worked example); all of the gradient goes to that one voxel.
   mean  the mean over all voxels; every voxel gets an equal, tiny share.
-  lmax  the mean of local maxima (ours, not the paper's): the largest voxel of each k x k x k block,
-        then the mean over the blocks. It adds up over lesions like the mean, and its gradient
-        reaches one voxel a block, as the max's does.
+  lmax  the sum of local maxima (ours, not the paper's): the largest voxel of each k x k x k block,
+        summed over the blocks that touch the region where lesions were counted, and divided by one
+        constant of the network, `blocks`. It adds up over lesions like the mean, its gradient
+        reaches one voxel per block, as the max's does, and what lies outside the region (zeros
+        around a scan) changes nothing. Without region and constant it is the mean over the blocks.
+
+Where a grid of blocks happens to lie decides which lesions share a block. With overlap 2, blocks
+begin every k/2 voxels, so that every voxel is in 2 x 2 x 2 of them, and the sum is divided by 8: an
+isolated maximum adds as much as before, wherever it is, and the grid matters far less.
 Ties go to the first voxel in memory order. A last block that does not fit is simply smaller.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -51,37 +58,87 @@ def globalmean_backward(dy, shape):
     return np.broadcast_to((dy / dy.dtype.type(voxels))[..., None, None, None], shape)
 
 
-def localmax_forward(x, k):
-    """x (N, C, D, H, W) -> y (N, C), the mean over k x k x k blocks of each block's maximum, and
-    argmax (N, C, blocks), the flat voxel index of each block's maximum.
+def localmax_forward(x, k, region=None, blocks=None, overlap=1):
+    """Sum the maxima of the k x k x k blocks of each map over the blocks that touch the region.
+
+    Parameters
+    ----------
+    x : (N, C, D, H, W)
+    k : edge of a block, in voxels; divides by `overlap`
+    region : (N, D, H, W) uint8, not 0 where values are taken from; None: everywhere
+    blocks : what the sum is divided by; None: the number of blocks
+    overlap : 1, blocks side by side; 2, they begin every k / 2 voxels and their sum is divided by 8
+
+    Returns
+    -------
+    y : (N, C)
+    argmax : (N, C, number of blocks), each block's maximum as a flat voxel index; -1 where it does
+        not touch the region, and adds nothing
     """
     if backend.is_cuda(x):
-        return localmax_forward_cuda(x, k)
+        return localmax_forward_cuda(x, k, region, blocks, overlap)
+    maxima, argmax = _step_maxima(x, k // overlap, region)
+    if overlap == 2:
+        maxima, argmax = _join_eight(maxima, argmax)
+    touches = argmax >= 0
+    y = np.where(touches, maxima, 0).reshape(*x.shape[:2], -1).sum(axis=2)
+    return y / x.dtype.type(_divisor(x.shape, k, blocks, overlap)), argmax.reshape(*x.shape[:2], -1)
+
+
+def localmax_backward(dy, argmax, shape, k, blocks=None, overlap=1):
+    """dx of `shape` (N, C, D, H, W): at each block's maximum dy / blocks, 0 elsewhere."""
+    if backend.is_cuda(dy):
+        return localmax_backward_cuda(dy, argmax, shape, k, blocks, overlap)
+    divisor = _divisor(shape, k, blocks, overlap)
+    maps, voxels = shape[0] * shape[1], math.prod(shape[2:])
+    at = argmax.reshape(maps, -1) + voxels * np.arange(maps)[:, None]
+    won = np.bincount(at[argmax.reshape(maps, -1) >= 0], minlength=maps * voxels).reshape(shape)
+    return won.astype(dy.dtype) * (dy / dy.dtype.type(divisor))[..., None, None, None]
+
+
+def _divisor(shape, k, blocks, overlap):
+    """What a sum over blocks is divided by: each voxel is in overlap^3 of them."""
+    if blocks is None:
+        blocks = math.prod(grid_of(shape, k))
+    return float(blocks) * overlap**3
+
+
+def grid_of(shape, k):
+    """How many k x k x k blocks lie side by side along the axes of an array (..., D, H, W)."""
+    return tuple(-(-size // k) for size in shape[-3:])
+
+
+def _step_maxima(x, k, region):
+    """The maximum of each k x k x k block in the region, and its flat index: (N, C, bd, bh, bw)."""
     n, c, d, h, w = x.shape
-    blocks = tuple(-(-size // k) for size in (d, h, w))
-    padding = [(0, count * k - size) for count, size in zip(blocks, (d, h, w), strict=True)]
+    if region is not None:
+        x = np.where(region[:, None] > 0, x, -np.inf)
+    bd, bh, bw = grid = grid_of(x.shape, k)
+    padding = [(0, count * k - size) for count, size in zip(grid, (d, h, w), strict=True)]
     if any(after for _, after in padding):
         x = np.pad(x, [(0, 0), (0, 0), *padding], constant_values=-np.inf)
-    bd, bh, bw = blocks
     blocked = x.reshape(n, c, bd, k, bh, k, bw, k).transpose(0, 1, 2, 4, 6, 3, 5, 7)
-    blocked = blocked.reshape(n, c, bd * bh * bw, k**3)
-    place = blocked.argmax(axis=3)
-    maxima = np.take_along_axis(blocked, place[..., None], axis=3)[..., 0]
+    blocked = blocked.reshape(n, c, bd, bh, bw, k**3)
+    place = blocked.argmax(axis=-1)
+    maxima = np.take_along_axis(blocked, place[..., None], axis=-1)[..., 0]
     # from the place inside the block to the flat index in the volume
-    block_z, block_y, block_x = np.unravel_index(np.arange(bd * bh * bw), blocks)
-    z, y_, x_ = np.unravel_index(place, (k, k, k))
-    argmax = ((block_z * k + z) * h + block_y * k + y_) * w + block_x * k + x_
-    return maxima.mean(axis=2), argmax
+    block_z, block_y, block_x = np.indices(grid)
+    z, y, x_ = np.unravel_index(place, (k, k, k))
+    argmax = ((block_z * k + z) * h + block_y * k + y) * w + block_x * k + x_
+    return maxima, np.where(maxima > -np.inf, argmax, -1)
 
 
-def localmax_backward(dy, argmax, shape, k):
-    """dx of `shape` (N, C, D, H, W): dy / blocks at each k x k x k block's maximum, 0 elsewhere."""
-    if backend.is_cuda(dy):
-        return localmax_backward_cuda(dy, argmax, shape, k)
-    dx = np.zeros(shape, dy.dtype)
-    share = np.broadcast_to((dy / dy.dtype.type(argmax.shape[2]))[..., None], argmax.shape)
-    np.put_along_axis(dx.reshape(*shape[:2], -1), argmax, share, axis=2)
-    return dx
+def _join_eight(maxima, argmax):
+    """The same of blocks twice as large, one for each 2 x 2 x 2 neighbours, also over the edge."""
+    around = [(0, 0), (0, 0), (1, 1), (1, 1), (1, 1)]
+    maxima = np.pad(maxima, around, constant_values=-np.inf)
+    argmax = np.pad(argmax, around, constant_values=-1)
+    best, at = np.array(-np.inf, maxima.dtype), np.array(-1)
+    for corner in itertools.product((slice(0, -1), slice(1, None)), repeat=3):
+        value, index = maxima[(..., *corner)], argmax[(..., *corner)]
+        better = (value > best) | ((value == best) & (index < at))  # ties: first in memory order
+        best, at = np.where(better, value, best), np.where(better, index, at)
+    return best, at
 
 
 # The CUDA pairs. In the .cu file a batch of channels is a row of maps, one after the other.
@@ -114,12 +171,17 @@ def globalmax_backward_cuda(dy, argmax, shape):
 
 
 def globalmean_forward_cuda(x):
+    return _sum_cuda(x, math.prod(x.shape[2:]))
+
+
+def _sum_cuda(x, divisor):
+    """(N, C): the sum of everything in each map of x (N, C, ...), divided by a number."""
     xp, (n, c), voxels = backend.array_module(x), x.shape[:2], math.prod(x.shape[2:])
     maps, parts = n * c, _parts(voxels)
     part_sum, y = xp.empty((maps, parts), x.dtype), xp.empty((n, c), x.dtype)
     args = x, part_sum, voxels
     backend.launch("layers/globalpool3d", "globalmean_parts", ((parts, maps), (THREADS,)), args)
-    args = part_sum, y, parts, voxels, maps
+    args = part_sum, y, parts, float(divisor), maps
     backend.launch("layers/globalpool3d", "globalmean_forward", maps, args)
     return y
 
@@ -131,35 +193,50 @@ def globalmean_backward_cuda(dy, shape):
     return dx
 
 
-def localmax_forward_cuda(x, k):
-    xp, (n, c, d, h, w) = backend.array_module(x), x.shape
-    blocks = -(-d // k) * -(-h // k) * -(-w // k)
-    block_max, argmax = xp.empty((n, c, blocks), x.dtype), xp.empty((n, c, blocks), np.int64)
-    args = x, block_max, argmax, k, d, h, w, argmax.size
+def localmax_forward_cuda(x, k, region=None, blocks=None, overlap=1):
+    xp, (n, c, *volume), step = backend.array_module(x), x.shape, k // overlap
+    if region is None:
+        region = xp.ones((n, *volume), np.uint8)
+    grid = grid_of(volume, step)
+    maxima, argmax = xp.empty((n, c, *grid), x.dtype), xp.empty((n, c, *grid), np.int64)
+    args = x, region, maxima, argmax, step, c, *volume, argmax.size
     backend.launch("layers/globalpool3d", "localmax_blocks", argmax.size, args)
-    return globalmean_forward_cuda(block_max), argmax
+    if overlap == 2:
+        small, larger = (maxima, argmax), (n, c, *(size + 1 for size in grid))
+        maxima, argmax = xp.empty(larger, x.dtype), xp.empty(larger, np.int64)
+        args = *small, maxima, argmax, *grid, argmax.size
+        backend.launch("layers/globalpool3d", "localmax_join_eight", argmax.size, args)
+    return _sum_cuda(maxima, _divisor(x.shape, k, blocks, overlap)), argmax.reshape(n, c, -1)
 
 
-def localmax_backward_cuda(dy, argmax, shape, k):
+def localmax_backward_cuda(dy, argmax, shape, k, blocks=None, overlap=1):
     dx = backend.array_module(dy).empty(shape, dy.dtype)
-    args = dy, argmax, dx, k, *shape[2:], dx.size
+    divisor = _divisor(shape, k, blocks, overlap)
+    args = dy, argmax, dx, divisor, k // overlap, overlap, *shape[2:], dx.size
     backend.launch("layers/globalpool3d", "localmax_backward", dx.size, args)
     return dx
 
 
 class GlobalPool3D:
-    """Global pooling by `mode` ('max', 'mean' or 'lmax' with blocks of `k` voxels)."""
+    """Global pooling by `mode` ('max', 'mean' or 'lmax' with blocks of `k` voxels).
 
-    def __init__(self, mode, k=8):
+    overlap, blocks: of lmax, see localmax_forward.
+    """
+
+    def __init__(self, mode, k=8, overlap=1):
         if mode not in ("max", "mean", "lmax"):
             raise ValueError(f"GlobalPool3D: mode {mode!r} is none of max, mean, lmax")
-        self.mode, self.k = mode, k
+        self.mode, self.k, self.overlap, self.blocks = mode, k, overlap, None
 
-    def forward(self, x, keep=True):
+    def forward(self, x, region=None, keep=True):
+        """region: (N, D, H, W) uint8, where lmax takes its maxima; None: everywhere."""
         self.shape, self.argmax = x.shape, None
         if self.mode == "mean":
             return globalmean_forward(x)
-        y, argmax = globalmax_forward(x) if self.mode == "max" else localmax_forward(x, self.k)
+        if self.mode == "max":
+            y, argmax = globalmax_forward(x)
+        else:
+            y, argmax = localmax_forward(x, self.k, region, self.blocks, self.overlap)
         self.argmax = argmax if keep else None
         return y
 
@@ -169,4 +246,4 @@ class GlobalPool3D:
         argmax, self.argmax = self.argmax, None
         if self.mode == "max":
             return globalmax_backward(dy, argmax, self.shape)
-        return localmax_backward(dy, argmax, self.shape, self.k)
+        return localmax_backward(dy, argmax, self.shape, self.k, self.blocks, self.overlap)

@@ -15,10 +15,15 @@ class Level:
         self.convs = convs
         self.y = None
 
-    def forward(self, *x, keep=True):
-        """What the first convolution takes -> y (N, C, D, H, W)."""
+    def forward(self, *x, keep=True, mask=None):
+        """What the first convolution takes -> y (N, C, D, H, W).
+
+        mask: (N, 1, D, H, W), 1 inside the ROI and 0 outside; all maps are multiplied by it.
+        Backward needs none: where y is 0, no gradient passes.
+        """
         for conv in self.convs:
             y = conv.forward(*x, keep=keep, relu=True)
+            y = y if mask is None else y * mask
             x = (y,)
         self.y = y if keep else None
         return y

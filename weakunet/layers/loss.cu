@@ -16,15 +16,24 @@ extern "C" __global__ void mse_forward(const real* __restrict__ y, const real* _
     loss[0] = sum / n;
 }
 
-// computes  dy[n] = 2 (y[n] - t[n]) / N
+static __device__ real bounded_error(real y, real t, real bound)
+{
+    real error = y - t;
+    return error > bound ? bound : (error < -bound ? -bound : error);
+}
+
+// computes  dy[n] = 2 (e[n] - (1 - common) mean e) / N,  e = y - t within -bound ... bound
 // threads   thread i owns dy[i]
-// memory    reads 2 elements, writes 1 per output
-// work      3 FLOP per output
-// no race   every dy[i] has one owner
+// memory    reads 2 N elements (a batch is a few scans), writes 1 per output
+// work      4 N FLOP per output, added in the order of the batch
+// no race   every dy[i] has one owner, and nothing that is read is written
 extern "C" __global__ void mse_backward(const real* __restrict__ y, const real* __restrict__ t,
-                                        real* __restrict__ dy, int n)
+                                        real* __restrict__ dy, real common, real bound, int n)
 {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n)
-        dy[i] = 2 * (y[i] - t[i]) / n;
+    if (i >= n) return;
+    real sum = 0;
+    for (int j = 0; j < n; ++j)
+        sum += bounded_error(y[j], t[j], bound);
+    dy[i] = 2 * (bounded_error(y[i], t[i], bound) - (1 - common) * sum / n) / n;
 }

@@ -27,7 +27,8 @@ def save_checkpoint(path, model, training=None):
     arrays = {name: to_host(value) for name, value in model.params.items()}
     arrays |= {f"training.{name}": to_host(value) for name, value in (training or {}).items()}
     header = {"format": FORMAT, "settings": model.settings}
-    header = json.dumps(header | {"shape": model.shape, "flips": model.flips})
+    header |= {"shape": model.shape, "flips": model.flips, "blocks": model.global_pool.blocks}
+    header = json.dumps(header)
     with atomic_path(path) as temporary:
         np.savez(temporary, header=np.array(header), **arrays)
 
@@ -45,11 +46,15 @@ def load_checkpoint(path):
             raise ValueError(f"its format is {header['format']!r}, this program reads {FORMAT!r}")
         training = {name: arrays.pop(name) for name in list(arrays) if name.startswith("training.")}
         _check_settings(header["settings"], header["shape"], arrays)
-        model = WeakUNet(**header["settings"], rng=np.random.default_rng(0))
-        if model.settings != {"upsampling": True} | header["settings"]:  # older files do not say
+        settings = {"upsampling": True, "region": False} | header["settings"]  # older: not said
+        model = WeakUNet(**settings, rng=np.random.default_rng(0))
+        if model.settings != settings:
             raise ValueError("its settings are of another program")
         model.shape = tuple(header["shape"])
         model.flips = header.get("flips", "")  # older files do not say
+        model.global_pool.blocks = header.get("blocks")
+        if not (header.get("blocks") is None or 0 < header["blocks"] <= MAX_VOXELS):
+            raise ValueError(f"it divides by {header['blocks']!r} blocks")
         if model.flips not in FLIPS:
             raise ValueError(f"it was trained on scans mirrored along {model.flips!r}")
         with np.errstate(over="ignore"):  # becomes infinite, which load refuses

@@ -12,10 +12,13 @@ GPU computes; a second thread or stream would gain nothing. Picking a scan of th
 moving it at random should take an H200 13 us (6 by the bytes), beside 10 ms a step.
 """
 
+import dataclasses
 import time
 
 import numpy as np
 
+from weakunet.data.slices import front_padding
+from weakunet.data.volumes import Volume
 from weakunet.evaluation.metrics import correlation
 from weakunet.gpu import backend
 from weakunet.layers.loss import mse_backward
@@ -27,6 +30,8 @@ from weakunet.util.cli import InputError, one_line, progress, write_csv
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
 START_ON = 32  # training scans that the last layer's first weights are measured on
+COMMON = 0.1  # weight of a batch's common error, see loss.py
+BOUND_SD = 3.0  # an error counts as at most so many standard deviations of the training counts
 
 
 class Run:
@@ -42,6 +47,9 @@ class Run:
         self.model, self.settings, self.out = model, settings, out
         self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
         self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
+        # split -> (n, 1, D, 1, 1) bool, the slice that was counted; None: all of the ROI
+        self.slabs = {"train": None, "val": None}
+        self.common, self.bound = 1.0, np.inf  # of the loss: the paper's
         self.epoch = self.batch = 0
         self.history = []  # a row of COLUMNS per finished epoch
         # counts of this epoch's training scans, in the order of training; 0 for those to come
@@ -82,6 +90,7 @@ class Run:
             if model.settings != self.model.settings:
                 raise ValueError("it is of another network than settings.json")
             self.model.load(model.params)
+            self.model.global_pool.blocks = model.global_pool.blocks
             self.epoch, self.batch = state["epoch"].item(), state["batch"].item()
             history, predicted = state["history"], state["predicted"]
             if not (type(self.epoch) is type(self.batch) is int and self.batch >= 0):
@@ -111,13 +120,15 @@ class Run:
         scans (N, 1, D, H, W), transformed; targets (N,), true counts; places (N,), indices of the
         scans; matrices (N, 3, 4), their transforms.
         """
-        predicted = self.model.forward(scans)
-        self.model.backward(mse_backward(predicted, targets))
+        # scans whose slice was counted move within it only, so the slabs stay
+        counted = _slabs(self.model, self.slabs["train"], places)
+        predicted = self.model.forward(scans, counted)
+        self.model.backward(mse_backward(predicted, targets, self.common, self.bound))
         return predicted
 
     def validate(self, volumes):
         """Predicted counts (n,), on the host, of the validation scans."""
-        return predict_counts(self.model, volumes, self.settings.batch)
+        return predict_counts(self.model, volumes, self.settings.batch, self.slabs["val"])
 
     def finish_epoch(self, counts, val_predicted, seconds):
         """Log the epoch just trained; keep its weights if they are the best; save."""
@@ -189,6 +200,8 @@ def train_epoch(run, volumes, counts, stop):
     before, run.predicted = run.predicted[:done], targets * 0
     run.predicted[: len(before)] = backend.to_device(before, model.device)
     starts = range(done, len(counts), settings.batch)
+    if not settings.gaussian_head:
+        run.common, run.bound = COMMON, BOUND_SD * float(counts.std())
     for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
         batch = slice(start, start + settings.batch)
         scans = _batch(model, volumes[places[batch]])[:, 0]
@@ -211,9 +224,10 @@ def start_last_layer(run, volumes, counts):
     """
     if run.settings.gaussian_head:
         return  # the paper's: drawn once, and never again
-    first = range(min(START_ON, len(counts)))
-    batches = (_batch(run.model, volumes[i : i + 1]) for i in first)
-    run.model.start(batches, float(counts.mean()))
+    first = [slice(i, i + 1) for i in range(min(START_ON, len(counts)))]
+    scans = (_batch(run.model, volumes[i]) for i in first)
+    slabs = (_slabs(run.model, run.slabs["train"], i) for i in first)
+    run.model.start(scans, float(counts.mean()), slabs)
     run.optimizer.reset()
 
 
@@ -225,11 +239,45 @@ def _transforms(run, order, shape):
     return np.stack([draw_transform(rng, shape, *amounts, run.in_plane) for rng in rngs])
 
 
-def predict_counts(model, volumes, batch):
-    """Predicted counts (n,), on the host, of volumes (n, D, H, W)."""
-    starts = range(0, len(volumes), batch)
-    counts = [model.predict(_batch(model, volumes[i : i + batch]))[0] for i in starts]
+def predict_counts(model, volumes, batch, slabs=None):
+    """Predicted counts (n,), on the host, of volumes (n, D, H, W); slabs as Run.slabs."""
+    chosen = [slice(i, i + batch) for i in range(0, len(volumes), batch)]
+    counts = [
+        model.predict(_batch(model, volumes[i]), counted=_slabs(model, slabs, i))[0] for i in chosen
+    ]
     return np.concatenate([backend.to_host(count) for count in counts])
+
+
+def place_slices(model, scans):
+    """The scans, each with the slice that was counted, or is all there is, where predict puts it.
+
+    Training moves a scan within its slices only, so along z the grids would never vary.
+    """
+    placed = []
+    for scan in scans:
+        array, k = scan.volume.array, scan.slice_index
+        if model.settings["region"] and (k is not None or len(array) == 1):
+            front = int(front_padding(array, model.period, k)[0])
+            volume = Volume(np.pad(array, ((front, 0), (0, 0), (0, 0))), scan.volume.affine)
+            scan = dataclasses.replace(
+                scan, volume=volume, slice_index=None if k is None else k + front
+            )
+        placed.append(scan)
+    return placed
+
+
+def slabs_of(scans, volumes):
+    """(n, 1, D, 1, 1) bool, the slice of each scan that was counted, held where `volumes` are."""
+    if scans[0].slice_index is None:
+        return None
+    slices = np.array([scan.slice_index for scan in scans])
+    counted = (np.arange(volumes.shape[1]) == slices[:, None])[:, None, :, None, None]
+    return backend.to_device(counted, "cuda" if backend.is_cuda(volumes) else "cpu")
+
+
+def _slabs(model, slabs, chosen):
+    """Where the chosen scans were counted, on the model's device; None: everywhere."""
+    return None if slabs is None else backend.to_device(slabs[chosen], model.device)
 
 
 def _batch(model, volumes):
@@ -245,18 +293,24 @@ def train(run, scans, stop=lambda: False):
     """
     model, settings = run.model, run.settings
     volumes, counts = {}, {}
-    arrays = {split: [scan.volume.array for scan in scans[split]] for split in ("train", "val")}
+    flat = all(len(scan.volume.array) == 1 for scan in scans["train"])
+    run.in_plane = flat or scans["train"][0].slice_index is not None
+    scans = {split: place_slices(model, scans[split]) for split in ("train", "val")}
+    arrays = {split: [scan.volume.array for scan in scans[split]] for split in scans}
     shape = common_shape(arrays["train"] + arrays["val"], model.multiple)
     for split in arrays:
         padded = pad_together(arrays[split], shape)
         volumes[split] = backend.cache(padded, model.device)
         counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
+        run.slabs[split] = slabs_of(scans[split], volumes[split])
     model.shape = shape
-    flat = all(len(array) == 1 for array in arrays["train"])
-    run.in_plane = flat or scans["train"][0].slice_index is not None
     model.flips = settings.flips.replace("z", "") if run.in_plane else settings.flips
     run.prepare(scans, volumes)
     if run.epoch == run.batch == 0:
+        if model.global_pool.blocks is None:
+            each = [slice(i, i + 1) for i in range(len(volumes["train"]))]
+            slabs = (_slabs(model, run.slabs["train"], i) for i in each)
+            model.measure_blocks((_batch(model, volumes["train"][i]) for i in each), slabs)
         run.save()
     while run.epoch < settings.epochs and not run.stale():
         started = time.monotonic()

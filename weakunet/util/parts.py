@@ -15,6 +15,7 @@ import argparse
 import functools
 import sys
 
+from weakunet.util import resume
 from weakunet.util.cli import InputError, progress
 from weakunet.util.processes import map_processes
 
@@ -110,3 +111,31 @@ def _try(work, scan):
         return error
     except MemoryError:
         return InputError(f"{scan.image}: not enough memory; use --jobs 1 or crop the scan")
+
+
+def run_command(args, settings, work, kept, what, table, write, mixed=False):
+    """A command that makes files for each scan and one table of all.
+
+    Parameters
+    ----------
+    args : with scans, out, jobs and what `add_part_arguments` adds
+    settings, mixed : as for `resume.begin`
+    work, kept, what : as for `go_over`
+    table : the table's name in args.out
+    write : (path, results of the scans that did not fail) -> None, writes the table
+
+    Raises InputError, at the end, where scans failed.
+    """
+    table = args.out / table
+    shared = works_beside_others(args, table)
+    resume.begin(args.out, settings, mixed=mixed, shared=shared)
+    results = go_over(args.scans, work, kept, args.jobs, what, joins(args, table))
+    done = [result for result in results if not isinstance(result, InputError)]
+    if done:
+        write(part_table(args, table), done)
+    if len(done) < len(results):
+        raise InputError(
+            f"{args.out}: {len(results) - len(done)} of {len(results)} scans failed, named above "
+            "and left out; fix them and run the same command again"
+        )
+    clear_parts(args, table)

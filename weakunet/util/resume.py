@@ -33,16 +33,17 @@ def begin(out, settings, mixed=False, shared=False):
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder; choose another --out")
     path, settings = out / SETTINGS, _as_json(settings)
-    if path.is_file():
-        earlier = _read(path)
-        if earlier != settings:
-            raise InputError(
-                f"{path}: begun with other settings, {_differences(earlier or {}, settings)}; "
-                f"choose another --out, or remove {out} to begin again"
-            )
-    elif not mixed and out.exists() and any(not _is_ours(path.name) for path in out.iterdir()):
+    names = [own.name for own in out.iterdir()] if out.exists() else []
+    foreign = not mixed and not all(map(_is_ours, names))
+    made = foreign or any((out / FOLDER).glob("*.json"))  # nothing: a first try that failed
+    if path.is_file() and made and _read(path) != settings:
+        raise InputError(
+            f"{path}: begun with other settings, {_differences(_read(path) or {}, settings)}; "
+            f"choose another --out, or remove {out} to begin again"
+        )
+    if foreign and not path.is_file():
         raise InputError(f"{out}: the folder holds other files; choose another --out")
-    else:
+    if _read(path) != settings:
         write_json(path, settings)
     if not shared:
         clear_leftovers(out)
