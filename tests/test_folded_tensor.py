@@ -121,3 +121,7 @@ def test_relu_on_the_way_out_gives_the_bits_of_one_behind(width, cuda_on_cpu):
     )
     np.testing.assert_array_equal(fused, np.maximum(y, 0))
     assert np.isnan(y).any() and (y < 0).any()
+    inside = np.ones((1, 1, *y.shape[2:]), np.float32)
+    inside[0, 0, 0, 2:, : width + 1] = 0
+    roi = folded.upsample_conv3d_forward(skip, coarse, w, b, "tensor", True, inside)
+    np.testing.assert_array_equal(roi, np.maximum(y, 0) * inside)

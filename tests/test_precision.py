@@ -114,6 +114,7 @@ def step(network, gpu):
     """name -> what one forward and backward pass gives, and the kernels that it launched."""
     rng = np.random.default_rng(1)
     scans, counts = rng.random((1, 1, 4, 6, 10), np.float32), np.array([3], np.float32)
+    scans[..., :3] = 0  # outside the ROI
     gpu.launched.clear()
     predicted = network.forward(scans)
     network.backward(mse_backward(predicted, counts))
@@ -146,13 +147,16 @@ def test_step_runs_on_tensor_cores_and_moves_counts_and_gradients_a_little(preci
 class Apart(Level):
     """The oracle: each convolution and each ReLU for itself."""
 
-    def forward(self, *x, keep=True):
+    def forward(self, *x, keep=True, inside=None):
         self.relus = [ReLU() for _ in self.convs]
         for conv, relu in zip(self.convs, self.relus, strict=True):
-            x = (relu.forward(conv.forward(*x, keep=keep), keep),)
-        return x[0]
+            relu.forward(conv.forward(*x, keep=keep), keep)
+            relu.y *= inside
+            x = (relu.y,)
+        self.y = relu.y  # where a skip connection joins
+        return relu.y
 
-    def backward(self, dy, guided=False, **first):
+    def backward(self, dy, guided=False, masked=False, **first):
         for conv, relu in zip(self.convs[::-1], self.relus[::-1], strict=True):
             dy = conv.backward(relu.backward(dy), **first if conv is self.convs[0] else {})
         return dy

@@ -116,13 +116,13 @@ class WeakUNet:
         skips = []
         for i, level in enumerate(self.encoder):
             # (N, C, D, H, W) -> (N, channels[i], D, H, W)
-            h = level.forward(h, keep=keep, mask=masks[i])
+            h = level.forward(h, keep=keep, inside=masks[i])
             if i < len(self.pools):
                 skips.append(h)
                 h = self.pools[i].forward(h, keep)  # -> (N, channels[i], D/2, H/2, W/2)
         for i in reversed(range(len(self.decoder))):
             # upsamples h, puts the skip before it, convolves: twice the size, as many maps as skip
-            h = self.decoder[i].forward(skips.pop(), h, keep=keep, mask=masks[i])
+            h = self.decoder[i].forward(skips.pop(), h, keep=keep, inside=masks[i])
         return h
 
     def region(self, scans, counted=None):

@@ -62,8 +62,9 @@ extern "C" __global__ void folded_tensor_weights(const float* __restrict__ w,
     arranged[t] = to_factor(sum[0], sum[PAIR - 1]);
 }
 
-// computes  y += the folded convolution of x, the coarse tensor (c_in channels); relu != 0: then
-//           max(y, 0). y holds what the skip connection contributed, and the bias.
+// computes  y += the folded convolution of x, the coarse tensor (c_in channels). y holds what the
+//           skip connection contributed, and the bias. relu != 0: then max(y, 0); masked != 0: then
+//           0 where mask, one map per scan (the ROI), is not positive.
 // threads   a block of 8 warps owns the outputs above 16 x 8 x 2 coarse voxels (x, y, z) in 16
 //           output channels, of one parity in z and both in y and x; a warp those of 8 x 8 coarse
 //           voxels of one plane with one parity in y and both in x (so that rows are written
@@ -84,8 +85,8 @@ extern "C" __global__ void folded_tensor_weights(const float* __restrict__ w,
 //           of a buffer and the next copy to it.
 extern "C" __global__ void __launch_bounds__(UP_THREADS, 2)
 folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arranged,
-                      float* __restrict__ y, int c_in, int c_out, int depth, int height, int width,
-                      int relu)
+                      const float* __restrict__ mask, float* __restrict__ y, int c_in, int c_out,
+                      int depth, int height, int width, int relu, int masked)
 {
     typedef Tile<UP_X + 2, UP_Y + 2, UP_Z + 1> Halo;
     typedef Halo::Fill<1, 2, UP_THREADS> Fill;
@@ -99,6 +100,7 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
     long long voxels = (long long)depth * height * width;
     x += blockIdx.z * c_in * voxels;  // this block's scan
     y += blockIdx.z * c_out * 8 * voxels;
+    mask += blockIdx.z * 8 * voxels;
     int pieces = (c_in + PIECE - 1) / PIECE;
     const float4* weights = (const float4*)arranged + (group * pieces * 64LL + pz * 32) * 32;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -163,8 +165,9 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
         if (o >= c_out) return;
         int row = (2 * (z0 + warp_z) + pz) * 2 * height + 2 * y0 + py;
         float* to = y + o * 8 * voxels + row * 2 * width + 2 * width - left;
+        const float* gate = mask + row * 2 * width + 2 * width - left;
         #pragma unroll
-        for (int r = 0; r < UP_Y; ++r, to += 4 * width) {
+        for (int r = 0; r < UP_Y; ++r, to += 4 * width, gate += 4 * width) {
             if (y0 + r >= height) continue;
             bool even = width % 2 == 0, both = left > 2;
             float4 old = even ? *(float4*)to : make_float4(to[0], to[1], both ? to[2] : 0.0f,
@@ -172,8 +175,10 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
             float value[4] = {old.x + sum[0][r][2 * q], old.y + sum[1][r][2 * q],
                               old.z + sum[0][r][2 * q + 1], old.w + sum[1][r][2 * q + 1]};
             #pragma unroll
-            for (int e = 0; e < 4; ++e)
+            for (int e = 0; e < 4; ++e) {
                 if (relu && value[e] < 0) value[e] = 0;
+                if (masked && e < left && !(gate[e] > 0)) value[e] = 0;
+            }
             if (even) {
                 *(float4*)to = make_float4(value[0], value[1], value[2], value[3]);
             } else {

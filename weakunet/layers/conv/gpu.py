@@ -31,23 +31,25 @@ TOLERANCE = {"tf32": 2e-3, "bf16": 1.6e-2}
 BLOCKS = 1024
 
 
-def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False):
+def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False, inside=None):
     """y (N, C_out, D, H, W) from x (N, C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,).
 
-    relu: fuse the ReLU that follows: max(y, 0).
+    Fused: relu, then y = max(y, 0); inside (N, 1, D, H, W), then y = 0 where it is 0.
     """
     kernel = _rung(kernel, x, w)
     if kernel in tensor.PAIR:
-        return tensor.forward(kernel, x, w, b, relu)
+        return tensor.forward(kernel, x, w, b, relu, inside)
     y = backend.array_module(x).empty((len(x), len(w), *x.shape[2:]), x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
     if kernel == "tiled":
-        args = x, w, b, y, c_in, c_out, *volume, relu
+        masked = tensor.mask_kind(inside, c_out)
+        args = x, w, b, inside if masked else x, y, c_in, c_out, *volume, relu, masked
         backend.launch(TILED, "conv3d_forward_tiled", _tiles(y.shape), args)
         return y
     args = x, w, b, y, c_in, c_out, k, *volume, y.size
     backend.launch(NAIVE, "conv3d_forward_naive", y.size, args)
-    return relu_forward(y) if relu else y
+    y = relu_forward(y) if relu else y
+    return y if inside is None else y * inside
 
 
 def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled", mask=False):

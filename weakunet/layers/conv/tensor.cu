@@ -48,8 +48,9 @@ extern "C" __global__ void conv3d_tensor_weights(const float* __restrict__ w,
 #define CONV_STAGE 11520   // more of it where factors are pairs
 
 // computes  y as at the top of naive.cu, for k = 3; without b where bias = 0. With dy for x,
-//           flipped weights and no bias this is dx. The ReLU that comes next is computed on the way
-//           out: relu != 0: max(y, 0); masked != 0: its backward, dx = 0 where mask <= 0.
+//           flipped weights and no bias this is dx. What comes next is computed on the way out:
+//           relu != 0: max(y, 0); masked: 0 where mask is not positive. With masked = 1 it has y's
+//           shape (a ReLU's backward: its output), with 2 it is one map per scan (the ROI).
 // threads   a block of 8 warps owns a tile of 16 x 8 x 4 voxels (x, y, z) in 32 output channels, a
 //           warp 8 x 8 voxels of one plane: D for 2 x 16 channels by 8 rows of voxels, 64 sums per
 //           lane in registers. Grid: tiles, groups of 32 output channels, scans.
@@ -85,7 +86,7 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
     long long voxels = (long long)depth * height * width;
     x += blockIdx.z * c_in * voxels;  // this block's scan
     y += blockIdx.z * c_out * voxels;
-    mask += blockIdx.z * c_out * voxels;
+    mask += blockIdx.z * (masked == 2 ? 1 : c_out) * voxels;
     int steps = (c_in + PIECE - 1) / PIECE * 3;
     const float4* weights = (const float4*)arranged + (long long)blockIdx.y * steps * 9 * FRAGMENTS;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -152,15 +153,16 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
         if (o >= c_out) return;
         float shift = bias ? b[o] : 0.0f;
         long long place = o * voxels + ((z0 + warp_z) * height + y0) * width + width - left;
+        const float* gate = mask + place - (masked == 2 ? o * voxels : 0);
         #pragma unroll
-        for (int r = 0; r < TILE_Y; ++r, place += width) {
+        for (int r = 0; r < TILE_Y; ++r, place += width, gate += width) {
             if (y0 + r >= height) continue;
             float value[2];
             #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 value[e] = sum[q / 2][r][q % 2 * 2 + e] + shift;
                 if (relu && value[e] < 0) value[e] = 0;
-                if (masked && e < left && !(mask[place + e] > 0)) value[e] = 0;
+                if (masked && e < left && !(gate[e] > 0)) value[e] = 0;
             }
             if (width % 2 == 0) {
                 *(float2*)(y + place) = make_float2(value[0], value[1]);  // a sector by 4 lanes

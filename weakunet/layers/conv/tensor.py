@@ -45,9 +45,9 @@ def launch(rung, file, kernel, threads, args):
     backend.launch(BF16 if PAIR[rung] == 2 else file, kernel, threads, args)
 
 
-def forward(rung, x, w, b, relu=False):
-    """y (N, C_out, D, H, W), or max(y, 0) with `relu`, of x (N, C_in, D, H, W), w and b."""
-    return _convolve(rung, x, _arranged(rung, w), len(w), b=b, relu=relu)
+def forward(rung, x, w, b, relu=False, inside=None):
+    """y (N, C_out, D, H, W) of x (N, C_in, D, H, W), w and b; relu, inside: conv3d_forward_cuda."""
+    return _convolve(rung, x, _arranged(rung, w), len(w), b=b, relu=relu, mask=inside)
 
 
 def backward_input(rung, dy, w, mask=None):
@@ -86,13 +86,18 @@ def _arranged(rung, w, backward=False):
 def _convolve(rung, x, arranged, c_out, b=None, relu=False, mask=None):
     (scans, c_in, *volume), groups = x.shape, len(arranged)
     y = backend.array_module(x).empty((scans, c_out, *volume), x.dtype)
-    bias, masked = b is not None, mask is not None
+    bias, masked = b is not None, mask_kind(mask, c_out)
     arrays = x, arranged, b if bias else x, mask if masked else x, y
     args = *arrays, c_in, c_out, *volume, bias, relu, masked
     grid = tiles_of(volume, "TILE"), groups, scans
     threads = grid, (SIZES["THREADS"],), _shared_bytes(rung, "CONV")
     launch(rung, TENSOR, "conv3d_tensor", threads, args)
     return y
+
+
+def mask_kind(mask, c_out):
+    """A kernel's `masked`: 0 without a mask, 1 for one of y's shape, 2 for one map per scan."""
+    return 0 if mask is None else 1 if mask.shape[1] == c_out else 2
 
 
 def _shared_bytes(rung, name):
@@ -103,14 +108,16 @@ def _shared_bytes(rung, name):
 # ---- the convolution of an upsampled tensor, read at its coarse size (folded.py) -----------------
 
 
-def add_folded(rung, y, coarse, w, relu=False):
+def add_folded(rung, y, coarse, w, relu=False, inside=None):
     """Add to y (N, C_out, 2D, 2H, 2W) what coarse (N, C_b, D, H, W) contributes, in place.
 
-    w (C_out, C_b, 3, 3, 3). relu: then y = max(y, 0).
+    w (C_out, C_b, 3, 3, 3). relu, inside: what then comes, as for conv3d_forward_cuda.
     """
     (scans, c_in, *volume), c_out = coarse.shape, len(w)
     arranged = _arranged_folded(rung, w)
-    args = coarse, arranged, y, c_in, c_out, *volume, relu
+    masked = inside is not None
+    arrays = coarse, arranged, inside if masked else y, y
+    args = *arrays, c_in, c_out, *volume, relu, masked
     grid = tiles_of(volume, "UP"), 2 * len(arranged), scans
     threads = grid, (SIZES["UP_THREADS"],), _shared_bytes(rung, "UP")
     launch(rung, FOLDED, "folded_tensor_forward", threads, args)

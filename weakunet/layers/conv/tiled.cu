@@ -30,16 +30,17 @@ struct Halo {
 
 // What the tiled kernels below share. BACKWARD walks through the weights in the other order:
 // dx is the convolution of dy with weights flipped along z, y, x and with C_in, C_out exchanged.
-// Here c_in and c_out are the channels of THIS convolution's input x and output y. relu != 0: a
-// ReLU is computed on the way out, forward max(y, 0), backward 0 where `b`, of y's shape, is not
-// positive.
+// Here c_in and c_out are the channels of THIS convolution's input x and output y. What comes next
+// is computed on the way out: relu != 0: max(y, 0); masked: 0 where mask is not positive. With
+// masked = 1 it has y's shape (a ReLU's backward), with 2 it is one map per scan (the ROI).
 template <bool BACKWARD>
 static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
                                                      const real* __restrict__ w,
                                                      const real* __restrict__ b,
+                                                     const real* __restrict__ mask,
                                                      real* __restrict__ y, int c_in, int c_out,
                                                      int depth, int height, int width, int relu,
-                                                     real* x_tile, real* w_tile)
+                                                     int masked, real* x_tile, real* w_tile)
 {
     const int K = 3, TAPS = 27;
     typedef Halo H;
@@ -50,7 +51,7 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
     long long voxels = (long long)depth * height * width;
     x += blockIdx.z * c_in * voxels;  // this block's scan
     y += blockIdx.z * c_out * voxels;
-    if (BACKWARD) b += blockIdx.z * c_out * voxels;
+    mask += blockIdx.z * (masked == 2 ? 1 : c_out) * voxels;
     int thread = threadIdx.x + TILE_X * (threadIdx.y + TILE_Z * threadIdx.z);
     int threads = TILE_X * TILE_Z * blockDim.z;
 
@@ -110,17 +111,19 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
         if (o >= c_out) return;
         real bias = BACKWARD ? (real)0 : b[o];
         real* column = y + o * voxels + (zz * height + y0) * width + xx;
+        const real* gate = mask + (column - y) - (masked == 2 ? o * voxels : 0);
         #pragma unroll
         for (int r = 0; r < TILE_Y; ++r) {
             if (y0 + r >= height) continue;
             real value = sum[q][r] + bias;
-            if (relu && (BACKWARD ? !(b[column - y + r * width] > 0) : value < 0)) value = 0;
+            if (relu && value < 0) value = 0;
+            if (masked && !(gate[r * width] > 0)) value = 0;
             column[r * width] = value;
         }
     }
 }
 
-// computes  y as at the top of naive.cu, for k = 3; relu != 0: max(y, 0)
+// computes  y as at the top of naive.cu, for k = 3; relu, mask, masked as above
 // threads   a block of 16 x 4 x G threads, G <= 4, owns a tile of 16 x 8 x 4 voxels (x, y, z) in
 //           8 G output channels; thread (x, z, g) owns the column of 8 voxels at (x, z) in the 8
 //           channels of group g. Grid: tiles, groups of 8 G channels, scans.
@@ -134,12 +137,14 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
 //           reading it, and between reading it and filling it again
 extern "C" __global__ void __launch_bounds__(256)
 conv3d_forward_tiled(const real* __restrict__ x, const real* __restrict__ w,
-                     const real* __restrict__ b, real* __restrict__ y, int c_in, int c_out,
-                     int depth, int height, int width, int relu)
+                     const real* __restrict__ b, const real* __restrict__ mask,
+                     real* __restrict__ y, int c_in, int c_out, int depth, int height, int width,
+                     int relu, int masked)
 {
     __shared__ real x_tile[CHUNK * Halo::SIZE];
     __shared__ __align__(16) real w_tile[CHUNK * 27 * W_PITCH];
-    convolve_tile<false>(x, w, b, y, c_in, c_out, depth, height, width, relu, x_tile, w_tile);
+    convolve_tile<false>(x, w, b, mask, y, c_in, c_out, depth, height, width, relu, masked, x_tile,
+                         w_tile);
 }
 
 // computes  dx for k = 3, as conv3d_backward_input_naive; masked != 0: 0 where x, the output of a
@@ -153,7 +158,7 @@ conv3d_backward_input_tiled(const real* __restrict__ dy, const real* __restrict_
 {
     __shared__ real dy_tile[CHUNK * Halo::SIZE];
     __shared__ __align__(16) real w_tile[CHUNK * 27 * W_PITCH];
-    convolve_tile<true>(dy, w, x, dx, c_out, c_in, depth, height, width, masked, dy_tile,
+    convolve_tile<true>(dy, w, x, x, dx, c_out, c_in, depth, height, width, 0, masked, dy_tile,
                         w_tile);
 }
 
