@@ -149,6 +149,7 @@ def _last_layer_and_training(rng):
         y, t, w, g = (_values(rng, n) for _ in range(4))
         yield f"mse_forward {n}", *_pair(loss, "mse_forward"), (y, t)
         yield f"mse_backward {n}", *_pair(loss, "mse_backward"), (y, t)
+        yield f"mse_backward {n}, bounded", *_pair(loss, "mse_backward"), (y, t, 0.25, 1.0)
         update, update_cuda = _pair(optim, "adadelta_update")
         args = w, g, y**2, t**2, 0.5, 0.9375, 2.0**-20
         yield f"adadelta_update {n}", _returning(update), _returning(update_cuda), args

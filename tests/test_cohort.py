@@ -134,6 +134,15 @@ def test_split_is_seeded_and_does_not_depend_on_the_order_of_rows():
     assert split_cohort(split, seed=2) == split  # the table's own split is kept
 
 
+def test_sessions_of_one_person_stay_together():
+    names = [f"sub-{i:02}_ses-{j}" for i in range(20) for j in range(1 + i % 3)]
+    scans = [Scan(name, Path("a.nii"), count=1) for name in names]
+    split = {scan.subject: scan.split for scan in split_cohort(scans, seed=3)}
+    for i in range(20):
+        assert len({split[name] for name in names if name.startswith(f"sub-{i:02}")}) == 1
+    assert set(split.values()) == {"train", "val", "test"}
+
+
 def test_split_of_three_has_one_each_and_of_two_is_refused():
     assert {s.split for s in split_cohort(cohort(3), seed=0)} == {"train", "val", "test"}
     with pytest.raises(InputError, match="c.csv: the split 'train' holds no scan"):

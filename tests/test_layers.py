@@ -246,6 +246,18 @@ def test_mse_in_numbers_and_against_numerical_gradient(rng):
     assert relative_error(mse_backward(y, t), numerical) < TOLERANCE
 
 
+def test_gradient_of_weighed_and_bounded_errors(rng):
+    y, t = rng.normal(size=5), rng.normal(size=5)
+
+    def loss():
+        error = y - t
+        return error.var() + 0.3 * error.mean() ** 2
+
+    assert relative_error(mse_backward(y, t, common=0.3), numerical_gradient(loss, y)) < TOLERANCE
+    far = np.array([3.0, -900.0, 0.5])
+    np.testing.assert_allclose(mse_backward(far, far * 0, bound=2.0), [4 / 3, -4 / 3, 1 / 3])
+
+
 def test_mse_keeps_float32():
     y = np.ones(3, np.float32)
     assert mse_backward(y, y * 0).dtype == np.float32

@@ -24,6 +24,8 @@ def network(pooling, channels=(3, 4, 5), convs_per_level=2, seed=3, upsampling=T
 def test_backward_of_the_whole_network_along_a_random_direction(pooling, upsampling):
     model, rng = network(pooling, upsampling=upsampling)
     scans, counts = rng.random((2, 1, 8, 4, 12)), np.array([1.0, 5.0])
+    scans[0, :, :, :, 7:] = 0  # outside the ROI
+    model.global_pool.blocks = 1.3
     model.backward(mse_backward(model.forward(scans), counts))
     grads = model.grads
     assert grads.keys() == model.params.keys()

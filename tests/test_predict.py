@@ -14,7 +14,7 @@ from weakunet import predict, preprocess
 from weakunet.data.cohort import Scan, write_cohort
 from weakunet.data.slices import front_padding
 from weakunet.data.volumes import Volume, write_volume
-from weakunet.detection import tta as copies
+from weakunet.detection import tta
 from weakunet.detection.predict_scan import predict_scan
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import save_checkpoint
@@ -42,7 +42,7 @@ class Stub:
 def stub(monkeypatch):
     monkeypatch.setattr(predict, "load_model", lambda path: Stub())
     monkeypatch.setattr(predict.resume, "file_digest", str)
-    monkeypatch.setattr(copies, "SMOOTHING_VOX", 0)  # its map is known voxel by voxel
+    monkeypatch.setattr(tta, "SMOOTHING_VOX", 0)  # its map is known voxel by voxel
     return Stub
 
 
@@ -384,7 +384,6 @@ def region_network(channels=(2, 3, 4)):
     for name, value in model.params.items():
         if name.endswith(".b"):
             value[:] = 0.3  # a network that answers to nothing at all would hide what zeros do
-    model.params["linear.b"][:] = 0
     return model
 
 
@@ -422,3 +421,17 @@ def test_only_the_counted_slice_is_pooled_wherever_the_scan_was_cropped():
     far = volume.array.copy()
     far[1:3] = far[2:0:-1]  # too far from the slice to be seen from it
     assert predict_scan(model, Volume(far, AFFINE), 30)[0] == pytest.approx(count, rel=1e-6)
+
+
+def test_scan_of_another_voxel_size_is_refused_with_the_remedy(no_pictures, tmp_path, capsys):
+    model = WeakUNet(channels=(2, 3), rng=np.random.default_rng(0))
+    model.spacing_mm = (0.8, 0.6, 0.5)
+    save_checkpoint(tmp_path / "m.npz", model)
+    volume = prepared_volume()  # 0.5, 0.6, 0.8 mm along x, y, z
+    other = Volume(volume.array, AFFINE @ np.diag([0.5, 0.5, 0.5, 1]))
+    for name, scan in (("s", volume), ("half", other)):
+        write_volume(tmp_path / f"{name}.nii", scan.array, scan)
+    options = ("--model", tmp_path / "m.npz", "--device", "cpu", "--out")
+    assert run(tmp_path / "s.nii", *options, tmp_path / "one") == 0
+    assert run(tmp_path / "half.nii", *options, tmp_path / "two") == 2
+    assert "preprocess --spacing-mm 0.8 0.6 0.5" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from scipy import ndimage, stats
 
 from weakunet import preprocess
 from weakunet.data.cohort import Scan, read_cohort, write_cohort
-from weakunet.data.load import load_scan
+from weakunet.data.load import load_scan, read_raw
 from weakunet.data.prepare import (
     change_spacing,
     crop_box,
@@ -26,6 +26,7 @@ from weakunet.data.prepare import (
     put_back,
     smooth_border,
     trim_highest,
+    without_strays,
 )
 from weakunet.data.volumes import Volume, index_to_world, world_to_index, write_volume
 from weakunet.util.cli import InputError
@@ -443,7 +444,7 @@ def test_roi_that_splines_have_been_through_is_refused(cohort, tmp_path, capsys)
     write_volume(scan.roi, rings, roi)
     assert run(cohort, tmp_path / "out") == 2
     message = capsys.readouterr().err
-    assert f"{scan.roi}: no mask, its values are -0." in message
+    assert f"{scan.roi}: not a mask: values -0." in message
     assert [s.subject for s in read_cohort(tmp_path / "out" / "cohort.csv")] == ["s0", "s1"]
 
 
@@ -453,3 +454,19 @@ def test_scan_without_roi_is_refused_before_anything_is_written(cohort, tmp_path
     assert run(cohort, tmp_path / "out") == 2
     assert "'s1' has no roi" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_stray_voxels_of_the_roi_are_left_out_with_a_note(tmp_path, capsys):
+    mask = np.zeros((20, 20, 20), np.float32)
+    mask[3:9, 4:9, 5:9] = 1
+    strays = mask.copy()
+    strays[17, 16, 17] = strays[16, 16, 16] = 1
+    image = Volume(np.ones_like(mask), np.eye(4))
+    write_volume(tmp_path / "scan.nii", image.array, image)
+    write_volume(tmp_path / "roi.nii", strays, image)
+    _, roi = read_raw(Scan("s", tmp_path / "scan.nii", roi=tmp_path / "roi.nii"))
+    np.testing.assert_array_equal(roi.array, mask > 0)
+    assert "2 stray voxels" in capsys.readouterr().err
+    alone = np.zeros(mask.shape, bool)
+    alone[9, 9, 9] = True  # a small ROI that is all there is stays
+    np.testing.assert_array_equal(without_strays(alone), alone)

@@ -27,7 +27,7 @@ from weakunet.training.loop import (
     learning_rate,
     pad_together,
     train_epoch,
-    warn_if_collapsed,
+    warn_if_nothing_learned,
 )
 from weakunet.training.settings import Settings
 from weakunet.util import cli
@@ -279,8 +279,8 @@ def test_resume_refuses_a_phantom_that_has_changed(tmp_path, monkeypatch, capsys
     train.main(["--out", str(tmp_path / "run"), *options])
     simulate = load.simulate_cohort
 
-    def brighter(*arguments):
-        cohort = simulate(*arguments)
+    def brighter(*arguments, **options):
+        cohort = simulate(*arguments, **options)
         cohort["val"][0].volume.array[:] *= 0.999
         return cohort
 
@@ -384,12 +384,41 @@ def test_disk_full_ends_in_one_line(cohort, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.rglob(".writing-*"))
 
 
-def test_collapse_to_the_mean_is_called_out(capsys):
-    counts = np.array([0.0, 3.0, 9.0])
-    warn_if_collapsed(counts + 0.5, counts)
+@pytest.mark.parametrize(
+    "predicted, used, remedy",
+    [
+        ([0.5, 3.5, 9.5], {}, None),
+        ([4.0, 4.0, 4.1], {}, "--start-from"),
+        ([90.0, 30.0, 0.0], {}, "--start-from"),  # spread, but wrong
+        ([4.0, 4.0, 4.1], {"pool": "max"}, "--pool lmax"),
+        ([4.0, 4.0, 4.1], {"start_from": "best.npz"}, "--epochs 32"),
+    ],
+)
+def test_counts_that_were_not_learned_are_called_out_with_a_remedy(capsys, predicted, used, remedy):
+    counts = {"train": np.array([1.0, 2.0]), "val": np.array([0.0, 3.0, 9.0])}
+    warn_if_nothing_learned(train.Settings(**used), np.array(predicted), counts)
+    out = capsys.readouterr().out
+    assert (remedy in out and out.count("\n") == 1) if remedy else out == ""
+
+
+def test_equal_counts_are_nothing_to_learn_and_one_validation_scan_tells_nothing(capsys):
+    settings, one = train.Settings(), np.array([4.0])
+    warn_if_nothing_learned(settings, one, {"train": np.array([1.0, 2.0]), "val": one})
     assert capsys.readouterr().out == ""
-    warn_if_collapsed(np.full(3, 4.0), counts)
-    assert "collapsed to about 4.0" in capsys.readouterr().out
+    warn_if_nothing_learned(settings, one, {"train": np.full(3, 2.0), "val": one})
+    assert "every training scan has the count 2" in capsys.readouterr().out
+
+
+def test_scans_of_different_voxel_sizes_are_refused(cohort, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    sizes = ((0.8, 0.5, 0.5), (0.81, 0.5, 0.49), (0.8, 0.5, 0.55))
+    scans = [
+        LoadedScan(f"s{i}", Volume(rng.random((4, 4, 4)), np.diag([*mm[::-1], 1])), i)
+        for i, mm in enumerate(sizes)
+    ]
+    assert training.common_spacing(scans[:2]) == pytest.approx(sizes[0])
+    with pytest.raises(cli.InputError, match="s2: .* --spacing-mm 0.8 0.5 0.5"):
+        training.common_spacing(scans)
 
 
 def test_volumes_are_padded_at_the_end_to_sizes_that_divide():

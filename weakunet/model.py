@@ -75,6 +75,7 @@ class WeakUNet:
         self.multiple = 2 ** (len(channels) - 1)
         # (D, H, W) of the padded scans it was trained on: a mean over the whole box depends on it
         self.shape = (1, 1, 1)
+        self.spacing_mm = None  # (z, y, x) of the scans it was trained on; None: not known
         self.flips = ""  # axes of 'zyx' along which training mirrored its scans, see tta.py
 
         def level(c_in, c_out, first=Conv3D):
@@ -153,13 +154,25 @@ class WeakUNet:
     def forward(self, scans, counted=None):
         """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
         f = self.features(scans, keep=True)
-        return self.linear.forward(self.global_pool.forward(f, self.region(scans, counted)))
+        count = self.linear.forward(self.global_pool.forward(f, self.region(scans, counted)))
+        return count + self._bias_of_more(self.linear.params["b"])
 
-    def start(self, batches, count, slabs=None):
+    def _bias_of_more(self, b):
+        """What a scan whose region is larger or smaller than usual has more of b than one b.
+
+        Each block brings its share of the bias (ours), or the counts of two regions would not add
+        up: y = w . x + b size, where size is the region's blocks over their mean in training.
+        """
+        known = self.settings["region"] and self.global_pool.blocks is not None
+        return b * (self.global_pool.size - 1) if known else 0
+
+    def start(self, batches, count, slabs=None, keep_w=False):
         """Set the last layer so that the mean prediction over `batches` is the mean `count`.
 
         w_i = count / (C mean x_i), b = 0, with x = G(f) over all scans of the batches (iterable of
-        (n, 1, D, H, W); slabs: where each was counted): every feature map contributes an equal
+        (n, 1, D, H, W); slabs: where each was counted). keep_w: w stays, and b makes up for the
+        rest, for a network that has learned on other scans what a lesion is. Else every feature map
+        contributes an equal
         share, but a map that is weaker than the average gets no larger weight for it: where a map
         is 0 almost everywhere, its first stirring would otherwise be a jump of the count.
         """
@@ -168,6 +181,10 @@ class WeakUNet:
             for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False)
         ]
         level = np.concatenate(pooled).mean(axis=0)
+        if keep_w:
+            b = count - to_host(self.linear.params["w"]) @ level
+            self.load(self.params | {"linear.b": b[None]})
+            return
         w = 1 / np.maximum(level, level.mean()) if level.any() else np.ones(level.shape)
         w *= count / (w @ level) if level.any() else 1 / len(w)
         self.load(self.params | {"linear.w": w, "linear.b": np.zeros(1)})
@@ -178,6 +195,7 @@ class WeakUNet:
         Returns the gradient with respect to the scans (N, 1, D, H, W) if `to_image`, else None.
         """
         df = self.global_pool.backward(self.linear.backward(dcount))
+        self.linear.grads["b"] += np.sum(self._bias_of_more(dcount))
         return self.backward_features(df, to_image, guided)
 
     def backward_features(self, df, to_image=False, guided=False):
@@ -215,7 +233,7 @@ class WeakUNet:
         f = self.features(scans)
         w, b = self.linear.params["w"], self.linear.params["b"]
         x = self.global_pool.forward(f, self.region(scans, counted), keep=False)
-        count = linear_forward(x, w, b)
+        count = linear_forward(x, w, b) + self._bias_of_more(b)
         return count, enlarge3d(self.heatmap(f), self.coarseness, interpolate)
 
     def heatmap(self, f):

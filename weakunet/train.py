@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from weakunet.data.load import load_scans
-from weakunet.detection.predict_scan import predict_copies
+from weakunet.data.volumes import require_spacing
+from weakunet.detection.predict_scan import predict_with_flips
 from weakunet.evaluation.evaluator import evaluate_maps
 from weakunet.evaluation.tables import text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
@@ -87,8 +88,11 @@ class Interrupt:
 def evaluate_best(out, scans, device, precision="fp32"):
     """Predict the test scans with best.npz, write test/ and print its table."""
     model = load_model(out / "best.npz").to(device, precision)
+    for scan in scans:
+        require_spacing(scan.volume, model.spacing_mm, scan.subject)
     predicted = [
-        predict_copies(model, scan.volume, scan.slice_index) for scan in progress(scans, "testing")
+        predict_with_flips(model, scan.volume, scan.slice_index)
+        for scan in progress(scans, "testing")
     ]
     counts = [count for count, _ in predicted]
     maps = {
@@ -160,7 +164,9 @@ def main(argv=None):
         require_same_scans(out / "split.csv", rows)
         run.load()
     elif settings.start_from:
-        model.load(same_network(settings.start_from, model).params)
+        trained = same_network(settings.start_from, model)
+        model.load(trained.params)
+        model.global_pool.blocks = trained.global_pool.blocks  # w belongs to it
     write_json(out / "settings.json", dataclasses.asdict(settings))
     write_csv(out / "split.csv", SPLIT_COLUMNS, rows)
     with backend.explain_out_of_memory(), Interrupt() as stop:

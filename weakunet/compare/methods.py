@@ -22,7 +22,7 @@ from weakunet.compare import baselines, voxelwise
 from weakunet.compare.jobs import scans_of
 from weakunet.data.slices import in_slice
 from weakunet.detection.predict_scan import predict_scan
-from weakunet.detection.tta import mirrored
+from weakunet.detection.tta import average_over_flips
 from weakunet.evaluation.evaluator import evaluate_maps
 from weakunet.evaluation.metrics import correlation
 from weakunet.training.checkpoint import load_model
@@ -71,7 +71,9 @@ class SeedResult:
 def network_maps(scans, function, model):
     """(counts, maps) over scans of a function of model and Volume, with test-time augmentation."""
     bound = functools.partial(function, model)
-    pairs = [mirrored(bound, scan.volume, model.flips, scan.slice_index) for scan in scans]
+    pairs = [
+        average_over_flips(bound, scan.volume, model.flips, scan.slice_index) for scan in scans
+    ]
     return [count for count, _ in pairs], [array for _, array in pairs]
 
 

@@ -91,7 +91,8 @@ class VoxelwiseRun(Run):
     its count means nothing.
     """
 
-    columns = ("epoch", "lr", "train_loss", "val_loss", "val_r", "seconds")
+    columns = ("epoch", "lr", "train_loss", "val_loss", "val_r", "train_worst", "seconds")
+    one_graph = False  # its labels come from the host
 
     def __init__(self, model, settings, out):
         # gaussian_head: the loop leaves the last layer alone; `prepare` starts it
@@ -134,7 +135,8 @@ class VoxelwiseRun(Run):
 
     def finish_epoch(self, counts, sums, seconds):
         r = correlation(counts["val"], sums)
-        row = self.keep_epoch(backend.to_host(self.predicted).mean(), self.val_loss, r, seconds)
+        losses = backend.to_host(self.predicted)
+        row = self.keep_epoch(losses.mean(), self.val_loss, r, losses.max(), seconds)
         print(
             f"epoch {self.epoch}/{self.settings.epochs}  cross-entropy: training {row[2]:.5f}, "
             f"validation {row[3]:.5f}  r {r:.2f}  {seconds:.1f} s",

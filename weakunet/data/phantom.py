@@ -17,19 +17,24 @@ millimetres.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
+from threadpoolctl import threadpool_limits
 
 from weakunet.data.cohort import SPLITS, LoadedScan
 from weakunet.data.phantom_lesions import draw_count, draw_lesions
 from weakunet.data.prepare import DILATION_VOX, prepare
 from weakunet.data.slices import cut_slab
 from weakunet.data.volumes import Volume, index_to_world, world_to_index
+from weakunet.util.cli import progress
+from weakunet.util.processes import map_processes
 
 SPACING_MM = (0.8, 0.49, 0.49)  # z, y, x, as the paper's scans
 MARGIN_VOX = 2  # what the raw image shows around the box that preprocessing crops
+WORTH_PROCESSES_VOX = 10**7  # voxels of a cohort below which starting processes takes longer
 BLOB_REACH_MM = 16.0  # beyond it a blob adds less than float32 can hold
 
 # centre, half axes (x right, y anterior, z superior; the box is -1..1), angle about z, contrast
@@ -212,7 +217,7 @@ def raw_volumes(image, roi):
     return Volume(image, affine), Volume(roi, affine)
 
 
-def simulate_cohort(preset, n, seed):
+def simulate_cohort(preset, n, seed, n_jobs=1, show=False):
     """Simulate and prepare a cohort.
 
     Parameters
@@ -220,15 +225,30 @@ def simulate_cohort(preset, n, seed):
     preset : a name in PRESETS
     n : dict split -> number of scans, for example {"train": 400, "val": 100, "test": 30}
     seed : integer; scan i of a split is the same however many others are drawn
+    n_jobs : processes that share the scans, where there is enough to do; the bits are the same.
+        Only below `if __name__ == "__main__"`, or a script's processes begin processes of their own
+    show : with a bar
 
     Returns
     -------
     dict split -> list of LoadedScan with intensities in [0, 1] and the preset's shape (or slab)
     """
-    return {split: [_prepared_scan(preset, seed, split, i) for i in range(n[split])] for split in n}
+    wanted = [(preset, seed, split, i) for split in n for i in range(n[split])]
+    if len(wanted) * np.prod(PRESETS[preset].shape) < WORTH_PROCESSES_VOX:
+        n_jobs = 1
+    # small products: a BLAS library that shares them out over threads is up to ten times slower
+    with threadpool_limits(1, user_api="blas"):
+        simulated = map_processes(_prepared_scan, wanted, n_jobs)
+        if show:
+            bar = progress(wanted, "simulating scans")
+            simulated = (scan for _, scan in zip(bar, simulated, strict=True))
+        simulated = list(simulated)
+    scans = iter(simulated)
+    return {split: list(itertools.islice(scans, n[split])) for split in n}
 
 
-def _prepared_scan(preset, seed, split, i):
+def _prepared_scan(wanted):
+    preset, seed, split, i = wanted
     image, roi, centres_zyx = simulate_scan(preset, scan_rng(seed, split, i))
     image, roi = raw_volumes(image, roi)
     prepared = prepare(image, roi)

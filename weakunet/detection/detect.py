@@ -2,13 +2,13 @@
 
 The threshold is the first level, from the highest voxel down, at which the number of connected
 components equals the count (paper, section 2.2). That number is not monotone in the level, so no
-bisection: we follow it through ALL levels, exactly. Take the voxels from the highest down and join
-each to its higher neighbours; without the joints that would close a loop a forest grows, in which
-    components = voxels - joints.
-A voxel's joint to its highest neighbour always belongs to the forest; a voxel without a higher
-neighbour is a peak, and the joints that are left link the hills of two peaks: the saddles. So
+bisection: we follow it exactly through ALL levels. Add the voxels from the highest down and link
+each to its higher neighbours. Without the links that would close a loop, a forest grows, in which
+    components = voxels - links.
+A voxel's link to its highest neighbour is always in the forest; a voxel without a higher neighbour
+is a peak, and the remaining links join the hills of two peaks: the saddles. So
     components(level) = peaks at or above it - saddles at or above it.
-Ours is what the paper leaves open (ties, counts that cannot be met, a component's centre).
+Ours is what the paper leaves open: ties, counts that cannot be met, a component's centre.
 """
 
 import math
@@ -23,12 +23,12 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from weakunet.util.cli import InputError
 
 CONNECTIVITY = np.ones((3, 3, 3), bool)  # 26 neighbours
-FIRST_CHUNK, LARGEST_CHUNK = 2**11, 2**16  # voxels at once: most counts are met early
+FIRST_CHUNK, LARGEST_CHUNK = 2**11, 2**16  # voxels: most counts are met early
 
 
 @dataclass
 class Detections:
-    """Components of a thresholded heatmap, the highest score first; label i + 1 is detection i."""
+    """Components of a thresholded heatmap, highest score first; label i + 1 is detection i."""
 
     labels: np.ndarray  # (D, H, W) int32, 0 is background
     centres_zyx: np.ndarray  # (n, 3) centre of mass of the component's voxels, voxel indices
@@ -53,22 +53,22 @@ def fill_outside(heatmap, inside):
 
 
 def threshold_for_count(heatmap, count):
-    """Find the first level, from the highest down, at which the map falls into `count` components.
+    """Find the first level, from the highest down, at which the map has `count` components.
 
-    Equal voxels are one level; the sweep ends at the first level with `count` components or more.
-    Where ties jump over the count, or no level reaches it, the swept level with the nearest number
-    is taken; of two equally near, the one with fewer components; of those, the highest level.
-    The map's minimum is never a level (it is the background: a saliency map is mostly zero).
+    Equal voxels are one level. The sweep ends at the first level with `count` components or more.
+    Where ties skip the count, or no level reaches it, the swept level with the nearest number wins;
+    ties go to fewer components, then to the highest level. The map's minimum is never a level: it
+    is the background (a saliency map is mostly zero).
 
     Parameters: heatmap (D, H, W); count, a whole number (see `whole_count`).
-    Returns: level, n_components. (inf, 0), no detection, for count 0 and for a constant map.
+    Returns: level, n_components; (inf, 0), no detection, for count 0 and for a constant map.
     Raises: InputError where the map holds NaN or infinity.
     """
     return thresholds_for_counts(heatmap, [count])[0]
 
 
 def thresholds_for_counts(heatmap, counts):
-    """Do `threshold_for_count` for several counts in one sweep; a list of (level, n_components)."""
+    """`threshold_for_count` for several counts in one sweep: a list of (level, n_components)."""
     counts = [operator.index(count) for count in counts]
     best = [(math.inf, 0)] * len(counts)
     unmet = [i for i, count in enumerate(counts) if count > 0]
@@ -76,7 +76,7 @@ def thresholds_for_counts(heatmap, counts):
         for i in list(unmet):
             reached = np.flatnonzero(numbers >= counts[i])
             swept = numbers[: reached[0] + 1] if len(reached) else numbers
-            # from fewest components and highest level up: argmin takes the first of equally near
+            # fewest components and highest level first: of equally near ones argmin takes the first
             order = np.argsort(swept, kind="stable")
             k = order[np.argmin(abs(swept[order] - counts[i]))]
             best[i] = min(best[i], (float(levels[k]), int(swept[k])), key=_nearness(counts[i]))
@@ -95,7 +95,7 @@ def _nearness(count):
 def component_numbers(heatmap):
     """Sweep all levels above the minimum, highest first; yield (levels, numbers of components).
 
-    Arrays come a chunk of voxels at a time, so that a caller can stop early.
+    They come in arrays, a chunk of voxels at a time, so that a caller can stop early.
     """
     heatmap = np.asarray(heatmap)
     if heatmap.ndim != 3 or heatmap.size == 0:
@@ -108,7 +108,7 @@ def component_numbers(heatmap):
     voxels = np.flatnonzero(padded > lowest)
     voxels = voxels[np.argsort(-padded.reshape(-1)[voxels], kind="stable")]
     levels = padded.reshape(-1)[voxels]
-    is_level = np.append(levels[1:] < levels[:-1], True)  # after the last of equal voxels
+    is_level = np.append(levels[1:] < levels[:-1], True)  # equal voxels: only after the last
     _, height, width = padded.shape
     steps = (np.argwhere(CONNECTIVITY) - 1) @ (height * width, width, 1)
     forest = _Forest(voxels, steps, padded.size)
@@ -123,12 +123,12 @@ def component_numbers(heatmap):
 
 
 class _Forest:
-    """Components of the voxels taken so far; a voxel is named by its rank, 0 the highest."""
+    """Components of the voxels added so far; a voxel is named by its rank, 0 for the highest."""
 
     def __init__(self, voxels, steps, size):
         self.voxels, self.steps = voxels, steps
-        self.rank = np.full(size, len(voxels), np.int32)  # of a voxel; len(voxels): not taken yet
-        self.towards = np.arange(len(voxels), dtype=np.int32)  # higher, of the same component
+        self.rank = np.full(size, len(voxels), np.int32)  # per voxel; len(voxels): not added yet
+        self.towards = np.arange(len(voxels), dtype=np.int32)  # a higher one of its component
 
     def roots(self, ranks):
         """Follow `towards` up to the component's highest voxel."""
@@ -138,7 +138,7 @@ class _Forest:
         return above
 
     def grow(self, start, stop):
-        """Add the voxels of rank start..stop-1; return by how many each changes the components."""
+        """Add the voxels of rank start..stop-1; return the change in components from each."""
         new = np.arange(start, stop, dtype=np.int32)
         self.rank[self.voxels[start:stop]] = new
         near = self.rank[self.voxels[start:stop, None] + self.steps]  # (n, 26 and itself)
@@ -154,11 +154,11 @@ class _Forest:
         return change
 
     def _join(self, a, b, height):
-        """Join hills a and b in ascending `height`; return the heights that closed no loop."""
+        """Link hills a and b in ascending `height`; return the heights that closed no loop."""
         hills, pair = np.unique(np.stack([np.minimum(a, b), np.maximum(a, b)]), return_inverse=True)
         low, high = pair.reshape(2, -1).astype(np.int64)
-        _, first = np.unique(low * len(hills) + high, return_index=True)  # a pair's highest joint
-        weight = height[first] + 1.0  # csgraph takes 0 for "no joint"
+        _, first = np.unique(low * len(hills) + high, return_index=True)  # a pair's highest link
+        weight = height[first] + 1.0  # to csgraph 0 means "no link"
         # scipy's csgraph took no 64-bit indices before 1.17.1
         ends = low[first].astype(np.int32), high[first].astype(np.int32)
         graph = coo_array((weight, ends), shape=(len(hills), len(hills)))
@@ -172,7 +172,7 @@ class _Forest:
 def detect_lesions(heatmap, count):
     """Threshold a heatmap (D, H, W) at the level for `count`; return its `Detections`, or none.
 
-    A detection's centre is the centre of mass of its voxels, all of weight 1.
+    A detection's centre is the mean position of its voxels, unweighted.
     """
     return components_above(heatmap, threshold_for_count(heatmap, count)[0])
 

@@ -1,15 +1,15 @@
-"""What a prediction is called on disk, and files that other programs open.
+"""The names of a prediction's files, and the files that other programs open.
 
-Per scan, plain names in one folder, or on request those of BIDS derivatives (version 1.8 on):
+Per scan, plain names in one folder or, on request, those of BIDS derivatives (from version 1.8):
 
     SUBJECT_heatmap.nii.gz   sub-X/[ses-Y/]anat/sub-X[_...]_desc-lesions_heatmap.nii.gz
     SUBJECT_lesions.nii.gz   sub-X/[ses-Y/]anat/sub-X[_...]_desc-lesions_dseg.nii.gz
     SUBJECT_lesions.mrk.json sub-X/[ses-Y/]anat/sub-X[_...]_desc-lesions_markups.mrk.json
     SUBJECT_overlay.png      sub-X/[ses-Y/]figures/sub-X[_...]_desc-lesions_overlay.png
 
-A subject that is a BIDS name (sub-01_ses-2_PDw) keeps its entities; of any other, the letters and
-digits become the label. BIDS knows label images (dseg) but neither heatmaps, nor markups, nor our
-two tables: .bidsignore lists those, so that a validator passes.
+A subject with a BIDS name (sub-01_ses-2_PDw) keeps its entities; the letters and digits of any
+other become the label. BIDS knows label images (dseg) but neither heatmaps nor markups nor our
+tables: .bidsignore lists those, so that a validator passes.
 """
 
 import re
@@ -20,9 +20,9 @@ BIDS_VERSION = "1.8.0"
 DESCRIPTION = "dataset_description.json"
 IGNORED = ("*.csv", "*.mrk.json", "*_heatmap.*", "figures", "settings.json", ".done")
 MEANING = {  # of the images; BIDS inherits a description from the dataset's root
-    "heatmap": "Sum of the network's last feature maps, weighted as in the count; no unit",
-    "dseg": "Detected lesions: connected components of the heatmap above the threshold that makes "
-    "their number the predicted count; label n is detection n of detections.csv",
+    "heatmap": "Sum of the network's last feature maps with the weights of the count; no unit",
+    "dseg": "Detected lesions: connected components of the heatmap above the threshold at which "
+    "their number is the predicted count; label n is detection n of detections.csv",
 }
 MARKUPS_SCHEMA = (
     "https://raw.githubusercontent.com/Slicer/Slicer/main/Modules/Loadable/Markups/Resources/"
@@ -50,9 +50,9 @@ def output_paths(out, subject, bids=False):
 
 
 def bids_entities(subject):
-    """["sub-01", "ses-2", ...] of a subject that is a BIDS name; else ["sub-" + what BIDS allows].
+    """["sub-01", "ses-2", ...] of a subject with a BIDS name; else ["sub-" + what BIDS allows].
 
-    Raises InputError where nothing is left of it.
+    Raises InputError where no letter or digit is left.
     """
     *entities, last = subject.split("_")
     if "-" in last:  # otherwise it is the suffix, such as PDw
@@ -71,8 +71,8 @@ def is_bids(out):
     return (out / DESCRIPTION).is_file()
 
 
-def start_bids(out, subjects):
-    """Make `out` a BIDS derivatives dataset. InputError when two subjects get the same name."""
+def require_bids_names(subjects):
+    """Raise InputError where two subjects would get the same BIDS name."""
     first = {}
     for subject in subjects:
         name = "_".join(bids_entities(subject))
@@ -81,6 +81,10 @@ def start_bids(out, subjects):
                 f"subjects {first[name.casefold()]!r} and {subject!r} are both {name} in BIDS; "
                 "rename one, or leave out --bids"
             )
+
+
+def describe_bids(out):
+    """Make `out` a BIDS derivatives dataset."""
     for kind, meaning in MEANING.items():
         write_json(out / f"desc-lesions_{kind}.json", {"Description": meaning})
     write_text(out / ".bidsignore", "\n".join(IGNORED) + "\n")
@@ -96,7 +100,7 @@ def start_bids(out, subjects):
 def write_markups(path, subject, centres_mm, scores):
     """Write points (n, 3), world RAS mm, as a point list for 3D Slicer; n may be 0.
 
-    A point's label is its number, that of the label image and of detections.csv.
+    A point's label is its number in the label image and in detections.csv.
     """
     points = [
         {

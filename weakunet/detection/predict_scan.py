@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from weakunet.data.slices import front_padding
 from weakunet.detection.detect import fill_outside
-from weakunet.detection.tta import mirrored
+from weakunet.detection.tta import average_over_flips
 from weakunet.gpu import backend
 
 
@@ -30,9 +30,10 @@ def predict_scan(model, volume, slice_index=None):
     return float(backend.to_host(count)[0]), from_network(model, heatmap, volume, slice_index)
 
 
-def predict_copies(model, volume, slice_index=None):
-    """As `predict_scan`, from the scan's mirrored copies that training would make (tta.py)."""
-    return mirrored(functools.partial(predict_scan, model), volume, model.flips, slice_index)
+def predict_with_flips(model, volume, slice_index=None):
+    """As `predict_scan`, averaged over the flips that training made (see tta.py)."""
+    bound = functools.partial(predict_scan, model)
+    return average_over_flips(bound, volume, model.flips, slice_index)
 
 
 def to_network(model, volume, slice_index=None):

@@ -1,37 +1,39 @@
-"""From one scan's file to what a prediction leaves of it: images, markups, a picture, rows."""
+"""From one scan's file to all that is written of its prediction."""
 
 import numpy as np
 
 from weakunet.data.load import read_scan
 from weakunet.data.prepare import places_in, put_back
 from weakunet.data.slices import in_slice
-from weakunet.data.volumes import index_to_file, index_to_world, write_volume
+from weakunet.data.volumes import index_to_file, index_to_world, require_spacing, write_volume
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.output_files import output_paths, write_markups
-from weakunet.detection.predict_scan import predict_copies
+from weakunet.detection.predict_scan import predict_with_flips
 from weakunet.figures.overlay import overlay
 
 
-def write_prediction(model, scan, out, invert=False, bids=False, slab_mm=None, spacing_mm=None):
-    """Predict on one scan and write its images and markups to the folder `out`.
+def write_prediction(model, scan, out, bids=False, **preparation):
+    """Predict on one scan and write its images, markups and picture to the folder `out`.
 
-    Returns its row of predictions.csv and its rows of detections.csv, the highest score first;
-    detection n is the label n of the label image.
+    preparation: invert, slab_mm, spacing_mm of a raw scan, as for `read_scan`. Returns the row of
+    predictions.csv and the rows of detections.csv, the highest score first; detection n is the
+    label n of the label image.
     """
-    volume, prepared = read_scan(scan, invert=invert, slab_mm=slab_mm, spacing_mm=spacing_mm)
-    count, heatmap = predict_copies(model, prepared.volume, prepared.slice_index)
+    volume, prepared = read_scan(scan, **preparation)
+    require_spacing(prepared.volume, getattr(model, "spacing_mm", None), scan.image)
     paths = output_paths(out, scan.subject, bids)
+    count, heatmap = predict_with_flips(model, prepared.volume, prepared.slice_index)
+    # from the prepared scan's grid to the file's
     whole = put_back(heatmap, prepared.volume, volume, heatmap.min())
     write_volume(paths["heatmap"], whole, volume)
-    # from here on in the slice that was counted, if it was one
+    # only the slice that was counted, where it was one
     counted, heatmap = in_slice(prepared, heatmap)
     found = detect_lesions(heatmap, whole_count(count))
     write_volume(paths["lesions"], put_back(found.labels, counted.volume, volume, 0), volume)
     rows = detection_rows(scan.subject, found, counted.volume, volume)
     write_markups(paths["markups"], scan.subject, [row[5:8] for row in rows], found.scores)
-    # where the lesions are known, the picture judges the detections
-    spacing = counted.volume.spacing_mm
-    shown = (counted.volume.array, heatmap, found.labels, counted.centres_zyx, spacing)
+    spacing_mm = counted.volume.spacing_mm
+    shown = (counted.volume.array, heatmap, found.labels, counted.centres_zyx, spacing_mm)
     overlay(paths["overlay"], *shown)
     return [scan.subject, count, len(rows), found.threshold], rows
 

@@ -1,10 +1,10 @@
-"""Maps from several mirrored copies of a scan (ours): one peak a lesion, near its middle.
+"""Test-time augmentation by flips (ours): one peak per lesion, near its middle.
 
-Nothing in the training asks for one peak a lesion, or for the peak to be in its middle: one lesion
-often leaves two peaks, which take the place of a fainter lesion. So a scan is also predicted
-mirrored, along the axes that training mirrored scans along. The count is the mean over the copies,
-the map their MEDIAN, which leaves out what only some copies show (the mean does not), smoothed a
-little. Both were chosen on validation scans of simulated cohorts.
+Nothing in the training asks for one peak per lesion, or for a peak in its middle: a lesion often
+leaves two, and the second takes the place of a fainter lesion. So a scan is also predicted flipped
+along the axes along which training flips. The count is the mean over all flips. The map is their
+MEDIAN, which leaves out what only some of them show (the mean does not), smoothed a little. Both
+were chosen on validation scans of simulated cohorts.
 """
 
 import functools
@@ -16,18 +16,18 @@ from scipy import ndimage
 from weakunet.data.volumes import Volume
 from weakunet.detection.detect import fill_outside
 
-SMOOTHING_VOX = 0.6  # sd
+SMOOTHING_VOX = 0.6  # standard deviation
 
 
-def mirrored(function, volume, axes, slice_index=None):
-    """Mean count and smoothed median map of `function` over mirrored copies of a scan.
+def average_over_flips(function, volume, axes, slice_index=None):
+    """Mean count and smoothed median map of `function` over the flips of a scan.
 
     Parameters
     ----------
     function : Volume -> (count, map (D, H, W)), or -> map, then the count is 0
     volume : Volume, 0 outside the ROI
-    axes : the axes along which copies are mirrored, of 'zyx': 2^n copies; '': the scan alone
-    slice_index : along z, a slice that was counted: `function` gets it, too, and it stays there
+    axes : those to flip along, of 'zyx'; n axes give 2^n flips, '' the scan alone
+    slice_index : along z, a slice that was counted: `function` gets it too, and it stays in place
 
     Returns
     -------
@@ -38,11 +38,12 @@ def mirrored(function, volume, axes, slice_index=None):
     counts, maps = [], []
     for chosen in itertools.product((False, True), repeat=len(axes)):
         flipped = ["zyx".index(axis) for axis, on in zip(axes, chosen, strict=True) if on]
-        copy = np.ascontiguousarray(np.flip(volume.array, flipped))
-        result = function(Volume(copy, volume.affine))
+        scan = np.ascontiguousarray(np.flip(volume.array, flipped))
+        result = function(Volume(scan, volume.affine))
         count, array = result if isinstance(result, tuple) else (0.0, result)
         counts.append(count)
-        maps.append(np.flip(array, flipped))  # turned back
+        maps.append(np.flip(array, flipped))  # flipped back
+    # 2^n maps (D, H, W) -> one
     return float(np.mean(counts)), smooth(np.median(maps, axis=0), volume.array > 0)
 
 

@@ -237,6 +237,11 @@ class GlobalPool3D:
             y, argmax = globalmax_forward(x)
         else:
             y, argmax = localmax_forward(x, self.k, region, self.blocks, self.overlap)
+            # how large each scan's region is, 1 on average: its blocks over the constant
+            touching = (argmax[:, 0] >= 0).sum(axis=1).astype(x.dtype)
+            self.size = touching / x.dtype.type(
+                _divisor(x.shape, self.k, self.blocks, self.overlap)
+            )
         self.argmax = argmax if keep else None
         return y
 

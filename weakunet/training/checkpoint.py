@@ -1,9 +1,7 @@
-"""Checkpoints: plain .npz files, one array per parameter, never pickled.
+"""Checkpoints: plain .npz files with one array per parameter, never pickled.
 
 `best.npz` holds a network ready to predict; `last.npz` also holds what training needs to go on as
-if it had never stopped. Both are written beside their final name and renamed, so a kill leaves the
-old file or the new one, and both are read whole: zip's checksums reveal any damage, and a damaged
-file is refused by name.
+if it had never stopped. A damaged file is refused by name: zip's checksums cover every byte.
 """
 
 import json
@@ -13,21 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from weakunet.data.volumes import MAX_VOXELS
+from weakunet.data.headers import MAX_VOXELS
 from weakunet.gpu.backend import to_host
 from weakunet.model import WeakUNet
 from weakunet.util.cli import InputError, atomic_path, one_line
 
 FORMAT = "weakunet-1"
-FLIPS = ("", "x", "y", "z", "yx", "zx", "zy", "zyx")  # axes along which training may mirror scans
+FLIPS = ("", "x", "y", "z", "yx", "zx", "zy", "zyx")  # axes along which training may flip
 
 
 def save_checkpoint(path, model, training=None):
-    """Write the model and, with `training` (name -> value), the state to resume from."""
+    """Write the model and, if given, the state to resume from: `training`, name -> value."""
     arrays = {name: to_host(value) for name, value in model.params.items()}
     arrays |= {f"training.{name}": to_host(value) for name, value in (training or {}).items()}
     header = {"format": FORMAT, "settings": model.settings}
     header |= {"shape": model.shape, "flips": model.flips, "blocks": model.global_pool.blocks}
+    header |= {"spacing_mm": model.spacing_mm}
     header = json.dumps(header)
     with atomic_path(path) as temporary:
         np.savez(temporary, header=np.array(header), **arrays)
@@ -36,8 +35,8 @@ def save_checkpoint(path, model, training=None):
 def load_checkpoint(path):
     """The model (on the CPU) and the training state (name -> array; empty in `best.npz`).
 
-    Takes no more memory than a few times the file's size. Raises InputError when the file is
-    missing, damaged, or not a checkpoint of this program.
+    Needs no more memory than a few times the file's size. Raises InputError where the file is
+    missing, damaged or not a checkpoint of this program.
     """
     arrays = _read_arrays(path)
     try:
@@ -49,17 +48,22 @@ def load_checkpoint(path):
         settings = {"upsampling": True, "region": False} | header["settings"]  # older: not said
         model = WeakUNet(**settings, rng=np.random.default_rng(0))
         if model.settings != settings:
-            raise ValueError("its settings are of another program")
+            raise ValueError("another program wrote its settings")
         model.shape = tuple(header["shape"])
         model.flips = header.get("flips", "")  # older files do not say
         model.global_pool.blocks = header.get("blocks")
         if not (header.get("blocks") is None or 0 < header["blocks"] <= MAX_VOXELS):
             raise ValueError(f"it divides by {header['blocks']!r} blocks")
+        spacing_mm = header.get("spacing_mm")  # older files do not say
+        if spacing_mm is not None:
+            model.spacing_mm = tuple(float(mm) for mm in spacing_mm)
+            if len(spacing_mm) != 3 or not 0 < min(model.spacing_mm) <= max(model.spacing_mm) < 1e6:
+                raise ValueError(f"it was trained on voxels of {spacing_mm} mm")
         if model.flips not in FLIPS:
-            raise ValueError(f"it was trained on scans mirrored along {model.flips!r}")
-        with np.errstate(over="ignore"):  # becomes infinite, which load refuses
+            raise ValueError(f"it was trained on scans flipped along {model.flips!r}")
+        with np.errstate(over="ignore"):  # too large becomes infinite, which load refuses
             model.load({name: array.astype(np.float32) for name, array in arrays.items()})
-    except Exception as error:  # a header can say anything, and the constructor believes it
+    except Exception as error:  # a header can say anything
         raise InputError(
             f"{path}: not a checkpoint of this network ({one_line(error, 200)}); "
             "name a best.npz that train wrote"
@@ -68,7 +72,7 @@ def load_checkpoint(path):
 
 
 def _read_arrays(path):
-    """name -> array. Only what is stored as it is: nothing in the file can unpack to more."""
+    """name -> array. Compressed arrays are refused: they could unpack to any size."""
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
@@ -90,19 +94,19 @@ def _read_arrays(path):
 
 
 def _check_settings(settings, shape, arrays):
-    """Refuse settings of another network than the arrays', before one of that size is built."""
+    """Refuse settings that do not fit the arrays, before a network of that size is built."""
     channels, convs = settings["channels"], settings["convs_per_level"]
     numbers = [*channels, convs, settings["block"], *shape]
     if not all(type(number) is int and 1 <= number <= 2**15 for number in numbers):
-        raise ValueError("its settings hold what is no number of maps, convolutions or voxels")
+        raise ValueError("its numbers of maps, convolutions or voxels are impossible")
     if len(shape) != 3 or math.prod(shape) > MAX_VOXELS:
         raise ValueError(f"it was trained on scans of {shape} voxels")
-    square = channels if convs > 1 else channels[:-1]  # levels that map c maps to c maps, or more
+    square = channels if convs > 1 else channels[:-1]  # levels with a convolution from c to c
     weights = [a * b for a, b in zip((1, *channels), channels, strict=False)]
     largest = 27 * max(weights + [c * c for c in square])
     floats = all(array.dtype.kind == "f" for array in arrays.values())
     if not floats or max(array.size for array in arrays.values()) < largest:
-        raise ValueError("its arrays are not those of its settings")
+        raise ValueError("its arrays do not fit its settings")
     if convs * len(channels) > len(arrays):
         raise ValueError("its settings name more layers than it holds")
 

@@ -8,17 +8,18 @@ interrupted from its last batch, with the same bits as if it had not stopped.
 On a GPU the host only queues work, all on one stream, and waits for results when an epoch ends:
 nothing in a step is read back, and what a step needs is on the GPU when the epoch begins (volumes
 that do not fit there are sent without waiting). So the host is ahead with the next batch while the
-GPU computes; a second thread or stream would gain nothing. Picking a scan of the paper's size and
-moving it at random should take an H200 13 us (6 by the bytes), beside 10 ms a step.
+GPU computes; a second thread or stream would gain nothing. For small batches even queueing takes
+longer than computing: there a step's kernels are started together, as one CUDA graph.
 """
 
 import dataclasses
+import functools
 import time
 
 import numpy as np
 
 from weakunet.data.slices import front_padding
-from weakunet.data.volumes import Volume
+from weakunet.data.volumes import Volume, require_spacing
 from weakunet.evaluation.metrics import correlation
 from weakunet.gpu import backend
 from weakunet.layers.loss import mse_backward
@@ -27,11 +28,20 @@ from weakunet.training.augment import draw_transform, warp
 from weakunet.training.checkpoint import load_checkpoint, save_checkpoint
 from weakunet.util.cli import InputError, one_line, progress, write_csv
 
-COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "seconds")
+COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "train_worst", "seconds")
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
 START_ON = 32  # training scans that the last layer's first weights are measured on
-COMMON = 0.1  # weight of a batch's common error, see loss.py
-BOUND_SD = 3.0  # an error counts as at most so many standard deviations of the training counts
+SMALL = 2**19  # voxels: a GPU computes smaller batches faster than the host queues their kernels
+# Weight of the error that a batch's scans have in common (see loss.py). The level of the count is
+# what all weights change, so its error drowns the differences between scans, which say where the
+# lesions are: weighed down, learning starts some epochs earlier.
+COMMON = 0.1
+# An error counts as at most so many standard deviations of the training counts. A jump comes from
+# one scan whose count is far off, say because a map that was 0 everywhere has come alive: its
+# gradient is as large as its error, Adadelta's step follows before its averages do, the next error
+# is larger, and so on. With bounded errors the gradient cannot run away; near the truth nothing
+# changes. `train_worst` in log.csv is the largest error of an epoch's scans, not bounded.
+BOUND_SD = 3.0
 
 
 class Run:
@@ -42,6 +52,7 @@ class Run:
     """
 
     columns = COLUMNS  # of log.csv
+    one_graph = True  # `learn` only queues work on the GPU, so that a CUDA graph can replay it
 
     def __init__(self, model, settings, out):
         self.model, self.settings, self.out = model, settings, out
@@ -136,7 +147,8 @@ class Run:
         train_error = backend.to_host(self.predicted) - counts["train"][order]
         val_error = val_predicted - counts["val"]
         r = correlation(counts["val"], val_predicted)
-        row = self.keep_epoch((train_error**2).mean(), (val_error**2).mean(), r, seconds)
+        errors = (train_error**2).mean(), (val_error**2).mean(), r, abs(train_error).max()
+        row = self.keep_epoch(*errors, seconds)
         print(
             f"epoch {self.epoch}/{self.settings.epochs}  squared error of the count: training "
             f"{row[2]:.2f}, validation {row[3]:.2f} (the mean count's: {counts['val'].var():.2f})  "
@@ -144,14 +156,14 @@ class Run:
             flush=True,
         )
 
-    def keep_epoch(self, train_error, val_error, r, seconds):
+    def keep_epoch(self, train_error, val_error, r, train_worst, seconds):
         """Add the epoch's row of `columns` to the history and save; returns the row."""
         if not np.isfinite(val_error):
             raise InputError(
                 f"{self.out}: training diverged in epoch {self.epoch + 1}, its outputs are no "
                 "numbers any more; train into another folder with a lower --lr or --eps"
             )
-        errors = float(train_error), float(val_error), r
+        errors = float(train_error), float(val_error), r, float(train_worst)
         row = (self.epoch + 1, self.optimizer.lr, *errors, round(seconds, 2))
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
@@ -160,6 +172,13 @@ class Run:
         self.save()
         write_csv(self.out / "log.csv", self.columns, self.history)
         return row
+
+
+def common_spacing(scans):
+    """The voxel size of the first scan; InputError where another scan's is different."""
+    for scan in scans:
+        require_spacing(scan.volume, scans[0].volume.spacing_mm, scan.subject)
+    return scans[0].volume.spacing_mm
 
 
 def common_shape(volumes, multiple):
@@ -202,17 +221,28 @@ def train_epoch(run, volumes, counts, stop):
     starts = range(done, len(counts), settings.batch)
     if not settings.gaussian_head:
         run.common, run.bound = COMMON, BOUND_SD * float(counts.std())
+    step = functools.partial(train_step, run)
+    if run.one_graph and backend.is_cuda(volumes) and volumes[0].size * settings.batch < SMALL:
+        step = backend.as_graph(step)  # a new one per epoch: it holds the learning rate
     for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
         batch = slice(start, start + settings.batch)
         scans = _batch(model, volumes[places[batch]])[:, 0]
-        moved = warp(scans, matrices[batch])[:, None]
-        predicted = run.learn(moved, targets[batch], places[batch], matrices[batch])
-        run.optimizer.step(model.grads)
-        run.predicted[batch] = predicted
+        run.predicted[batch] = step(scans, targets[batch], places[batch], matrices[batch])
         run.batch += 1
         if stop():
             return True
     return False
+
+
+def train_step(run, scans, targets, places, matrices):
+    """Transform a batch of scans (N, D, H, W), learn from it, update the weights (see Run.learn).
+
+    Returns what was predicted for each scan before the update (N,).
+    """
+    moved = warp(scans, matrices)[:, None]  # (N, D, H, W) -> (N, 1, D, H, W)
+    predicted = run.learn(moved, targets, places, matrices)
+    run.optimizer.step(run.model.grads)
+    return predicted
 
 
 def start_last_layer(run, volumes, counts):
@@ -227,7 +257,8 @@ def start_last_layer(run, volumes, counts):
     first = [slice(i, i + 1) for i in range(min(START_ON, len(counts)))]
     scans = (_batch(run.model, volumes[i]) for i in first)
     slabs = (_slabs(run.model, run.slabs["train"], i) for i in first)
-    run.model.start(scans, float(counts.mean()), slabs)
+    learned_elsewhere = run.settings.start_from is not None and run.epoch == 0
+    run.model.start(scans, float(counts.mean()), slabs, keep_w=learned_elsewhere)
     run.optimizer.reset()
 
 
@@ -292,6 +323,7 @@ def train(run, scans, stop=lambda: False):
     best.npz and log.csv into run.out. Raises InputError when training diverges.
     """
     model, settings = run.model, run.settings
+    model.spacing_mm = common_spacing(scans["train"] + scans["val"])
     volumes, counts = {}, {}
     flat = all(len(scan.volume.array) == 1 for scan in scans["train"])
     run.in_plane = flat or scans["train"][0].slice_index is not None
@@ -319,15 +351,40 @@ def train(run, scans, stop=lambda: False):
             return True
         predicted = run.validate(volumes["val"])
         run.finish_epoch(counts, predicted, time.monotonic() - started)
-    warn_if_collapsed(run.validate(volumes["val"]), counts["val"])
+    warn_if_nothing_learned(settings, run.validate(volumes["val"]), counts)
     return False
 
 
-def warn_if_collapsed(predicted, counts):
-    """Say so when a network predicts nearly the same count for every scan."""
-    if predicted.std() < 0.1 * counts.std():
+def warn_if_nothing_learned(settings, predicted, counts):
+    """Say so in one line when the validation counts were not learned, with a remedy not yet in use.
+
+    predicted: of the validation scans; counts: dict split -> true counts, `train` and `val`.
+    """
+    true = counts["val"]
+    if np.ptp(counts["train"]) == 0:
         print(
-            f"warning: the predictions have collapsed to about {predicted.mean():.1f} for every "
-            "scan, so the heatmaps mean nothing; try more epochs, another --seed or --pool lmax",
+            f"warning: nothing to learn, every training scan has the count {counts['train'][0]:g}; "
+            "check the table's column count",
             flush=True,
         )
+        return
+    if np.ptp(true) == 0:
+        return  # one scan, or equal counts: they cannot tell
+    r2 = 1 - ((predicted - true) ** 2).mean() / true.var()
+    if r2 < 0.1 or predicted.std() < 0.1 * true.std():
+        print(
+            f"warning: the counts were not learned (R2 {r2:.2f} on the validation scans, the "
+            f"predictions' spread is {predicted.std() / true.std():.0%} of the counts'), so the "
+            f"heatmaps mean nothing; try {_remedy(settings)}",
+            flush=True,
+        )
+
+
+def _remedy(settings):
+    if settings.gaussian_head:
+        return "to leave out --gaussian-head"
+    if settings.pool != "lmax":
+        return "--pool lmax"
+    if settings.start_from is None:
+        return "--start-from the best.npz of a run on small simulated scans"
+    return f"--epochs {2 * settings.epochs}, or more scans"

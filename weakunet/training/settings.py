@@ -29,11 +29,11 @@ class Settings:
     batch: int = option(4, "scans per step", 1)
     channels: tuple = option((8, 16, 32), "feature maps per level (the paper: 32 64 128)", 1)
     convs_per_level: int = option(1, "3x3x3 convolutions per level (the paper: 2)", 1)
-    pool: str = option("lmax", "global pooling: mean of local maxima, maximum (the paper) or mean",
+    pool: str = option("lmax", "global pooling: sum of local maxima, maximum (the paper) or mean",
                        choices=("lmax", "max", "mean"))
-    block: int = option(4, "edge of the blocks of lmax, in voxels", 1)
+    block: int = option(8, "edge of the blocks of lmax, in voxels; even", 1)
     gaussian_head: bool = option(False, "draw the last layer from a Gaussian too, as the paper")
-    restart: int = option(6, "epoch after which the last layer is re-initialised; 0: never", 0)
+    restart: int = option(0, "epoch after which the last layer is re-initialised; 0: never", 0)
     start_from: str | None = option(None, "start from the weights of this best.npz, same network")
     lr: float = option(1.0, "learning rate; x0.3 and x0.1 after 70 and 90 %% of the epochs", 1e-30)
     rho: float = option(0.95, "Adadelta's decay of its running averages", 0, 0.9999)

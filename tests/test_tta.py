@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from weakunet.data.volumes import Volume
-from weakunet.detection import tta as copies
-from weakunet.detection.tta import SMOOTHING_VOX, mirrored, smooth
+from weakunet.detection import tta
+from weakunet.detection.tta import SMOOTHING_VOX, average_over_flips, smooth
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model, save_checkpoint
 from weakunet.util.cli import InputError
 
 
 def test_copies_are_turned_back_and_the_median_leaves_out_what_few_show(monkeypatch):
-    monkeypatch.setattr(copies, "SMOOTHING_VOX", 0)
+    monkeypatch.setattr(tta, "SMOOTHING_VOX", 0)
     array = np.arange(1.0, 2 * 3 * 4 + 1).reshape(2, 3, 4)
 
     def mark(volume):  # the low-x edge of what it is given, and one voxel of the scan
@@ -23,7 +23,7 @@ def test_copies_are_turned_back_and_the_median_leaves_out_what_few_show(monkeypa
         marked[volume.array == array[1, 1, 2]] = 8
         return float(volume.array[0, 0, 0]), marked
 
-    count, middle = mirrored(mark, Volume(array, np.eye(4)), "x")
+    count, middle = average_over_flips(mark, Volume(array, np.eye(4)), "x")
     expected = np.zeros_like(array)
     expected[..., [0, 3]] = 0.5  # seen by one copy of two
     expected[1, 1, 2] = 8  # by both
@@ -35,13 +35,15 @@ def test_copies_are_turned_back_and_the_median_leaves_out_what_few_show(monkeypa
         marked[0, 0, 0] = 1
         return marked
 
-    assert mirrored(mark_corner, Volume(array, np.eye(4)), "zyx")[1].max() == 0  # one copy of 8
+    assert (
+        average_over_flips(mark_corner, Volume(array, np.eye(4)), "zyx")[1].max() == 0
+    )  # one copy of 8
 
 
 def test_without_axes_the_scan_alone_is_taken():
     array = np.ones((3, 4, 5))
     array[1, 2, 2] = 5
-    count, alone = mirrored(lambda volume: volume.array, Volume(array, np.eye(4)), "")
+    count, alone = average_over_flips(lambda volume: volume.array, Volume(array, np.eye(4)), "")
     assert count == 0
     np.testing.assert_array_equal(alone, smooth(array, array > 0))
 
@@ -74,5 +76,5 @@ def test_checkpoint_knows_the_axes_and_one_from_before_has_none(tmp_path):
         if accepted:
             assert load_model(tmp_path / "other.npz").flips == ""
         else:
-            with pytest.raises(InputError, match="mirrored"):
+            with pytest.raises(InputError, match="flipped"):
                 load_model(tmp_path / "other.npz")
