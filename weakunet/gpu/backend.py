@@ -75,6 +75,20 @@ def to_host(array):
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
+def join_gpus(rank, size, place):
+    """gather(array, arrays): NCCL sends an array to `size` processes, which get all (size, n).
+
+    Each takes a GPU, the n-th process (`place`) of a computer its n-th. Not yet tried: that takes
+    a computer with two GPUs.
+    """
+    import cupy
+    import cupyx.distributed
+
+    cupy.cuda.Device(place % cupy.cuda.runtime.getDeviceCount()).use()
+    nccl = cupyx.distributed.init_process_group(size, rank, use_mpi=True)
+    return lambda array, arrays: nccl.all_gather(array, arrays, array.size)
+
+
 def move(layer, device):
     """Move a layer's `params` and `grads` (name -> array) to `device`."""
     for arrays in (layer.params, layer.grads):
