@@ -25,6 +25,7 @@ from weakunet.figures.training import training_curves
 from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import pick_precision
 from weakunet.model import WeakUNet
+from weakunet.training import mpi
 from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import WEIGHTS, Run, train
 from weakunet.training.settings import Settings, add_options, resumed_settings
@@ -145,14 +146,35 @@ def same_network(path, model):
     return trained
 
 
+def begin_or_resume(run, scans, resume):
+    """Take up the state of the run's folder, or of --start-from; note settings and scans."""
+    rows = table_of_scans(scans)
+    if resume and run.started():
+        require_same_scans(run.out / "split.csv", rows)
+        run.load()
+    elif run.settings.start_from:
+        trained = same_network(run.settings.start_from, run.model)
+        run.model.load(trained.params)
+        run.model.global_pool.blocks = trained.global_pool.blocks  # w belongs to it
+    write_json(run.out / "settings.json", dataclasses.asdict(run.settings))
+    write_csv(run.out / "split.csv", SPLIT_COLUMNS, rows)
+
+
 @command
 def main(argv=None):
+    with mpi.join() as ranks:
+        run_training(argv, ranks)
+
+
+def run_training(argv, ranks):
+    """Train in this process; `ranks` are all processes that train with it."""
     args = parse_arguments(argv)
-    settings, out = open_run(args)
+    settings, out = ranks.first(open_run, args)
     device = backend.pick_device(args.device)
+    ranks.settle(settings.batch, device)
     precision = pick_precision(settings.precision, device)
     print(f"device: {backend.device_name(device)}, {precision}; run: {out}", flush=True)
-    scans = load_scans(settings, ("train", "val"))
+    scans = ranks.first(load_scans, settings, ("train", "val"))
     model = WeakUNet(
         settings.channels,
         settings.convs_per_level,
@@ -160,22 +182,19 @@ def main(argv=None):
         settings.block,
         rng=np.random.default_rng([settings.seed, WEIGHTS]),
     )
-    run = Run(model.to(device, precision), settings, out)
-    rows = table_of_scans(scans)
-    if args.resume and run.started():
-        require_same_scans(out / "split.csv", rows)
-        run.load()
-    elif settings.start_from:
-        trained = same_network(settings.start_from, model)
-        model.load(trained.params)
-        model.global_pool.blocks = trained.global_pool.blocks  # w belongs to it
-    write_json(out / "settings.json", dataclasses.asdict(settings))
-    write_csv(out / "split.csv", SPLIT_COLUMNS, rows)
+    model.to(device, precision)
+    if ranks.size == 1:
+        run = Run(model, settings, out)
+    else:
+        run = mpi.SharedRun(model, settings, out, ranks)
+    ranks.first(begin_or_resume, run, scans, args.resume)
     with backend.explain_out_of_memory(), Interrupt() as stop:
-        stopped = train(run, scans, stop)
+        stopped = train(run, scans, lambda: ranks.any(stop()))
     if stopped:
         print(f"stopped; go on with: python -m weakunet.train --out {out} --resume")
         sys.exit(130)
+    if ranks.rank > 0:
+        return
     val_counts = np.array([scan.count for scan in scans["val"]])
     training_curves(out / "curves.png", run.history, float(val_counts.var()))
     if device == "cuda":
