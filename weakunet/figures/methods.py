@@ -118,8 +118,8 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
 
     Parameters
     ----------
-    curves : method -> list of dict fp_per_scan, tpr (see metrics.froc_by_count), or a list of such
-        lists, one a seed
+    curves : method -> list of dict fp_per_scan, tpr (see froc.froc_by_count), or a list of such
+        lists, one per seed
     operating : method -> (fp_per_scan, tpr), a filled marker; may lack methods
     paper : method -> (fp_per_scan, tpr) as published, a hollow marker; may lack methods
     furthest : FPav at the right end; None: half as far again as the furthest marker
