@@ -1,7 +1,6 @@
 """Training repeats, resumes and refuses: the same bits after a kill at any moment."""
 
 import csv
-import errno
 import json
 import os
 import shutil
@@ -372,16 +371,6 @@ def test_device_cuda_without_a_gpu_is_refused(cohort, tmp_path, capsys, monkeypa
     monkeypatch.setattr("weakunet.gpu.backend._no_gpu_because", lambda: "no GPU was found")
     line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", "--device", "cuda")
     assert "--device cpu" in line
-
-
-def test_disk_full_ends_in_one_line(cohort, tmp_path, capsys, monkeypatch):
-    def full(file):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(cli.os, "fsync", full)
-    line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", *OPTIONS)
-    assert "settings.json: No space left" in line
-    assert not list(tmp_path.rglob(".writing-*"))
 
 
 @pytest.mark.parametrize(
