@@ -24,10 +24,10 @@ from weakunet.figures.evaluation import draw_evaluation
 from weakunet.figures.training import training_curves
 from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import pick_precision
-from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
-from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.loop import Run, train
 from weakunet.training.settings import Settings, add_options, resumed_settings
+from weakunet.training.start import new_network, starting_weights
 from weakunet.util.cli import InputError, command, progress, write_csv, write_json
 from weakunet.util.resume import array_digest
 
@@ -46,7 +46,7 @@ def parse_arguments(argv):
     given = vars(parser.parse_args(argv))
     args = argparse.Namespace(**{name: given.pop(name) for name in ("out", "device", "resume")})
     for name in ("data", "start_from"):
-        if name in given:
+        if given.get(name) not in (None, "auto", "none"):
             given[name] = os.path.abspath(given[name])  # found from any folder when it is resumed
     args.given = given
     return args
@@ -132,17 +132,6 @@ def require_same_scans(path, rows):
         )
 
 
-def same_network(path, model):
-    """The network of the checkpoint `path`; InputError if it is not of `model`'s kind."""
-    trained = load_model(path)
-    if trained.settings != model.settings:
-        raise InputError(
-            f"{path}: holds another network ({trained.settings}); "
-            f"give the options that make it the same ({model.settings})"
-        )
-    return trained
-
-
 @command
 def main(argv=None):
     args = parse_arguments(argv)
@@ -151,26 +140,18 @@ def main(argv=None):
     precision = pick_precision(settings.precision, device)
     print(f"device: {backend.device_name(device)}, {precision}; run: {out}", flush=True)
     scans = load_scans(settings, ("train", "val"))
-    model = WeakUNet(
-        settings.channels,
-        settings.convs_per_level,
-        settings.pool,
-        settings.block,
-        rng=np.random.default_rng([settings.seed, WEIGHTS]),
-    )
-    run = Run(model.to(device, precision), settings, out)
+    run = Run(new_network(settings).to(device, precision), settings, out)
     rows = table_of_scans(scans)
-    if args.resume and run.started():
-        require_same_scans(out / "split.csv", rows)
-        run.load()
-    elif settings.start_from:
-        trained = same_network(settings.start_from, model)
-        model.load(trained.params)
-        model.global_pool.blocks = trained.global_pool.blocks  # w belongs to it
-    write_json(out / "settings.json", dataclasses.asdict(settings))
-    write_csv(out / "split.csv", SPLIT_COLUMNS, rows)
     with backend.explain_out_of_memory(), Interrupt() as stop:
-        stopped = train(run, scans, stop)
+        if args.resume and run.started():
+            require_same_scans(out / "split.csv", rows)
+            run.load()
+        else:
+            kept_in = out.parent, device, precision
+            run.start_from(starting_weights(settings, scans["train"], *kept_in, stop))
+        write_json(out / "settings.json", dataclasses.asdict(settings))
+        write_csv(out / "split.csv", SPLIT_COLUMNS, rows)
+        stopped = stop() or train(run, scans, stop)
     if stopped:
         print(f"stopped; go on with: python -m weakunet.train --out {out} --resume")
         sys.exit(130)
