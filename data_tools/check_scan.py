@@ -1,7 +1,7 @@
-"""What can be wrong with one scan of a cohort by itself; check_cohort.py compares the scans.
+"""What can be wrong with one scan by itself; check_cohort.py compares the scans of a cohort.
 
-A scan with a region of interest in the table is raw, one without is prepared (in [0, 1], 0 outside
-the region, as python -m weakunet.preprocess writes it); then the voxels above 0 are its region.
+A scan with an ROI in the table is raw. One without is prepared: in [0, 1] and 0 outside the region,
+as weakunet.preprocess writes it, so the voxels above 0 are its region.
 """
 
 import dataclasses
@@ -11,16 +11,11 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from weakunet.data.cohort import read_centres
+from weakunet.data.headers import read_header
 from weakunet.data.load import RANGE_TOLERANCE, zero_nan
 from weakunet.data.prepare import TRIM
 from weakunet.data.slices import HALF_VOXEL, find_slice
-from weakunet.data.volumes import (
-    mask_of,
-    read_header,
-    read_volume,
-    require_same_grid,
-    world_to_index,
-)
+from weakunet.data.volumes import mask_of, read_volume, require_same_grid, world_to_index
 from weakunet.util.cli import InputError
 
 LARGEST_REGION = 0.9  # fraction of the image: more is no mask
@@ -31,7 +26,7 @@ FORMS_APART_VOX = 1.0  # qform and sform, at a corner
 
 @dataclasses.dataclass
 class Report:
-    """What was found wrong with a scan, and what is compared over the cohort (None: unknown)."""
+    """What is wrong with a scan, and what is compared across the cohort (None: unknown)."""
 
     subject: str
     problems: list = dataclasses.field(default_factory=list)  # (check, what is wrong)
@@ -126,10 +121,10 @@ def _read_region(report, scan, volume):
         return None
     values = np.unique(roi.array[region])
     if len(values) > MOST_LABELS and (values % 1 == 0).all():
-        report.add("roi", f"holds {len(values)} labels, all of which are taken for the region")
+        report.add("roi", f"holds {len(values)} labels, all of which are taken as the region")
     elif len(values) > MOST_LABELS:
-        what = f"no mask, but {len(values)} values from {values[0]:.2g} to {values[-1]:.2g}, all"
-        remedy = "taken for the region; resample it with the nearest neighbour"
+        what = f"not a mask: {len(values)} values from {values[0]:.2g} to {values[-1]:.2g}, all"
+        remedy = "taken as the region; resample it with the nearest neighbour"
         report.add("roi", f"{what} {remedy}")
     if region.mean() > LARGEST_REGION:
         report.add("roi", f"fills {region.mean():.0%} of the image; is it the mask?")
@@ -164,8 +159,8 @@ def _check_centres(report, scan, volume, region, k):
     voxels = np.floor(places + 0.5).astype(int)
     outside = ((voxels < 0) | (voxels >= volume.array.shape)).any(axis=1)
     if outside.any():
-        mend = "; LPS coordinates? (RAS+ is asked for)" if outside.all() else ""
-        report.add("centres", f"{outside.sum()} of {len(voxels)} outside the image{mend}")
+        remedy = "; LPS coordinates? (RAS+ is needed)" if outside.all() else ""
+        report.add("centres", f"{outside.sum()} of {len(voxels)} outside the image{remedy}")
     if region is not None:
         boxes = [tuple(slice(max(0, i - 1), i + 2) for i in voxel) for voxel in voxels[~outside]]
         away = sum(not region[box].any() for box in boxes)

@@ -139,5 +139,5 @@ def _entry(row, name, count_column, slice_column):
     elif slice_column:
         entry.slice_z_mm = parse_number(row[slice_column])
         if math.isnan(entry.slice_z_mm):
-            entry.problem = f"{slice_column} {row[slice_column][:40]!r} is no number"
+            entry.problem = f"{slice_column} {row[slice_column][:40]!r} is not a number"
     return entry

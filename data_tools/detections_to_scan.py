@@ -37,9 +37,10 @@ from weakunet.data.volumes import (
 )
 from weakunet.detection.output_files import (
     DETECTIONS,
+    describe_bids,
     is_bids,
     output_paths,
-    start_bids,
+    require_bids_names,
     write_markups,
 )
 from weakunet.util import resume
@@ -66,7 +67,7 @@ def read_detections(path):
     for line, row in read_table(path, DETECTIONS):
         row |= {name: parse_number(row[name]) for name in DETECTIONS[1:]}
         if any(math.isnan(row[name]) for name in DETECTIONS[1:]):
-            raise InputError(f"{path}: line {line}: a cell is no number; predict again")
+            raise InputError(f"{path}: line {line}: a cell is not a number; predict again")
         row["detection"] = int(row["detection"])
         by_subject.setdefault(row["subject"], []).append(row)
     return by_subject
@@ -136,7 +137,8 @@ def main(argv=None):
             "name the originals as the registered scans were named"
         )
     if bids:
-        start_bids(args.out, [job.subject for job in jobs])
+        require_bids_names(job.subject for job in jobs)
+        describe_bids(args.out)
     args.scans = choose_part(args, jobs)
     settings = {
         name: path and Path(os.path.relpath(path, args.out)).as_posix()

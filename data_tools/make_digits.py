@@ -1,6 +1,6 @@
 """Write canvases of handwritten digits, each with ONE number: how many of one class are on it.
 
-    pip install -r data_tools/requirements.txt
+    pip install scikit-learn
     python data_tools/make_digits.py --out digits --digit 3
     python -m weakunet.train --data digits/cohort.csv --flips= --out runs/digits
 
@@ -30,7 +30,7 @@ from weakunet.data.phantom import scan_rng
 from weakunet.data.volumes import Volume, index_to_world
 from weakunet.util.cli import Help, InputError, command, progress
 
-INSTALL = f"python -m pip install -r {Path(__file__).with_name('requirements.txt')}"
+INSTALL = "python -m pip install scikit-learn"
 SPLITS_AT = (1029, 1415)  # of 1797 images: 8 writers to train on, 3 to validate, 3 to test
 SIZE, EDGE = 48, 8  # pixels of a canvas and of a digit
 MARGIN, GAP = 2, 1  # free pixels: random shifts cut no digit off; no two digits touch

@@ -107,6 +107,7 @@ def stand_in(cuda_on_cpu, monkeypatch, request):
     monkeypatch.setattr(backend, "to_device", stay)
     monkeypatch.setattr(model, "to_device", stay)
     monkeypatch.setattr(model, "to_host", np.asarray)
+    monkeypatch.setattr(backend, "as_graph", lambda step: step)  # tests/test_step.py has these
     monkeypatch.setattr(backend, "pick_device", lambda name="auto": "cuda")
     monkeypatch.setattr(backend, "device_name", lambda device: "stand-in for an H200")
     monkeypatch.setattr(gpu, "print_installation", lambda: None)

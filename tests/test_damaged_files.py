@@ -18,7 +18,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from weakunet.data import cohort, volumes
+from weakunet.data import cohort, headers, volumes
 from weakunet.evaluation import predictions
 from weakunet.model import WeakUNet
 from weakunet.training import checkpoint, loop
@@ -241,7 +241,7 @@ READERS = {
 @pytest.fixture
 def problems_of(tmp_path, monkeypatch):
     """A function: reader, number of cases -> [what is wrong], [outcomes]."""
-    monkeypatch.setattr(volumes, "MAX_VOXELS", MAX_VOXELS)
+    monkeypatch.setattr(headers, "MAX_VOXELS", MAX_VOXELS)
     monkeypatch.setattr(checkpoint, "MAX_VOXELS", MAX_VOXELS)
 
     def run(name, cases):
@@ -311,10 +311,10 @@ def test_damaged_files_are_read_or_refused_in_one_line(reader, problems_of):
 @pytest.mark.parametrize(
     ("reader", "module", "check", "without", "sign"),
     [
-        ("volume", volumes, "_checked_affine", lambda path, h: h.get_best_affine(), "Orientation"),
-        ("volume", volumes, "_check_limits", lambda *arguments: None, "MiB"),
+        ("volume", volumes, "checked_affine", lambda path, h: h.get_best_affine(), "Orientation"),
+        ("volume", volumes, "check_limits", lambda *arguments: None, "MiB"),
         ("cohort", cohort, "parse_count", lambda text: int(float(text)) if text else None, "Error"),
-        ("predictions", predictions.math, "isfinite", lambda count: True, "AssertionError"),
+        ("predictions", predictions.math, "isnan", lambda count: False, "AssertionError"),
         ("checkpoint", checkpoint, "_check_settings", lambda *arguments: None, "Hang"),
     ],
 )

@@ -72,7 +72,7 @@ def test_folder_and_spreadsheet_are_joined_and_what_is_left_out_is_named(tmp_pat
     out = capsys.readouterr().out.splitlines()
     for line, *words in (
         (0, "1 of 2 scans have no list of centres"),
-        (1, "left out: c: count '?' is no whole number", "counts.txt, line 4"),
+        (1, "left out: c: count '?' is not a whole number", "counts.txt, line 4"),
         (2, "left out: d: no ROI"),
         (3, "left out: e: no count for the scan", "e_T2.nii.gz"),
         (4, "left out: f: no scan"),
@@ -223,7 +223,7 @@ def test_slice_column_fills_the_slices_height(tmp_path, capsys):
     arguments = ["--images", tmp_path / "{subject}.nii", "--counts", counts]
     run(tmp_path, *arguments, "--slice-column", "ac")
     assert [scan.slice_z_mm for scan in read_cohort(tmp_path / "cohort.csv")] == [-3.5]
-    assert "left out: b: ac 'high' is no number" in capsys.readouterr().out
+    assert "left out: b: ac 'high' is not a number" in capsys.readouterr().out
 
 
 def test_command_line_works_from_anywhere_and_refuses_what_does_not_fit(tmp_path, capsys):

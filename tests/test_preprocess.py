@@ -444,7 +444,7 @@ def test_roi_that_splines_have_been_through_is_refused(cohort, tmp_path, capsys)
     write_volume(scan.roi, rings, roi)
     assert run(cohort, tmp_path / "out") == 2
     message = capsys.readouterr().err
-    assert f"{scan.roi}: no mask, its values are -0." in message
+    assert f"{scan.roi}: not a mask: values -0." in message
     assert [s.subject for s in read_cohort(tmp_path / "out" / "cohort.csv")] == ["s0", "s1"]
 
 

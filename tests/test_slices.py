@@ -92,9 +92,9 @@ def test_column_is_written_and_read_back(tmp_path):
 @pytest.mark.parametrize(
     "cells, problem",
     [
-        (("here", ""), "line 2: slice_z_mm 'here' is no number"),
-        (("inf", "1"), "line 2: slice_z_mm 'inf' is no number"),
-        (("1", "inf"), "line 3: slice_z_mm 'inf' is no number"),
+        (("here", ""), "line 2: slice_z_mm 'here' is not a number"),
+        (("inf", "1"), "line 2: slice_z_mm 'inf' is not a number"),
+        (("1", "inf"), "line 3: slice_z_mm 'inf' is not a number"),
         (("1", ""), "subject 'b' has no slice_z_mm but others do"),
     ],
 )

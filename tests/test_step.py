@@ -5,6 +5,8 @@ when they are let go, and when somebody looks at a number in them, for which a G
 """
 
 import collections
+import contextlib
+import sys
 import types
 import weakref
 
@@ -13,6 +15,7 @@ import pytest
 
 import weakunet.model
 from weakunet.bench.counts import NETWORK, PAPER
+from weakunet.compare.voxelwise import VoxelwiseRun
 from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import KERNEL_OF
 from weakunet.layers.loss import mse_backward
@@ -25,16 +28,24 @@ from weakunet.training.settings import Settings
 class OnGpu(np.ndarray):
     """An array that no expression turns into a plain one, and that nobody may look into."""
 
-    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         plain = [np.asarray(a) if isinstance(a, OnGpu) else a for a in inputs]
         self.gpu.launches[ufunc.__name__] += 1
-        return self.gpu.array_of(getattr(ufunc, method)(*plain, **kwargs))
+        if out is None:
+            return self.gpu.computed(lambda: getattr(ufunc, method)(*plain, **kwargs))
+        self.gpu.do(lambda: getattr(ufunc, method)(*plain, out=np.asarray(out[0]), **kwargs))
+        return out[0]  # in place
 
     def __getitem__(self, place):
         if isinstance(place, OnGpu):
-            return self.gpu.array_of(np.asarray(self)[np.asarray(place)])
+            return self.gpu.computed(lambda: np.asarray(self)[np.asarray(place)])
         part = super().__getitem__(place)  # of one number CuPy makes an array, too
         return part if isinstance(part, OnGpu) else self.gpu.array_of(part)
+
+    def astype(self, dtype, copy=True):
+        if self.dtype == dtype and not copy:
+            return self
+        return self.gpu.computed(lambda: np.asarray(self).astype(dtype))
 
     def _look(self, *args):
         raise AssertionError("a number is read back: the host waits for the GPU")
@@ -48,6 +59,7 @@ class Gpu:
     def __init__(self, launch):
         self.sizes, self.alive, self.peak, self.sent, self.read = [], 0, 0, 0, 0
         self.launches, self._launch = collections.Counter(), launch
+        self.captured = None  # while a graph is captured: what is to be done
         OnGpu.gpu = self
 
     def empty(self, shape, dtype):
@@ -70,11 +82,24 @@ class Gpu:
         array[...] = values
         return array
 
+    def do(self, what):
+        """Do it, or, while a graph is captured, note it down."""
+        what() if self.captured is None else self.captured.append(what)
+
+    def computed(self, make):
+        """The array that make() computes; while a graph is captured, not yet."""
+        array = self.array_of(make())
+        if self.captured is not None:
+            self.captured.append(lambda: np.copyto(np.asarray(array), make()))
+            array.fill(0)
+        return array
+
     def asarray(self, array, dtype):
         assert array.dtype == dtype
         return self.to_device(array, "cuda")
 
     def to_device(self, array, device):
+        assert isinstance(array, OnGpu) or self.captured is None, "a graph would send it only once"
         self.sent += not isinstance(array, OnGpu)
         return array if isinstance(array, OnGpu) else self.array_of(array)
 
@@ -84,12 +109,48 @@ class Gpu:
 
     def launch(self, file, kernel, threads, args):
         self.launches[kernel] += 1
-        self._launch(file, kernel, threads, args)
+        self.do(lambda: self._launch(file, kernel, threads, args))
+
+
+class Stream:
+    """Of CuPy's streams what backend.captured asks for, and the cupy module around them."""
+
+    def __init__(self, gpu):
+        self.gpu, self.replays = gpu, 0
+        self.cuda = self.MemoryPool = self
+        self.Stream = self.get_current_stream = lambda **options: self
+        self.malloc, self.synchronize = None, lambda: None
+        self.using_allocator = lambda malloc: contextlib.nullcontext()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def __call__(self):
+        return self
+
+    def begin_capture(self):
+        self.gpu.captured = []
+
+    def end_capture(self):
+        todo, self.gpu.captured = self.gpu.captured, None
+
+        def launch():
+            self.replays += 1
+            for do in todo:
+                do()
+
+        return types.SimpleNamespace(launch=launch)
 
 
 @pytest.fixture
 def gpu(cuda_on_cpu, monkeypatch):
     gpu = Gpu(cuda_on_cpu.launch)
+    gpu.stream = Stream(gpu)
+    monkeypatch.setitem(sys.modules, "cupy", gpu.stream)
+    monkeypatch.setattr(training, "SMALL", 0)  # no graphs
     monkeypatch.setattr(backend, "is_cuda", lambda array: isinstance(array, OnGpu))
     monkeypatch.setattr(weakunet.model, "is_cuda", backend.is_cuda)
     monkeypatch.setattr(backend, "array_module", lambda array: gpu)
@@ -143,3 +204,39 @@ def test_a_step_launches_no_more_kernels_than_it_did(gpu, network, most):
     optimizer.step(model.grads)
     assert gpu.launches["add"] == len(model.pools)  # where a skip connection's gradients meet
     assert gpu.launches.total() <= most
+
+
+def two_epochs(gpu, folder, stop_at=None):
+    """All that training knows after epochs 3 and 4 of 4, between which the learning rate falls."""
+    rng = np.random.default_rng(0)
+    settings = Settings(channels=[8, 16], batch=2, epochs=4, restart=0, rotate_deg=5.0)
+    model = WeakUNet(settings.channels, rng=rng).to("cuda", "tf32")
+    run = training.Run(model, settings, folder)
+    volumes = gpu.to_device(rng.random((7, 4, 6, 10), np.float32), "cuda")
+    counts = rng.integers(0, 9, 7).astype(np.float32)
+    for run.epoch in (2, 3):
+        run.batch = 0
+        stops = [stop_at] if run.epoch == 2 else []  # an interrupted epoch is taken up again
+        while training.train_epoch(run, volumes, counts, lambda s=stops: run.batch in s):
+            stops.clear()
+    known = run.model.params | run.optimizer.state | {"predicted": run.predicted}
+    return {name: np.array(np.asarray(value)) for name, value in known.items()}
+
+
+@pytest.mark.parametrize("stop_at", [None, 2])
+def test_a_step_as_one_graph_has_the_bits_of_its_kernels(stop_at, gpu, monkeypatch, tmp_path):
+    expected = two_epochs(gpu, tmp_path)
+    assert gpu.stream.replays == 0
+    monkeypatch.setattr(training, "SMALL", 2**19)
+    found = two_epochs(gpu, tmp_path, stop_at)
+    # of 2, 2, 2 and 1 scans: the first is computed, the last is another size
+    assert gpu.stream.replays == (2 + 2 if stop_at is None else 1 + 0 + 2)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_large_batches_and_runs_that_ask_the_host_take_no_graph(gpu, monkeypatch, tmp_path):
+    assert not VoxelwiseRun.one_graph and training.Run.one_graph
+    monkeypatch.setattr(training, "SMALL", 2 * 4 * 6 * 10)  # as large as a batch
+    two_epochs(gpu, tmp_path)
+    assert gpu.stream.replays == 0

@@ -12,7 +12,7 @@ import pytest
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
 SCRIPTS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
 SECONDS = 300  # at most 120 on 2 free cores
-NEEDS = {"14_beyond_lesions": ("sklearn", "no scikit-learn: see data_tools/requirements.txt")}
+NEEDS = {"14_beyond_lesions": ("sklearn", "no scikit-learn: pip install scikit-learn")}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -27,7 +27,11 @@ def test_tutorial_draws_and_prints_a_number_when_run_from_anywhere(script, tmp_p
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert not ran.stderr
-    assert re.search(r"\d", ran.stdout.strip().splitlines()[-1]), ran.stdout[-500:]
+    *said, number, picture = ran.stdout.strip().splitlines()
+    assert picture == f"picture: runs/tutorials/{script.stem}.png"
+    assert re.search(r"\d", number), ran.stdout[-500:]
+    headings = re.findall(r"^# (## .+)$", script.read_text(encoding="utf-8"), re.M)
+    assert [line for line in said if line.startswith("## ")] == headings
     picture = matplotlib.image.imread(tmp_path / "runs" / "tutorials" / f"{script.stem}.png")
     assert picture[..., :3].std(axis=(0, 1)).max() > 0.02  # of red, green, blue in 0..1
     assert list(tmp_path.rglob("*.*")) == [tmp_path / f"runs/tutorials/{script.stem}.png"]
@@ -71,4 +75,4 @@ def test_digits_tutorial_ends_well_without_scikit_learn(tmp_path):
     )  # fmt: skip
     assert ran.returncode == 0 and not ran.stderr
     assert ran.stdout.count("\n") == 1 and "scikit-learn" in ran.stdout
-    assert "pip install" in ran.stdout and not (tmp_path / "runs").exists()
+    assert "pip install scikit-learn" in ran.stdout and not (tmp_path / "runs").exists()

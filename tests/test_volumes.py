@@ -9,8 +9,8 @@ import pytest
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from weakunet.data.headers import MAX_HEADER
 from weakunet.data.volumes import (
-    MAX_HEADER,
     Volume,
     index_to_file,
     index_to_world,
@@ -252,7 +252,7 @@ def test_labels_above_2_to_24_stay_apart(tmp_path, kind):
     read = read_labels(tmp_path / "a.nii").array
     assert read.dtype.kind in "iu" and np.array_equal(read, labels.transpose(2, 1, 0))
     nibabel.save(nibabel.Nifti1Image(np.full((2, 2, 2), 0.5), np.eye(4)), tmp_path / "a.nii")
-    with pytest.raises(InputError, match="a.nii: voxels that are no whole numbers"):
+    with pytest.raises(InputError, match="a.nii: voxels that are not whole numbers"):
         read_labels(tmp_path / "a.nii")
 
 

@@ -32,6 +32,7 @@ from weakunet.figures.drawing import BLUE, save_figure
 # voxels that are neighbours along x are neighbours in memory, as the strides (in bytes) say.
 
 # %%
+print("\n## A volume is `array[z, y, x]`")
 image, _, centres_zyx = phantom.simulate_scan("standard", np.random.default_rng(11))
 image = np.ascontiguousarray(image)
 print(f"array (D, H, W) = {image.shape}, {image.dtype}, strides {image.strides} bytes")
@@ -50,6 +51,7 @@ print(f"{len(centres_zyx)} lesions; the first is at (z, y, x) = {centres_zyx[0].
 # indexed z first and the affine speaks x first, so the order is reversed exactly once.
 
 # %%
+print("\n## From voxels to millimetres, by hand")
 scan, _ = phantom.raw_volumes(image, image > 0)
 print(scan.affine)
 
@@ -71,6 +73,7 @@ assert difference_mm < 1e-9  # the package's function does the same to all point
 # along x, and a distance counted in voxels forgets that.
 
 # %%
+print("\n## Voxels are not cubes")
 print("voxel (z, y, x) in mm:", scan.spacing_mm)
 for name, step in (("x", [0, 0, 6]), ("y", [0, 6, 0]), ("z", [6, 0, 0])):
     distance_mm = np.linalg.norm(np.multiply(step, scan.spacing_mm))
@@ -85,6 +88,7 @@ for name, step in (("x", [0, 0, 6]), ("y", [0, 6, 0]), ("z", [6, 0, 0])):
 # where each belongs, so nothing is lost.
 
 # %%
+print("\n## The same scan, stored in another way")
 straight = nibabel.Nifti1Image(image.transpose(2, 1, 0), scan.affine)  # a file is indexed x first
 turn = nibabel.orientations.ornt_transform(
     nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt("IPL")
@@ -120,6 +124,7 @@ assert np.allclose(volumes.index_to_file(read, centres_zyx[:1])[0], lesion_ijk, 
 # slice in millimetres; only here is the ring a circle.
 
 # %%
+print("\n## The picture")
 z, y, x = centres_zyx[0]
 i, j, k = lesion_ijk
 stored = np.asarray(turned.dataobj)
@@ -150,6 +155,7 @@ save_figure(figure, "runs/tutorials/01_volumes.png")
 
 print(f"3 mm are {radius_mm / dx:.2f} voxels along x and {radius_mm / dz:.2f} along z")
 print(f"by hand and by weakunet, {len(centres_zyx)} lesions agree within {difference_mm:.1e} mm")
+print("picture: runs/tutorials/01_volumes.png")
 
 # %% [markdown]
 # **Try.** Store the scan as "LAS" and look at the affine: which number became negative, and why did

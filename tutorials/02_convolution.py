@@ -39,6 +39,9 @@ rng = np.random.default_rng(2)
 
 
 # %%
+print("\n## One dimension: a window slides along")
+
+
 def slide(x, w):
     p = (len(w) - 1) // 2
     padded = np.pad(x, p)
@@ -60,6 +63,7 @@ print("x ", x[:6].round(2), "...\ny ", y[:6].round(2), "...")
 # x are cut off. Lesson 3 needs the transpose of T.)
 
 # %%
+print("\n## A convolution is a matrix")
 T = np.stack([slide(unit, w) for unit in np.eye(len(x))], axis=1)
 assert np.allclose(T @ x, y)
 print(f"T is {T.shape[0]} x {T.shape[1]}; {np.count_nonzero(T)} of {T.size} numbers are not 0")
@@ -73,6 +77,9 @@ print(f"T is {T.shape[0]} x {T.shape[1]}; {np.count_nonzero(T)} of {T.size} numb
 
 
 # %%
+print("\n## Three dimensions, and channels")
+
+
 def conv3d_by_hand(x, w, b):
     """x (C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,) -> y (C_out, D, H, W)."""
     k, (d, h, w_) = w.shape[-1], x.shape[1:]
@@ -123,6 +130,7 @@ print(f"8 -> 16 maps of 8 x 16 x 16 voxels, 3 x 3 x 3: {flop / 1e6:.0f} million 
 # layer looks like.
 
 # %%
+print("\n## Kernels on a scan")
 scans = phantom.simulate_cohort("standard", {"test": 10}, seed=3)["test"]
 scan = max(scans, key=lambda scan: scan.count)
 image = scan.volume.array
@@ -153,6 +161,7 @@ filtered = conv3d_by_hand(image[None], np.stack(list(kernels.values()))[:, None]
 # with a ReLU between them.
 
 # %%
+print("\n## The picture")
 lesions = scan.centres_zyx
 z = max(range(len(image)), key=lambda z: (np.abs(lesions[:, 0] - z) <= 1).sum())
 near = lesions[np.abs(lesions[:, 0] - z) <= 1]
@@ -187,6 +196,7 @@ apart_mm = np.linalg.norm((answering[:, None] - lesions) * scan.volume.spacing_m
 elsewhere = (apart_mm.min(axis=1) > 2).sum()
 print(f"{len(lesions)} lesions; {len(answering)} voxels answer the spot kernel as the faintest")
 print(f"does, or more; {elsewhere} of them are more than 2 mm away from every lesion")
+print("picture: runs/tutorials/02_convolution.png")
 
 # %% [markdown]
 # **Try.** Make the spot kernel narrower or wider and watch the last number. Shift it by one voxel:

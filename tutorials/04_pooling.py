@@ -20,6 +20,7 @@ sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir()
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
 
 from weakunet.data import phantom
 from weakunet.figures.drawing import BLUE, RED, save_figure
@@ -41,6 +42,9 @@ rng = np.random.default_rng(4)
 
 
 # %%
+print("\n## Max pooling: the largest of eight")
+
+
 def pool_by_hand(x):
     """x (D, H, W), even -> y (D/2, H/2, W/2), winner: 0..7, z first, then y, then x."""
     d, h, w = (n // 2 for n in x.shape)
@@ -75,6 +79,7 @@ print(f"pooling: by hand and weakunet equal; numerical check {relative_error(dx,
 # dy tells them apart.
 
 # %%
+print("\n## Upsampling: copy, so add")
 coarse, dfine = rng.standard_normal((3, 4, 4)), rng.standard_normal((6, 8, 8))
 fine = coarse.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
 dcoarse = dfine.reshape(3, 2, 4, 2, 4, 2).sum(axis=(1, 3, 5))
@@ -100,6 +105,7 @@ for name, dy_test in (("dy = 1   ", np.ones_like(dfine)), ("random dy", dfine)):
 # voxel in memory order gets all of it, on the CPU and on the GPU alike.
 
 # %%
+print("\n## Ties")
 tied = np.zeros((2, 2, 2))
 tied[0, 1, 0] = tied[1, 0, 1] = 1.0
 _, winner = pool_by_hand(tied)
@@ -137,6 +143,7 @@ print(f"{of_zeros.mean():.1%} of the blocks are all zeros, {of_others.mean():.1%
 # background's value.)
 
 # %%
+print("\n## The picture")
 dfeatures = maxpool3d_backward(np.ones_like(pooled), winner)
 through_relu = dfeatures * (features > 0)
 colours = np.array([(0, 0, 0), to_rgb(RED), (1, 1, 1)])  # nothing, stopped, passes
@@ -161,10 +168,14 @@ panel.plot([0, 0.5], [1, 1.5], color=RED, linewidth=6, alpha=0.4, label="slope 1
 panel.plot(raised, 1 + raised / 2, color="grey", linestyle=":", label="central difference: 1/2")
 panel.set(title="a tie: no derivative", xlabel="change of one of the two", ylabel="their maximum")
 panel.legend(frameon=False)
+names = ("no gradient", "a gradient, in a block of zeros", "a gradient that passes")
+boxes = [Patch(facecolor=c, edgecolor="black") for c in colours]
+figure.legend(boxes, names, loc="outside lower left", ncols=3, frameon=False)
 save_figure(figure, "runs/tutorials/04_pooling.png")
 
 arrived, kept = np.count_nonzero(dfeatures), np.count_nonzero(through_relu)
 print(f"{(ties > 1).mean():.1%} of the blocks tie; of {arrived} gradients {kept} pass the ReLU")
+print("picture: runs/tutorials/04_pooling.png")
 
 # %% [markdown]
 # **Try.** Replace `argmax` by one that takes the LAST maximum: which line above fails first? Then

@@ -33,6 +33,7 @@ from weakunet.model import WeakUNet
 # number, and the count is a weighted sum of those (lesson 9).
 
 # %%
+print("\n## The network")
 scan = phantom.simulate_cohort("tiny", {"test": 1}, seed=4)["test"][0]
 image = scan.volume.array.astype(np.float64)
 model = WeakUNet(rng=np.random.default_rng(0), dtype=np.float64)
@@ -53,6 +54,9 @@ print("together", sum(value.size for value in model.params.values()))
 
 
 # %%
+print("\n## The receptive field, by hand")
+
+
 def field_by_hand(i, levels=3):
     """First and last voxel of the scan, along an axis, that voxel i of the last maps can see."""
     first, last = i, i
@@ -84,6 +88,7 @@ for i in range(16, 21):
 # random networks.
 
 # %%
+print("\n## The receptive field, measured")
 size, centre, networks, batch = 40, 18, 6, 4
 total = np.zeros((size, size, size))
 for seed in range(networks):
@@ -108,6 +113,7 @@ assert measured == [field_by_hand(centre)] * 3
 # cubes around the voxel: how large is the cube that holds half of it?
 
 # %%
+print("\n## All the field is not equal")
 distance = np.abs(np.indices(total.shape) - centre).max(axis=0)  # of cubes: the largest of three
 inside = np.array([total[distance <= r].sum() for r in range(size // 2)]) / total.sum()
 half = int(np.argmax(inside >= 0.5))
@@ -120,6 +126,7 @@ half = int(np.argmax(inside >= 0.5))
 # maxima, it starts from one voxel of each block of 8 x 8 x 8 in each map.
 
 # %%
+print("\n## From the count to the image")
 model.forward(image[None, None])
 dimage = model.backward(np.ones(1), to_image=True)[0, 0]
 voxel = np.unravel_index(np.abs(dimage).argmax(), image.shape)  # the one that matters most
@@ -135,20 +142,25 @@ assert np.isclose(dimage[voxel], slope, rtol=1e-5)
 # %% [markdown]
 # ## The picture
 #
-# Left: the share of the gradient in each voxel of the plane z = 18, on a log scale, with the field
-# worked out by hand (dashed) and the cube that holds half of it (solid). Middle: how it adds up.
-# Right: the gradient of the count in a scan; red: brighter counts more, blue: less.
+# Left: the fraction of the gradient in each voxel of the plane z = 18, on a log scale, with the
+# field worked out by hand (dashed) and the cube that holds half of it (solid). Middle: how it adds
+# up. Right: the gradient of the count in a scan; red: brighter counts more, blue: less.
 
 # %%
+print("\n## The picture")
 figure, panels = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
 plane = np.log10(np.maximum(total[centre] / total.sum(), 1e-12))
 shown = panels[0].imshow(plane, cmap="viridis", vmin=-8, origin="lower")
-figure.colorbar(shown, ax=panels[0], label="log10, share of |gradient|", shrink=0.8)
+figure.colorbar(shown, ax=panels[0], label="log10, fraction of |gradient|", shrink=0.8)
 first, last = field_by_hand(centre)
-for low, width, style in ((first, last - first + 1, "--"), (centre - half, 2 * half + 1, "-")):
+for low, width, style, name in (
+    (first, last - first + 1, "--", "the field, by hand"),
+    (centre - half, 2 * half + 1, "-", "holds half of it"),
+):
     box = plt.Rectangle((low - 0.5, low - 0.5), width, width, fill=False, color="white")
-    box.set(linestyle=style, linewidth=2)
+    box.set(linestyle=style, linewidth=2, label=name)
     panels[0].add_patch(box)
+panels[0].legend(loc="upper left", labelcolor="white", facecolor="black", framealpha=0.6)
 panels[0].set(title=f"what voxel ({centre}, {centre}, {centre}) sees")
 panels[0].set(xlabel="x (voxels)", ylabel="y (voxels)")
 
@@ -156,7 +168,7 @@ panels[1].plot(2 * np.arange(len(inside)) + 1, 100 * inside, color=RED, marker="
 panels[1].axhline(50, color="grey", linestyle=":")
 panels[1].axvline(last - first + 1, color=BLUE, linestyle="--", label="the field's width")
 panels[1].set(title="the gradient inside a cube", xlabel="edge of the cube (voxels)")
-panels[1].set(ylabel="share of |gradient| (%)", ylim=(0, 103))
+panels[1].set(ylabel="fraction of |gradient| (%)", ylim=(0, 103))
 panels[1].legend(frameon=False, loc="lower right")
 
 z = int(np.abs(dimage).sum(axis=(1, 2)).argmax())
@@ -164,15 +176,18 @@ _, dy, dx = scan.volume.spacing_mm
 extent = (0, image.shape[2] * dx, 0, image.shape[1] * dy)
 panels[2].imshow(image[z], cmap="gray", extent=extent, origin="lower")
 limit = np.percentile(np.abs(dimage[z]), 99)
-panels[2].imshow(
+gradient = panels[2].imshow(
     dimage[z], cmap="coolwarm", vmin=-limit, vmax=limit, alpha=0.6, extent=extent, origin="lower"
 )
+label = "count per unit of brightness: red more, blue less"
+figure.colorbar(gradient, ax=panels[2], label=label, shrink=0.8)
 panels[2].set(title=f"gradient of the count, slice z = {z}", xlabel="x (mm)", ylabel="y (mm)")
 save_figure(figure, "runs/tutorials/05_network.png")
 
 cube = (2 * half + 1) ** 3 / (last - first + 1) ** 3
 print(f"the field is {last - first + 1} voxels wide; half of the gradient lies in a cube of")
 print(f"{2 * half + 1} voxels, {100 * cube:.1f} % of the field's volume")
+print("picture: runs/tutorials/05_network.png")
 
 # %% [markdown]
 # **Try.** Give the network four levels, `channels=(8, 16, 32, 64)`, and `levels=4` to

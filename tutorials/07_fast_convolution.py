@@ -41,6 +41,9 @@ set_threads(1)  # one core: so that the rungs differ in what they do, not in how
 
 
 # %%
+print("\n## What must be done")
+
+
 def count_work(c_in, c_out, shape, k=3):
     """(FLOP, least bytes) of a layer on a volume of `shape` (D, H, W)"""
     voxels = int(np.prod(shape))
@@ -70,6 +73,9 @@ print(f"at best {flop / least:.0f} FLOP a byte")
 
 
 # %%
+print("\n## The ladder")
+
+
 def by_loops(x, w):
     y = np.zeros((len(w), *x.shape[1:]), x.dtype)
     for o, z, j, i in np.ndindex(*y.shape):
@@ -133,6 +139,9 @@ for name, (convolve, _) in rungs.items():
 
 
 # %%
+print("\n## Measured")
+
+
 def seconds(run, times=5):
     """The shortest of several runs: what else the computer does only makes them longer."""
     took = []
@@ -180,6 +189,8 @@ for name, (convolve, numbers_per_voxel) in rungs.items():
 # reads it from there. In numpy, tile by tile:
 
 # %%
+print("\n## On a GPU: the naive kernel")
+print("\n## The tiled kernel")
 TILE = tuple(conv3d_cuda.SIZES[name] for name in ("TILE_Z", "TILE_Y", "TILE_X"))
 
 
@@ -250,6 +261,7 @@ for name, intensity in gpu.items():
 # its bytes from a cache, which is faster than memory. Open marks are counted ceilings on the GPU.
 
 # %%
+print("\n## The picture")
 mosaic = [["naive", "roof", "roof"], ["tiled", "roof", "roof"]]
 figure, panels = plt.subplot_mosaic(mosaic, figsize=(13.5, 7.5), layout="constrained")
 z = TILE[0]  # the first slice of the second row of tiles
@@ -285,6 +297,7 @@ save_figure(figure, "runs/tutorials/07_fast_convolution.png")
 fastest, slowest = points["the package's layer"][1], points["loops"][1]
 print(f"from the loops to the package's layer: {fastest / slowest:.0f} times as fast,")
 print(f"{fastest / peak:.0%} of this computer's matrix products on one core")
+print("picture: runs/tutorials/07_fast_convolution.png")
 
 # %% [markdown]
 # **Try.** Give the layer one input map, C_IN = 1, as the network's first has: what is its intensity

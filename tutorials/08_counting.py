@@ -37,6 +37,7 @@ from weakunet.training.augment import draw_transform, warp
 # on, 60 to watch.
 
 # %%
+print("\n## The scans")
 SEED, EDGE, BLOCK = 1, 2, 8
 cohort = phantom.simulate_cohort("tiny", {"train": 200, "val": 60}, SEED)
 volumes, counts = {}, {}
@@ -62,6 +63,9 @@ print(f"mean {counts['train'].mean():.2f}")
 
 
 # %%
+print("\n## What the loss asks for")
+
+
 def mse_by_hand(y, t):
     return ((y - t) ** 2).mean(), 2 * (y - t) / len(y)
 
@@ -86,6 +90,9 @@ assert np.allclose(mse_by_hand(y, t)[1], mse_backward(y, t))
 
 
 # %%
+print("\n## What a pooled map can tell")
+
+
 def globalmax_backward_by_hand(dy, x):
     """dy (C,), x (C, D, H, W) -> dx: dy at each map's maximum, 0 elsewhere"""
     dx = np.zeros((len(x), x[0].size))
@@ -115,6 +122,9 @@ for mode, of_n in pooled.items():
 
 
 # %%
+print("\n## The step")
+
+
 def adadelta_by_hand(w, g, avg_g2, avg_s2, rho=0.95, eps=1e-6):
     avg_g2 = rho * avg_g2 + (1 - rho) * g**2
     step = -np.sqrt(avg_s2 + eps) / np.sqrt(avg_g2 + eps) * g
@@ -143,6 +153,7 @@ assert np.allclose(by_hand, library)
 # and there is no sign to be found first.
 
 # %%
+print("\n## The first weights of the last layer")
 NETWORKS = {  # the pooling, and how the last layer starts
     "local maxima, start": ("lmax", "start"),
     "local maxima, Gaussian": ("lmax", "Gaussian"),
@@ -173,6 +184,7 @@ for name, how in NETWORKS.items():
 # 50 steps, R2 and r of the 60 other scans.
 
 # %%
+print("\n## Watch them learn")
 STEPS, BATCH, EVERY = 600, 4, 50
 
 
@@ -186,7 +198,7 @@ def train(model):
     rng = np.random.default_rng([SEED, 1])
     n = len(counts["train"])
     order = np.concatenate([rng.permutation(n) for _ in range(STEPS * BATCH // n)])
-    optimizer, history = Adadelta(model.params), [(0, *judge(model))]
+    optimizer, history = Adadelta(model.params, eps=1e-6), [(0, *judge(model))]
     for step, chosen in enumerate(order.reshape(STEPS, BATCH)):
         optimizer.lr = 1.0 if step < 0.7 * STEPS else 0.3 if step < 0.9 * STEPS else 0.1
         scans = volumes["train"][chosen, 0]
@@ -230,6 +242,7 @@ for name, how in NETWORKS.items():
 # every scan.
 
 # %%
+print("\n## The picture")
 figure, panels = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
 shift = np.random.default_rng(0).uniform(-0.25, 0.25, len(counts["val"]))
 groups = [counts["val"] == n for n in range(6)]
@@ -265,6 +278,7 @@ for name, predicted in predictions.items():
 for name, predicted in predictions.items():
     error = mse_forward(predicted, counts["val"])
     print(f"{name:22s}: squared error {error:.2f}; of the mean count: {counts['val'].var():.2f}")
+print("picture: runs/tutorials/08_counting.png")
 
 # %% [markdown]
 # **Try.** Another SEED. Twice as many STEPS for the Gaussian start: is it late, or lost? Then write

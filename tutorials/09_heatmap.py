@@ -58,6 +58,9 @@ POOLINGS = ("max", "mean", "lmax")
 
 
 # %%
+print("\n## Equations 1 to 3")
+
+
 def pool_by_hand(f, mode, k=4):
     """f (C, D, H, W), sizes that divide by k -> (C,)"""
     if mode == "max":
@@ -106,6 +109,9 @@ assert np.allclose(network.heatmap(f[None])[0, 0], M)  # there, M is a 1 x 1 x 1
 
 
 # %%
+print("\n## Equation 2 is equation 3, pooled")
+
+
 def where_from(f, w, mode, k):
     """Gradients df (C, D, H, W) of the count in f, and C (D, H, W), by the package's layers."""
     pool = GlobalPool3D(mode, k)
@@ -128,6 +134,7 @@ assert np.allclose(where_from(f, w, "mean", 4)[1], M / M.size)
 # inside. It sees 200 scans, each with one number, and takes 600 steps of Adadelta.
 
 # %%
+print("\n## A network that counts")
 EDGE, STEPS, BATCH, POOLING, BLOCK = 2, 600, 4, "lmax", 8
 cohort = phantom.simulate_cohort("tiny", {"train": 200, "test": 40}, seed=0)
 volumes, counts = {}, {}
@@ -140,7 +147,7 @@ for split, scans in cohort.items():
 
 model = WeakUNet((8, 8, 8), pooling=POOLING, block=BLOCK, rng=np.random.default_rng([0, 0]))
 model.start((volumes["train"][i : i + 1, None] for i in range(32)), counts["train"].mean())
-optimizer = Adadelta(model.params)
+optimizer = Adadelta(model.params, eps=1e-6)
 order = np.concatenate([rng.permutation(200) for _ in range(STEPS * BATCH // 200)])
 for step, chosen in enumerate(order.reshape(STEPS, BATCH)):
     optimizer.lr = 1.0 if step < 0.7 * STEPS else 0.3 if step < 0.9 * STEPS else 0.1
@@ -166,6 +173,7 @@ print("w =", w.round(2), f"b = {b:.2f}")
 # neighbourhood. (Where a block is all zeros, the ReLU before it stops the push: lesson 4.)
 
 # %%
+print("\n## Which voxels learn")
 chosen = int(np.argmin(abs(counts["test"] - 6)))
 f = model.features(volumes["test"][chosen][None, None])[0]
 reached, passed = {}, {}
@@ -184,6 +192,7 @@ assert np.isclose(contributions.sum() + b, predicted[chosen], rtol=1e-4)
 # a part of the scans that is.
 
 # %%
+print("\n## Does the count come from the lesions?")
 near, whole, near_voxels = 0.0, 0.0, 0
 for scan, volume in zip(cohort["test"], volumes["test"], strict=True):
     maps = model.features(volume[None, None])[0]
@@ -205,6 +214,7 @@ print(f"in {near_voxels / volumes['test'].size:.0%} of the scans' voxels")
 # get one.
 
 # %%
+print("\n## The picture")
 scan, volume = cohort["test"][chosen], volumes["test"][chosen]
 _, dy, dx = scan.volume.spacing_mm
 extent = (0, volume.shape[2] * dx, 0, volume.shape[1] * dy)
@@ -241,6 +251,7 @@ hits = [
 tp, fp, fn = np.sum(hits, axis=0)
 print("cut so that they fall into as many pieces as were counted (lesson 10), the heatmaps show")
 print(f"{tp} of {tp + fn} lesions ({tp / (tp + fn):.0%}), {fp / 40:.2f} false positives per scan")
+print("picture: runs/tutorials/09_heatmap.png")
 
 # %% [markdown]
 # **Try.** Add 10 to b: what becomes of the count, and of the heatmap's pieces? Train with

@@ -35,6 +35,9 @@ from weakunet.figures.drawing import BLUE, GREEN, LINES, save_figure
 
 
 # %%
+print("\n## Islands in a falling sea")
+
+
 def islands(land, level):
     dry = np.append(False, land >= level)
     return int((dry[1:] & ~dry[:-1]).sum())
@@ -72,6 +75,9 @@ assert np.array_equal(np.array(by_difference)[inside], numbers[inside])
 
 
 # %%
+print("\n## Bisection")
+
+
 def bisect(number_at, low, high, count, most=40):
     """The levels tried, each with its number, the last is the answer."""
     tried = []
@@ -96,6 +102,7 @@ halved = level
 # face, an edge or a corner.
 
 # %%
+print("\n## A heatmap in three dimensions")
 scans = phantom.simulate_cohort("tiny", {"test": 30}, seed=3)["test"]
 
 
@@ -125,6 +132,9 @@ print(f"scan {heatmap.shape}: {scan.count} lesions, {np.unique(heatmap).size} di
 
 
 # %%
+print("\n## All levels at once, by union-find")
+
+
 def find_root(parent, v):
     while parent[v] != v:
         parent[v] = v = parent[parent[v]]  # and make the way shorter for whoever asks next
@@ -181,6 +191,9 @@ print(f"{len(series)} levels: the number rises {rises} times, falls {falls}; mos
 
 
 # %%
+print("\n## The first level")
+
+
 def first_level(numbers, count):
     return next(level for level, number in numbers.items() if number >= count)
 
@@ -208,6 +221,7 @@ print(f"{(series == scan.count).sum()} levels leave {scan.count} components, the
 # is background); a count of 0 means no detection, and so does a map that is constant.
 
 # %%
+print("\n## Ties")
 image = scan.volume.array
 crowd, start = (image == 1).sum(), number_at(image, 1)
 print(f"{crowd} voxels of the scan are exactly {image.max():.1f}: {start} components at once")
@@ -223,6 +237,7 @@ assert detect.threshold_for_count(np.zeros((4, 4, 4)), 3) == (np.inf, 0)
 # detection is a hit if its component's centre is within 3 voxels of a lesion's (lesson 11).
 
 # %%
+print("\n## Does it matter?")
 hits = {"sweep": [], "bisection": []}
 never = larger = 0
 with_lesions = [each for each in scans if each.count > 0]
@@ -248,9 +263,10 @@ print(f"in {larger} its components have more than twice the sweep's voxels")
 # tries. Below: what the two cut out of the same heatmap (each voxel shows the highest value along
 # z), a colour a component, with the true lesions ringed. Bisection has as many components as the
 # sweep, but its largest is the ventricle, grown together with what is near it. The sweep cannot
-# mend the map: it, too, spends components on the ventricle, which this filter takes for lesions.
+# repair the map: it, too, spends components on the ventricle, which this filter takes for lesions.
 
 # %%
+print("\n## The picture")
 figure, panels = plt.subplots(2, 2, figsize=(12.5, 10), layout="constrained")
 (sea, curve), cuts = panels
 sea.plot(t, land, color="black")
@@ -288,7 +304,10 @@ for panel, name, level in zip(cuts, hits, (sweep, tried[-1][0]), strict=True):
     for _, y, x in scan.centres_zyx:
         middle = (x + 0.5) * dx, (y + 0.5) * dy
         panel.add_patch(plt.Circle(middle, 1.2, fill=False, color="white", linewidth=2))
-    panel.set(title=f"{name}: {len(found.scores)} components, {found.volumes_vox.sum()} voxels")
+    title = (
+        f"{name}: {len(found.scores)} components (a colour each), {found.volumes_vox.sum()} voxels"
+    )
+    panel.set_title(f"{title}\nringed: true lesions")
     panel.set(xlabel="x (mm)", ylabel="y (mm)")
 save_figure(figure, "runs/tutorials/10_threshold.png")
 
@@ -298,6 +317,7 @@ for name, own in hits.items():
         f"{name}: finds {tp} of {tp + fn} lesions ({tp / (tp + fn):.1%}),"
         f" {fp / len(own):.2f} false positives per scan"
     )
+print("picture: runs/tutorials/10_threshold.png")
 
 # %% [markdown]
 # **Try.** Cut the maps at twice their true count: how many more lesions are found, and at what

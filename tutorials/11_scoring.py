@@ -46,6 +46,9 @@ rng = np.random.default_rng(11)
 
 
 # %%
+print("\n## Who found whom?")
+
+
 def match_by_hand(near):
     """near (n, m) bool: detection i reaches lesion j -> dict lesion: its detection."""
     detection_of = {}
@@ -75,6 +78,9 @@ def match_by_hand(near):
 
 
 # %%
+print("\n## Two ways that lose hits")
+
+
 def nearest_first(distance, radius):
     pairs = []
     for i, j in zip(*np.unravel_index(distance.argsort(axis=None), distance.shape), strict=True):
@@ -131,6 +137,7 @@ for way, number in lost.items():
 # the TRUE count of its scan, so that we score the maps and nothing else.
 
 # %%
+print("\n## Two methods to score")
 scans = phantom.simulate_cohort("standard", {"test": 40}, seed=11)["test"]
 counts = [scan.count for scan in scans]
 
@@ -175,6 +182,9 @@ for name, own in hits.items():
 
 
 # %%
+print("\n## The rates of Table 1")
+
+
 def rates(hits):
     tp, fp, fn = hits.sum(axis=0)
     return tp / (tp + fn), fp / len(hits), fp / (tp + fp)
@@ -198,6 +208,7 @@ for name, own in hits.items():
 # compared only if their scans can.
 
 # %%
+print("\n## What an average hides")
 tp, fp, fn = hits["spots"].T
 some = tp + fn > 0
 per_scan = (tp[some] / (tp + fn)[some]).mean()
@@ -216,6 +227,7 @@ for name, own in (("as they are", hits["spots"]), ("with 40 empty scans", dilute
 # together. A large component has one centre, however many lesions it covers.
 
 # %%
+print("\n## FROC: many thresholds")
 curves = {
     name: froc.froc_by_count(own, counts, [scan.centres_zyx for scan in scans])
     for name, own in maps.items()
@@ -249,6 +261,9 @@ assert end[-1]["tpr"] == 1
 
 
 # %%
+print("\n## How sure?")
+
+
 def resampled_tpr(hits, seed=0, resamples=2000):
     draws = np.random.default_rng(seed).integers(len(hits), size=(resamples, len(hits)))
     tp, _, fn = np.moveaxis(hits[draws].sum(axis=1), 1, 0)
@@ -287,6 +302,9 @@ print(f"TPR of spots minus brightness, 95 % [{low:.1%}, {high:.1%}]")
 
 
 # %%
+print("\n## The picture")
+
+
 def judged(scan, own):
     """The places of one scan by what they are, named as in `marks.MARKS`."""
     found, lesions = detect_lesions(own, scan.count).centres_zyx, scan.centres_zyx
@@ -371,6 +389,7 @@ save_figure(figure, "runs/tutorials/11_scoring.png")
 tpr = {name: rates(own)[0] for name, own in hits.items()}
 print(f"TPR at the true count: brightness {tpr['brightness']:.1%}, spots {tpr['spots']:.1%};")
 print(f"the difference is at least {100 * low:.1f} points in 97.5 % of the draws")
+print("picture: runs/tutorials/11_scoring.png")
 
 # %% [markdown]
 # **Try.** Match with radius 2 and 4 and see how far the rates move: a TPR without its radius says

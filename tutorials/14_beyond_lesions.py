@@ -8,8 +8,8 @@
 # work in 2-D on real images of handwriting. The last picture shows sheets by people whose writing
 # was never seen before, with the heatmap, the hits and the misses.
 #
-# **Takes** about 50 seconds on 2 cores. The digits come with scikit-learn (`pip install -r
-# data_tools/requirements.txt`); without it, this lesson says so and ends. Lessons 8 to 11 explain
+# **Takes** about 50 seconds on 2 cores. The digits come with scikit-learn (`pip install
+# scikit-learn`); without it, this lesson says so and ends. Lessons 8 to 11 explain
 # counting, heatmap, threshold and scoring.
 
 # %%
@@ -54,6 +54,7 @@ except InputError as missing:
 # hand the network has never seen.
 
 # %%
+print("\n## A sheet and its label")
 DIGIT = 3
 for split, (images, classes) in digits.items():
     print(f"{split:5s} {len(images):5d} images, {(classes == DIGIT).sum()} of them threes")
@@ -82,6 +83,9 @@ print(f"correlation of label and ink: {np.corrcoef(ink, counts['train'])[0, 1]:.
 
 
 # %%
+print("\n## A 2-D image is a volume of one slice")
+
+
 def predict_by_hand(model, image):
     """image (1, H, W) in (0, 1], H and W divide by `multiple` -> count, heatmap (1, H, W)."""
     padded = np.pad(image, [(0, model.multiple - 1), (0, 0), (0, 0)])
@@ -112,6 +116,7 @@ print(f"{sheet.volume.array.shape} -> heatmap {heatmap.shape}; untrained, it cou
 # the predicted counts of the validation sheets: it rises before the error falls.
 
 # %%
+print("\n## Training")
 with tempfile.TemporaryDirectory() as folder:
     train(Run(model, settings, Path(folder)), sheets)
     model = load_model(Path(folder) / "best.npz")  # of the epoch with the lowest validation error
@@ -124,6 +129,7 @@ with tempfile.TemporaryDirectory() as folder:
 # it, the same with the image in place of the heatmap: ink is ink, so it takes any digit.
 
 # %%
+print("\n## Does it find them?")
 predicted = [predict_scan(model, sheet.volume) for sheet in sheets["test"]]
 hits = {"ink": [], "heatmap": []}
 for sheet, (count, heatmap) in zip(sheets["test"], predicted, strict=True):
@@ -148,6 +154,9 @@ agreement = count_metrics(counts["test"], [count for count, _ in predicted])
 
 
 # %%
+print("\n## The picture")
+
+
 def style(name):
     marker, colour = marks.MARKS[name]
     style = {"linestyle": "none", "marker": marker, "markersize": 13, "markerfacecolor": "none"}
@@ -197,6 +206,7 @@ drawing.save_figure(figure, "runs/tutorials/14_beyond_lesions.png")
 print(f"R2 of the count on {len(predicted)} sheets by other writers: {agreement['count_r2']:.2f}")
 for name, rate in rates.items():
     print(f"threes found by {name}: {rate['tpr']:.1%}; {rate['fp_per_scan']:.2f} wrong a sheet")
+print("picture: runs/tutorials/14_beyond_lesions.png")
 
 # %% [markdown]
 # **Try.** Count another digit: set `DIGIT`. Ones are easy; which are hardest? Then allow

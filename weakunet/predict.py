@@ -19,9 +19,10 @@ from weakunet.data.slices import half_thickness
 from weakunet.detection.output_files import (
     DETECTIONS,
     PREDICTIONS,
+    describe_bids,
     is_bids,
     output_paths,
-    start_bids,
+    require_bids_names,
 )
 from weakunet.detection.prediction import write_prediction
 from weakunet.gpu import backend
@@ -33,7 +34,7 @@ from weakunet.util.processes import cores
 
 
 def parse_arguments(argv):
-    """The command line as a namespace, its scans in `scans` and those of all parts in `cohort`."""
+    """The command line as a namespace; `scans` are those of its part of the `cohort`."""
     parser = argparse.ArgumentParser(
         "python -m weakunet.predict",
         description=__doc__.splitlines()[0],
@@ -69,6 +70,8 @@ def parse_arguments(argv):
         args.cohort = scans_from_files(args.images, args.roi, args.slice_z_mm)
     if args.slab_mm is not None and args.cohort[0].slice_z_mm is None:
         raise InputError("--slab-mm: needs --slice-z-mm, or the table's column slice_z_mm")
+    if args.bids:
+        require_bids_names(scan.subject for scan in args.cohort)
     args.scans = parts.choose_part(args, args.cohort)
     return args
 
@@ -113,29 +116,26 @@ def main(argv=None):
     precision = pick_precision(args.precision, device)
     how = {name: getattr(args, name) for name in ("invert", "bids", "slab_mm", "spacing_mm")}
     settings = {"model": digest, **how, "device": device, "precision": precision}
-    shared = parts.works_beside_others(args, table)
-    resume.begin(out, settings, mixed=True, shared=shared)
-    if args.bids:
-        start_bids(out, [scan.subject for scan in args.cohort])
     model = (args.model, digest, device, precision)
     work = functools.partial(predict_rows, model=model, out=out, **how)
     kept = functools.partial(kept_rows, out=out, bids=args.bids)
-    n_jobs = args.jobs if device == "cpu" else 1  # on a GPU one process does all
-    results = parts.go_over(args.scans, work, kept, n_jobs, "predict", parts.joins(args, table))
-    predicted = [rows for rows in results if not isinstance(rows, InputError)]
-    if predicted:
-        detections = [row for _, rows in predicted for row in rows]
-        path = parts.part_table(args, out / "detections.csv")
-        write_csv(path, DETECTIONS, detections)
-        write_csv(parts.part_table(args, table), PREDICTIONS, [row for row, _ in predicted])
-        print(f"{len(detections)} lesions in {len(predicted)} scans: {path}")
-    if len(predicted) < len(results):
-        raise InputError(
-            f"{out}: {len(results) - len(predicted)} of {len(results)} scans failed, named above "
-            "and left out of the tables; fix them and run the same command again"
-        )
-    for name in ("predictions.csv", "detections.csv"):
-        parts.clear_parts(args, out / name)
+    write = functools.partial(write_tables, args)
+    if device == "cuda":
+        args.jobs = 1  # one process does all on a GPU
+    parts.run_command(args, settings, work, kept, "predict", table.name, write, mixed=True)
+    parts.clear_parts(args, out / "detections.csv")
+
+
+def write_tables(args, path, results):
+    """Write predictions.csv (`path`) and detections.csv, or those of a part."""
+    predictions, detections = zip(*results, strict=True)
+    detections = [row for rows in detections for row in rows]
+    if args.bids:
+        describe_bids(args.out)
+    path_detections = parts.part_table(args, args.out / "detections.csv")
+    write_csv(path_detections, DETECTIONS, detections)
+    write_csv(path, PREDICTIONS, predictions)
+    print(f"{len(detections)} lesions in {len(predictions)} scans: {path_detections}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """Compile a .cu file for the CPU: behind cuda_on_cpu.h, once per text, dtype and sanitizer.
 
 What is built is kept in a folder of temporary files, under a name made from everything that went
-into it, so that nothing stale is ever used. Needs a C++ compiler: $CXX, else g++, else clang++.
+into it, so that nothing stale is ever used. Needs a C++ compiler: $CXX, else g++, else clang++,
+else the clang that `pip install ziglang` brings to Linux, macOS and Windows.
 """
 
 import functools
 import hashlib
+import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -42,21 +46,25 @@ class KernelError(RuntimeError):
 
 @functools.cache
 def compiler():
-    """The C++ compiler to use, or None where there is none."""
+    """The command of the C++ compiler to use, a tuple; empty where there is none."""
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    return next((path for name in wanted if (path := shutil.which(name))), None)
+    for name in wanted:
+        if path := shutil.which(name):
+            return (path,)
+    zig = not os.environ.get("CXX") and importlib.util.find_spec("ziglang")
+    return (sys.executable, "-m", "ziglang", "c++") if zig else ()
 
 
 @functools.cache
 def compiler_version():
     """What the compiler says about itself."""
-    return subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
+    return subprocess.run([*compiler(), "--version"], capture_output=True, text=True).stdout
 
 
 def try_sanitizer(sanitize):
     """(path of an empty program built with a sanitizer, None), or (None, why there is none)."""
     program = _folder() / f"empty-{_name(sanitize)}"
-    command = [compiler(), "-x", "c++", "-", "-o", program, *BUILD[sanitize]]
+    command = [*compiler(), "-x", "c++", "-", "-o", program, *BUILD[sanitize]]
     made = subprocess.run(command, input="int main() {}", capture_output=True, text=True)
     return (None, made.stderr.strip()[-200:]) if made.returncode else (program, None)
 
@@ -69,13 +77,15 @@ def build(path, real="float", sanitize=None):
     """
     path = Path(path).resolve()
     unit = _translation_unit(path, cuda_source.read_with_includes(path), real)
-    made = _folder() / f"{path.stem}-{_name(unit, sanitize)}"
+    suffix = ".dll" if sys.platform == "win32" else ""
+    made = _folder() / f"{path.stem}-{_name(unit, sanitize)}{suffix}"
     if made.exists():
         return made
     with tempfile.TemporaryDirectory(dir=_folder()) as folder:
         source = Path(folder) / "unit.cpp"
         source.write_text(unit, encoding="utf-8")
-        command = [compiler(), *_base_flags(sanitize), *BUILD[sanitize], source, _runtime(sanitize)]
+        flags = [*_base_flags(sanitize), *BUILD[sanitize]]
+        command = [*compiler(), *flags, source, _runtime(sanitize)]
         return _compile(command, made, f"{path.name} ({real})")
 
 
@@ -101,7 +111,7 @@ def _runtime(sanitize):
     """cuda_on_cpu.cpp as an object file: the same for every kernel, and never instrumented."""
     made = _folder() / f"{_name('runtime', sanitize)}.o"
     if not made.exists():
-        command = [compiler(), *_base_flags(sanitize), "-O2", "-c", HERE / "cuda_on_cpu.cpp"]
+        command = [*compiler(), *_base_flags(sanitize), "-O2", "-c", HERE / "cuda_on_cpu.cpp"]
         _compile(command, made, "cuda_on_cpu.cpp")
     return made
 
@@ -120,7 +130,7 @@ def _compile(command, made, what):
 @functools.cache
 def _base_flags(sanitize):
     # Fused multiply-add, as a GPU has, and the widest vectors of this machine.
-    native = ["-march=native"] if os.uname().machine == "x86_64" else []
+    native = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
     macro = [f"-DCUDA_ON_CPU_{sanitize.upper()}"] if sanitize else []
     return [*FLAGS, *native, *macro, "-I", str(HERE)]
 
@@ -128,7 +138,7 @@ def _base_flags(sanitize):
 @functools.cache
 def _harness_text():
     texts = [(HERE / name).read_text() for name in ("cuda_on_cpu.h", "cuda_on_cpu.cpp", "build.py")]
-    return "\0".join([*texts, compiler(), compiler_version()])
+    return "\0".join([*texts, *compiler(), compiler_version()])
 
 
 def _name(*parts):
@@ -137,8 +147,9 @@ def _name(*parts):
 
 def _folder():
     """Where built kernels are kept: a folder of temporary files that only its owner can write."""
-    folder = Path(tempfile.gettempdir()) / f"weakunet-cuda-on-cpu-{os.getuid()}"
+    user = os.getuid() if hasattr(os, "getuid") else 0  # Windows' folder is each user's own
+    folder = Path(tempfile.gettempdir()) / f"weakunet-cuda-on-cpu-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    if folder.stat().st_uid != user:
         raise KernelError(f"{folder}: belongs to somebody else; set TMPDIR to a folder of yours")
     return folder

@@ -8,8 +8,15 @@
 //
 // Built with CUDA_ON_CPU_ADDRESS or CUDA_ON_CPU_THREAD it is a program that reads one launch from
 // stdin, and tells AddressSanitizer or ThreadSanitizer about the fibers. It is not instrumented.
+#ifdef _WIN32
+#define NOMINMAX
+#include <windows.h>
+#define EXPORTED __declspec(dllexport)
+#else
 #include <sys/mman.h>
 #include <unistd.h>
+#define EXPORTED __attribute__((visibility("default")))
+#endif
 
 #include <algorithm>
 #include <cstdio>
@@ -34,7 +41,8 @@ extern const Kernel kernels[];  // of the file at hand, ended by a null name
 
 // ---- switching stacks ------------------------------------------------------------------------
 
-#if defined(__x86_64__)
+#if defined(_WIN32)  // the system's own fibers
+#elif defined(__x86_64__)
 extern "C" void switch_stack(void** save, void* load) __asm__("cuda_on_cpu_switch_stack");
 __asm__(
     ".text\n.globl cuda_on_cpu_switch_stack\ncuda_on_cpu_switch_stack:\n"
@@ -110,7 +118,10 @@ static void switch_to(Fiber& to) {
 #ifdef CUDA_ON_CPU_THREAD
     __tsan_switch_to_fiber(to.sanitizer, UNORDERED);
 #endif
-#ifdef CUDA_ON_CPU_UCONTEXT
+#if defined(_WIN32)
+    if (!from.top) from.top = IsThreadAFiber() ? GetCurrentFiber() : ConvertThreadToFiber(nullptr);
+    SwitchToFiber(to.top);
+#elif defined(CUDA_ON_CPU_UCONTEXT)
     swapcontext(&from.context, &to.context);
 #else
     switch_stack(&from.top, to.top);
@@ -131,6 +142,17 @@ static void fiber_main() {
     run_threads();
 }
 
+#ifdef _WIN32
+static void WINAPI windows_fiber(void*) { fiber_main(); }
+
+static Fiber* new_fiber() {
+    auto* fiber = new Fiber;
+    fiber->top = CreateFiberEx(0, STACK, 0, windows_fiber, nullptr);
+    if (!fiber->top) { perror("cuda_on_cpu: no memory for a thread's stack"); abort(); }
+    fibers.push_back(fiber);
+    return fiber;
+}
+#else
 static Fiber* new_fiber() {
     auto* fiber = new Fiber;
     fiber->size = STACK;  // pages are taken when they are touched; the lowest is a guard
@@ -156,9 +178,15 @@ static Fiber* new_fiber() {
     return fiber;
 }
 
+#endif
+
 static void delete_fibers() {
     for (Fiber* fiber : fibers) {
+#ifdef _WIN32
+        DeleteFiber(fiber->top);
+#else
         munmap(fiber->stack, fiber->size);
+#endif
         delete fiber;
     }
     fibers.clear();
@@ -362,10 +390,19 @@ static void start_one() {
     resume(fiber);
 }
 
+#if defined(_WIN32)  // the linker sorts what stands behind the $
+alignas(4096) static unsigned char __start_cuda_shared[1]
+    __attribute__((section(".cudash$a"), used));
+static unsigned char __stop_cuda_shared[1] __attribute__((section(".cudash$z"), used));
+#elif defined(__APPLE__)
+extern unsigned char __start_cuda_shared[] __asm__("section$start$__DATA$cuda_shared");
+extern unsigned char __stop_cuda_shared[] __asm__("section$end$__DATA$cuda_shared");
+#else
 extern "C" unsigned char __start_cuda_shared[], __stop_cuda_shared[];
+#endif
 // So that the section is there, and ends with a page, in kernels without shared memory, too.
 alignas(4096) static volatile unsigned char last_page[4096]
-    __attribute__((section("cuda_shared"), used));
+    __attribute__((section(CUDA_SHARED_SECTION), used));
 
 unsigned char* dynamic_shared;  // an allocation of its own, so that the byte behind it is out of bounds
 static size_t dynamic_bytes;
@@ -420,7 +457,7 @@ static std::string run_block() {
 using namespace cuda_on_cpu;
 
 // Run kernel `name` over the grid. 0: done; 1: it went wrong, as `message` says.
-extern "C" __attribute__((visibility("default"))) int cuda_on_cpu_launch(
+extern "C" EXPORTED int cuda_on_cpu_launch(
     const char* name, void** args, const unsigned sizes[7], uint64_t seed, char message[4096]) {
     for (kernel = kernels; kernel->name && std::string(name) != kernel->name;) ++kernel;
     if (!kernel->name) return snprintf(message, 4096, "no such kernel"), 1;

@@ -268,10 +268,17 @@ using std::isnan;
 
 // __shared__: one static for the block that runs now, in a section that is refilled before each
 // block. Under ThreadSanitizer each array has pages of its own, so that they can be made new.
-#ifdef CUDA_ON_CPU_THREAD
-#define __shared__ static __attribute__((section("cuda_shared"), aligned(4096)))
+#if defined(__APPLE__)
+#define CUDA_SHARED_SECTION "__DATA,cuda_shared"
+#elif defined(_WIN32)
+#define CUDA_SHARED_SECTION ".cudash$m"
 #else
-#define __shared__ static __attribute__((section("cuda_shared")))
+#define CUDA_SHARED_SECTION "cuda_shared"
+#endif
+#ifdef CUDA_ON_CPU_THREAD
+#define __shared__ static __attribute__((section(CUDA_SHARED_SECTION), aligned(4096)))
+#else
+#define __shared__ static __attribute__((section(CUDA_SHARED_SECTION)))
 #endif
 #define __global__
 #define __device__

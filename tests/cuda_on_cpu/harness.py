@@ -38,12 +38,12 @@ _alive = {}
 @functools.cache
 def reason_not_to_run(sanitize=None):
     """Why nothing can be run here (one line), or None where it can."""
-    if sys.platform != "linux":
-        return "the CUDA-on-CPU harness needs Linux (the section of shared memory is ELF's)"
-    if compiler() is None:
-        return "no C++ compiler (set CXX, or install g++ or clang++)"
+    if not compiler():
+        return "no C++ compiler: install g++ or clang++, or run `python -m pip install ziglang`"
     if sanitize is None:
         return None
+    if sys.platform != "linux":
+        return "the sanitizers are set up for Linux"
     if "clang" in compiler_version():
         return "the sanitizers are set up for g++ (clang's does not look into named sections)"
     program, reason = try_sanitizer(sanitize)
@@ -51,7 +51,7 @@ def reason_not_to_run(sanitize=None):
         empty = Program(program)
         reason = empty.report() if empty.process.wait() else None
         empty.close()
-    return f"no {sanitize} sanitizer with {compiler()}: {reason}" if reason else None
+    return f"no {sanitize} sanitizer with {compiler()[0]}: {reason}" if reason else None
 
 
 class CudaOnCpu:

@@ -20,7 +20,7 @@ import numpy as np
 
 from weakunet.bench import counts, timing
 from weakunet.bench.check import print_installation
-from weakunet.bench.runs import pytorch, runs
+from weakunet.bench.runs import network_run, pytorch, runs
 from weakunet.bench.timing import ENDS
 from weakunet.gpu import backend
 from weakunet.util.cli import progress
@@ -53,7 +53,7 @@ def measure(rounds, only=""):
         for end in ("", "_tf32"):
             if limits and row[f"ours{end}_s"]:
                 row[f"share{end}"] = row[f"floor{end}_s"] / row[f"ours{end}_s"]
-        found.append(row if alone else row | peak_memory(sides))
+        found.append(row if alone else row | peak_memory(subject, what, sides))
         cupy.get_default_memory_pool().free_all_blocks()
         if pytorch:
             pytorch.torch.cuda.empty_cache()
@@ -80,20 +80,21 @@ def device_seconds(run, hold=False):
     return cupy.cuda.get_elapsed_time(start, stop) / 1000
 
 
-def peak_memory(sides):
+def peak_memory(step, what, sides):
     """Columns of MB that each precision allocates beyond what lives between its runs.
 
-    Ours run once on a pool of their own: of the shared pool, large pieces in which something small
-    still lives would count as a whole. PyTorch's compiled runs hold memory between the calls and
-    are left out.
+    Ours run on a pool of their own: of the shared pool, large pieces in which something small still
+    lives would count as a whole. CUDA graphs, ours and of PyTorch's compiled runs, hold their
+    memory between the calls and are left out.
     """
     import cupy
 
     row = {}
     for mode, end in ENDS.items():
-        pool = cupy.cuda.MemoryPool()
+        run, pool = network_run(step, what, "cuda", np.float32, mode, False), cupy.cuda.MemoryPool()
+        run()
         with cupy.cuda.using_allocator(pool.malloc):
-            sides[f"ours {mode}"]()
+            run()
         row[f"ours{end}_mb"] = pool.total_bytes() / 2**20
         ways = [side for side in sides if side.startswith(f"torch {mode}")]
         peaks = [pytorch.peak_mb(sides[side]) for side in ways if "compiled" not in side]

@@ -17,6 +17,7 @@ from weakunet.layers.conv import cpu, folded, gpu
 from weakunet.layers.loss import mse_backward
 from weakunet.layers.optim import Adadelta
 from weakunet.model import WeakUNet
+from weakunet.training.loop import SMALL
 from weakunet.training.settings import Settings
 from weakunet.util.cli import one_line
 
@@ -83,21 +84,26 @@ def _on_host(results):
 # -- whole networks -------------------------------------------------------------------------------
 
 
-def network_run(step, what, device, dtype=np.float32, precision="fp32"):
-    """A function that runs one prediction, or one training step, with our own layers."""
+def network_run(step, what, device, dtype=np.float32, precision="fp32", graph=True):
+    """A function that runs one prediction, or one training step, with our own layers.
+
+    graph: replay a small step on a GPU as one CUDA graph, as training does.
+    """
     model = model_of(step, dtype).to(device, precision)
     scans, counts = (backend.to_device(a.astype(dtype), device) for a in batch_of(step))
     if what == "predict":
         return lambda: model.predict(scans)
     optimizer = Adadelta(model.params, Settings.lr, Settings.rho, Settings.eps)
 
-    def train():
+    def train(scans, counts):
         predicted = model.forward(scans)
         model.backward(mse_backward(predicted, counts))
         optimizer.step(model.grads)
         return (predicted, *model.grads.values())
 
-    return train
+    if graph and device == "cuda" and scans.size < SMALL:
+        train = backend.as_graph(train)
+    return lambda: train(scans, counts)
 
 
 def batch_of(step):

@@ -92,6 +92,7 @@ class VoxelwiseRun(Run):
     """
 
     columns = ("epoch", "lr", "train_loss", "val_loss", "val_r", "train_worst", "seconds")
+    one_graph = False  # its labels come from the host
 
     def __init__(self, model, settings, out):
         # gaussian_head: the loop leaves the last layer alone; `prepare` starts it

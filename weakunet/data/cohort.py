@@ -1,10 +1,10 @@
 """The cohort table: which scans there are, their counts, and who trains, validates and tests.
 
-CSV, one row a scan: `subject,image,count[,roi][,split][,centres][,slice_z_mm]`, paths relative to
-the table. Other columns are ignored. `centres` names a CSV of lesion centres, `x_mm,y_mm,z_mm` in
-world RAS+ millimetres, which training never looks at. `slice_z_mm` is for counts that were made in
-ONE axial slice, as the paper's (at the anterior commissure): the slice's world z. The paper splits
-1642 scans into 1289 / 323 / 30; without a `split` column ours are about 70 / 15 / 15 %.
+One row per scan: `subject,image[,count][,roi][,split][,centres][,slice_z_mm]`. Paths are relative
+to the table, other columns are ignored. `centres` names a table of lesion centres, `x_mm,y_mm,z_mm`
+in world RAS+ millimetres; training never reads it. `slice_z_mm` is the world z of the ONE axial
+slice in which lesions were counted, as in the paper (at the anterior commissure). The paper splits
+1642 scans into 1289 / 323 / 30; without a `split` column, the split is about 70 / 15 / 15 %.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ REQUIRED = ("subject", "image")
 OPTIONAL = ("count", "roi", "split", "centres", "slice_z_mm")
 SPLITS = ("train", "val", "test")
 SHARES = (0.70, 0.15, 0.15)
-MAX_NAME = 100  # letters of a subject: file systems take 255 bytes with all that is added
-FORBIDDEN = set('/\\<>:"|?*')  # a subject names files, on every system
+MAX_NAME = 100  # letters of a subject: a file name has at most 255 bytes, endings included
+FORBIDDEN = set('/\\<>:"|?*')  # on some system, in the name of a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,9 @@ class LoadedScan:
 
 
 def read_cohort(path):
-    """Read and check the table; whether the files it names exist shows when they are read.
+    """Read and check the table, but not the files that it names.
 
-    A blank count, roi, split, centres or slice_z_mm is None. Raises InputError naming the table and
+    What is blank is None. Raises InputError naming the table and
     the line.
     """
     path = Path(path)
@@ -73,7 +73,7 @@ def read_cohort(path):
             )
         scans.append(scan)
     if not scans:
-        raise InputError(f"{path}: no scans, only a header; add a row a scan")
+        raise InputError(f"{path}: no scans, only a header; add one row per scan")
     for column in ("split", "slice_z_mm"):
         without = [scan.subject for scan in scans if getattr(scan, column) is None]
         if 0 < len(without) < len(scans):
@@ -110,8 +110,8 @@ def _parse_row(where, row, folder):
     z_mm = None if is_blank(row["slice_z_mm"]) else parse_number(row["slice_z_mm"])
     if z_mm is not None and math.isnan(z_mm):
         raise InputError(
-            f"{where}: slice_z_mm {one_line(row['slice_z_mm'])!r} is no number; give the slice's "
-            "world z in mm, or leave it empty where lesions were counted in the whole scan"
+            f"{where}: slice_z_mm {one_line(row['slice_z_mm'])!r} is not a number; give the "
+            "slice's world z in mm, or leave it empty where the whole scan was counted"
         )
     return Scan(
         subject, count=count, split=None if is_blank(split) else split, slice_z_mm=z_mm, **paths
@@ -184,6 +184,6 @@ def read_centres(path):
     for line, row in read_table(path, columns):
         point = [parse_number(row[name]) for name in columns]
         if np.isnan(point).any():
-            raise InputError(f"{path}: line {line}: a coordinate is no number; correct the line")
+            raise InputError(f"{path}: line {line}: a coordinate is not a number; correct the line")
         points.append(point)
     return np.array(points, np.float64).reshape(-1, 3)

@@ -1,7 +1,7 @@
-"""From rows of a cohort table, files or a phantom to scans in memory.
+"""Load scans: from the rows of a cohort table, from files, or from a phantom.
 
-A row that names an ROI is a raw scan, which is prepared here as `weakunet.preprocess` does; a row
-without one is a prepared scan, in [0, 1].
+A row with an ROI is a raw scan, prepared in memory exactly as `weakunet.preprocess` does. A row
+without one is a prepared scan, with intensities in [0, 1].
 """
 
 import sys
@@ -9,11 +9,11 @@ import sys
 import numpy as np
 
 from weakunet.data.cohort import LoadedScan, Scan, read_centres, read_cohort, split_cohort
+from weakunet.data.headers import SUFFIXES
 from weakunet.data.phantom import simulate_cohort
 from weakunet.data.prepare import prepare, without_strays
 from weakunet.data.slices import cut_slab, find_slice
 from weakunet.data.volumes import (
-    SUFFIXES,
     Volume,
     read_mask,
     read_volume,
@@ -28,7 +28,7 @@ RANGE_TOLERANCE = 1e-3
 
 
 def load_scans(settings, splits):
-    """dict split -> list of LoadedScan: the cohort of --data, or a simulated one."""
+    """Load the cohort of --data, or simulate one: dict split -> list of LoadedScan."""
     if settings.data is None:
         wanted = {split: PHANTOM_SCANS[split] for split in splits}
         return simulate_cohort(settings.phantom, wanted, settings.seed, cores(), show=True)
@@ -88,16 +88,16 @@ def read_prepared(scan):
 
 
 def load_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None):
-    """A row of the table as a LoadedScan, prepared in memory if it is raw.
+    """Load a row of the table as a LoadedScan; a raw scan is prepared.
 
-    raw_as_is : leave a raw scan as it was read, for comparing with predictions on its own grid
-    invert, slab_mm, spacing_mm : how a raw scan is prepared, as for `weakunet.preprocess`
+    raw_as_is : leave a raw scan as it is in its file, to compare it with predictions on its grid
+    invert, slab_mm, spacing_mm : how to prepare a raw scan, as for `weakunet.preprocess`
     """
     return read_scan(scan, raw_as_is, invert, slab_mm, spacing_mm)[1]
 
 
 def read_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None):
-    """The scan as it is in its file (a Volume), and as `load_scan` returns it."""
+    """Load a scan twice: as it is in its file (a Volume), and as `load_scan` returns it."""
     if scan.roi is None:
         volume = prepared = read_prepared(scan)
     elif raw_as_is:
@@ -129,7 +129,7 @@ def _require_near(centres_zyx, volume, scan):
 
 
 def scans_from_files(paths, roi, slice_z_mm):
-    """A Scan per image path, named after the file. Raises InputError when two share a name."""
+    """One Scan per image, named after its file. Raises InputError when two share a name."""
     scans = {}
     for path in paths:
         name = path.name

@@ -1,15 +1,15 @@
 """Prepare scans for the network (paper section 2.1): mask, smooth, crop, trim, rescale.
 
-The region of interest (ROI) is dilated and its border smoothed with a Gaussian of sigma 2 voxels;
-the scan is multiplied by it and cropped around it, its highest 1 % trimmed, and rescaled:
+The region of interest (ROI) is dilated and its border smoothed with a Gaussian of sigma 2 voxels.
+The scan is multiplied by this mask, cropped to it, trimmed at its highest 1 % and rescaled:
 
     m = G_sigma * dilate(roi)        s = image . m        S = min(s, q) / q,    S in [0, 1]
 
-[paper] these steps, sigma and the 1 %. [ours] the dilation of 3 voxels (1.5 sigma: the ROI's own
-border keeps 93 % of its intensity), the crop (the dilated ROI's box), m below 1 % set to 0, and q
-as the 99th percentile of s over the dilated ROI. Where fluid or other bright tissue fills more than
-2 % of the dilated ROI, q does not depend on how many lesions there are; with less, the image's gain
-would betray the count.
+[paper] the steps, sigma and the 1 %. [ours] the dilation by 3 voxels (1.5 sigma, so the ROI's own
+border keeps 93 % of its intensity), the crop to the dilated ROI's box, m = 0 where it is below 1 %,
+and q, the 99th percentile of s over the dilated ROI. While fluid or other bright tissue fills more
+than 2 % of the dilated ROI, q does not depend on the number of lesions; with less, the gain of the
+image would reveal the count.
 """
 
 import math
@@ -26,7 +26,7 @@ SIGMA_VOX = 2.0
 TRIM = 0.01
 SMALLEST_WEIGHT = 0.01
 STRAY_VOX = 8  # a part of the ROI as small as this is a mistake
-SAME_SPACING = 1e-3  # of a voxel: less is rounding
+SAME_SPACING = 1e-3  # relative: smaller differences are rounding
 
 
 def without_strays(mask):
@@ -41,7 +41,7 @@ def without_strays(mask):
 
 
 def crop_box(roi, margins_vox=(DILATION_VOX,) * 3):
-    """The box around the ROI and its margins: three slices in the array. No ROI may be empty."""
+    """The ROI's box with margins, cut at the array's ends: three slices. The ROI is not empty."""
     box = ndimage.find_objects((roi > 0).astype(np.uint8))[0]
     return tuple(
         slice(max(0, side.start - margin), min(n, side.stop + margin))
@@ -50,7 +50,7 @@ def crop_box(roi, margins_vox=(DILATION_VOX,) * 3):
 
 
 def crop(volume, box):
-    """The box of a Volume, in its place in the world."""
+    """Cut the box (three slices) out of a Volume; each voxel keeps its place in the world."""
     affine = volume.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [side.start for side in box[::-1]]
     return Volume(volume.array[box], affine)
@@ -74,13 +74,13 @@ def invert_contrast(image, inside):
     return 1 - np.clip(image, 0, high) / high
 
 
-def trim_highest(image, inside, share=TRIM):
-    """Clip `image` from above at the (1 - share) quantile of its voxels inside the mask."""
-    return np.minimum(image, np.quantile(image[inside], 1 - share).astype(image.dtype))
+def trim_highest(image, inside, fraction=TRIM):
+    """Clip `image` from above at the (1 - fraction) quantile of its voxels inside the mask."""
+    return np.minimum(image, np.quantile(image[inside], 1 - fraction).astype(image.dtype))
 
 
 def preparation_steps(image, roi, invert=False):
-    """All steps on cropped arrays: name -> (D, H, W), in order, the last in [0, 1].
+    """All steps on cropped arrays, in order: name -> (D, H, W). The last is in [0, 1].
 
     Negative intensities are first shifted so that the lowest inside the dilated ROI is 0.
     """
@@ -134,9 +134,9 @@ def voxel_size(text):
 
 
 def change_spacing(volume, roi, spacing_mm, path="image"):
-    """Scan and ROI in voxels of `spacing_mm` (z, y, x), as far around the ROI as is needed.
+    """Resample scan and ROI to voxels of `spacing_mm` (z, y, x), near the ROI only.
 
-    Cubic splines for the scan, the nearest neighbour for the ROI; the axes keep their directions.
+    The scan by cubic splines, the ROI by the nearest neighbour; axes keep their directions.
     """
     ratio = np.maximum(1, np.array(spacing_mm) / volume.spacing_mm)
     box = crop_box(roi.array, np.ceil((DILATION_VOX + 3) * ratio).astype(int) + 3)
@@ -150,7 +150,7 @@ def change_spacing(volume, roi, spacing_mm, path="image"):
 
 
 def crop_corner(part, whole):
-    """The voxel (z, y, x) of the Volume `whole` where `part` begins; None if `part` is no crop."""
+    """The voxel (z, y, x) of the Volume `whole` where its crop `part` begins, or None."""
     step = np.linalg.inv(whole.affine) @ part.affine
     corner = np.round(step[2::-1, 3])
     same = np.allclose(step[:3, :3], np.eye(3), atol=1e-5)
@@ -158,10 +158,10 @@ def crop_corner(part, whole):
 
 
 def put_back(array, part, whole, fill):
-    """`array`, on the grid of the Volume `part`, on the whole grid of `whole`; `fill` around it.
+    """Move `array` from the grid of the Volume `part` to that of `whole`, with `fill` around it.
 
-    Voxels of a crop return to where they were. Where the preparation changed the spacing, labels
-    (whole numbers) go to the nearest voxels, all else is interpolated linearly.
+    The voxels of a crop return to where they were. Where the spacing was changed, labels (whole
+    numbers) go by the nearest neighbour and everything else is interpolated linearly.
     """
     corner = crop_corner(part, whole)
     if corner is None and array.dtype.kind in "iu":
@@ -174,7 +174,7 @@ def put_back(array, part, whole, fill):
 
 
 def places_in(points_zyx, part, whole):
-    """Voxel indices (n, 3) in the Volume `part` to those in `whole`, from which it was prepared."""
+    """Voxel indices (n, 3) in `part` as indices in `whole`, the Volume it was prepared from."""
     corner = crop_corner(part, whole)
     if corner is None:
         return world_to_index(whole, index_to_world(part, points_zyx))

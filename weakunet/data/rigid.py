@@ -17,21 +17,22 @@ from nibabel.processing import resample_from_to
 from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
-from weakunet.data.volumes import MAX_VOXELS, Volume, index_to_world, world_to_index
+from weakunet.data.headers import MAX_VOXELS
+from weakunet.data.volumes import Volume, index_to_world, world_to_index
 from weakunet.util.cli import InputError, one_line, write_text
 
 LAST_ROW = (0, 0, 0, 1)
 
 
 def write_matrix(path, matrix, header):
-    """Write a matrix (4, 4) as text, every digit of it, below the lines of `header` (with #)."""
+    """Write a matrix (4, 4) as text with all its digits, below the comment `header`."""
     text = io.StringIO()
     np.savetxt(text, matrix, fmt="%24.17g", header=header)
     write_text(path, text.getvalue())
 
 
 def read_matrix(path):
-    """Read a matrix (4, 4) from text; InputError unless it is one and can be inverted."""
+    """Read a matrix (4, 4) from text; InputError unless it is one that can be inverted."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an empty file, which is refused below
@@ -50,7 +51,7 @@ def read_matrix(path):
 
 
 def move_points(matrix, points_mm):
-    """World points (n, 3) through a matrix (4, 4); n may be 0."""
+    """Move world points (n, 3) by a matrix (4, 4); n may be 0."""
     points_mm = np.asarray(points_mm, np.float64).reshape(-1, 3)
     return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
 
@@ -78,9 +79,9 @@ def resample(volume, like, order, matrix=None, fill=0):
 
 
 def resample_labels(labels, like, matrix=None):
-    """As `resample`, for a Volume of whole numbers: nearest neighbour.
+    """As `resample`, for labels (whole numbers): nearest neighbour.
 
-    A label too small for the voxels of `like` keeps the one at its centre.
+    A label too small for the voxels of `like` keeps the voxel at its centre.
     """
     array = resample(labels, like, 0, matrix)
     missing = np.setdiff1d(labels.array, array)
@@ -98,7 +99,7 @@ def resample_labels(labels, like, matrix=None):
 
 
 def resample_image(volume, like, order):
-    """As `resample`, for intensities: larger voxels average, and splines do not overshoot."""
+    """As `resample`, for intensities: larger voxels hold means, and splines do not overshoot."""
     ratio = np.array(like.spacing_mm) / volume.spacing_mm
     blur = 0.5 * np.sqrt(np.maximum(ratio**2 - 1, 0))  # a Gaussian as wide as the voxels differ
     smoothed = Volume(ndimage.gaussian_filter(volume.array, blur), volume.affine)
@@ -107,10 +108,10 @@ def resample_image(volume, like, order):
 
 
 def box_grid(volume, spacing_mm):
-    """An empty grid along the world's axes that fills the box of `volume`, edge to edge.
+    """An empty grid along the world's axes that fills the box of `volume` from edge to edge.
 
-    `spacing_mm` is (x, y, z). The last voxels may reach past the box by half a voxel. The array is
-    a constant that takes no memory. Raises InputError when a spacing is no length that fits.
+    `spacing_mm` is (x, y, z). The last voxels may reach half a voxel beyond the box. The array is a
+    constant that takes no memory. Raises InputError when a spacing does not fit.
     """
     spacing_mm = np.asarray(spacing_mm, np.float64)
     corners = np.indices((2, 2, 2)).reshape(3, -1).T * np.array(volume.array.shape) - 0.5
@@ -142,7 +143,7 @@ def spacing_grid(volume, spacing_mm, path):
 
 
 def plane(volume, axis, index):
-    """An empty grid, one voxel thick: the slice `index` across `axis` (0, 1, 2 for z, y, x)."""
+    """An empty grid, one voxel thick: slice `index` along `axis` (0, 1, 2 for z, y, x)."""
     shape = list(volume.array.shape)
     shape[axis] = 1
     affine = volume.affine.copy()

@@ -1,11 +1,11 @@
-"""Counts of ONE axial slice: where it lies, and what of a scan is in it.
+"""Counts in ONE axial slice: where the slice lies, and what of a scan is in it.
 
-The paper counts the lesions of the slice that shows the anterior commissure and evaluates there.
-The network still sees the volume; its heatmap is cut to the slice before it is thresholded, so that
-components are the slice's own (8-connected), and only the lesions marked in the slice are sought.
-The slice is given by its world z, in mm, so it stays where it is however the scan is stored.
+The paper counts and evaluates lesions in the slice that shows the anterior commissure. The network
+still sees the volume. Its heatmap is cut to the slice before it is thresholded, so components are
+those of the slice (8-connected), and only lesions marked in the slice are looked for. The slice is
+given by its world z in mm, which does not depend on how the scan is stored.
 
-Ours: a network may be trained and used on a thin slab around the slice instead of the whole volume.
+[ours] A network may be trained and used on a thin slab around the slice.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ HALF_VOXEL = 0.5 + 1e-6  # centres come through an affine
 
 
 def find_slice(volume, z_mm, path="image"):
-    """Index along z of the slice of `volume` nearest to world height `z_mm`; None for None.
+    """The index along z of the slice of `volume` nearest to world height `z_mm`; None for None.
 
-    In an oblique scan it is the slice at that height in the middle of the image; half way between
-    two, the upper one. Raises InputError naming `path` when the height lies outside.
+    In an oblique scan, the height in the middle of the image counts. Halfway between two slices,
+    the upper one is taken. Raises InputError naming `path` when the height lies outside.
     """
     if z_mm is None:
         return None
@@ -44,7 +44,7 @@ def find_slice(volume, z_mm, path="image"):
 
 
 def cut_volume(volume, first, stop):
-    """The slices `first`..`stop` - 1 of a Volume, in their place in the world."""
+    """Cut the slices `first`..`stop` - 1 out of a Volume; they keep their place in the world."""
     affine = volume.affine.copy()
     affine[:3, 3] += first * affine[:3, 2]
     return Volume(volume.array[first:stop], affine)
@@ -59,10 +59,9 @@ def half_thickness(text):
 
 
 def cut_slab(volume, k, slab_mm):
-    """The Volume's slices at most `slab_mm` from slice k, fewer at its ends, and the first's index.
+    """Cut the slices at most `slab_mm` from slice k; return them and the index of the first.
 
-    A global pooling adds up what is anywhere in the volume; in a slab that is little more than what
-    was counted.
+    Global pooling sums over the whole volume; a slab holds little more than what was counted.
     """
     reach = math.floor(slab_mm / volume.spacing_mm[0] + 1e-6)
     first = max(0, k - reach)
@@ -84,10 +83,10 @@ def front_padding(array, period, slice_index=None):
 
 
 def in_slice(scan, *maps):
-    """[scan, *maps] cut to the slice that was counted; without one they come back as they are.
+    """Cut [scan, *maps] to the slice that was counted; unchanged where there is none.
 
-    Parameters: scan, a LoadedScan; maps (D, H, W) of its size. What comes back is (1, H, W), and of
-    the scan's lesions those within half a voxel of the slice.
+    Parameters: scan, a LoadedScan; maps (D, H, W) of its size. They become (1, H, W), with the
+    lesions within half a voxel of the slice.
     """
     k = scan.slice_index
     if k is None:

@@ -40,22 +40,22 @@ def parse_number(text):
 def parse_count(text):
     """The count in a cell (3, 3.0 or 3,0); None where it is unknown.
 
-    Raises ValueError for anything else. 1.000 may be 1 or 1000: it is refused, not guessed.
+    Raises ValueError for anything else, and for 1.000, which may be 1 or 1000.
     """
     if is_blank(text):
         return None
     match = re.fullmatch(r"([0-9]{1,7})(?:[.,](0*))?", text)
     if not match or match[2] == "000" or int(match[1]) > MAX_COUNT:
-        raise ValueError(f"count {one_line(text, 40)!r} is no whole number of at least 0")
+        raise ValueError(f"count {one_line(text, 40)!r} is not a whole number of at least 0")
     return int(match[1])
 
 
 def read_table(path, columns, optional=()):
     """Yield (line number, {column: text}) per row; spaces are stripped, blank lines skipped.
 
-    The text of an `optional` column is "" where the table has no such column, as is that of a cell
-    missing at the end of a row. Raises InputError naming the table (and the line) when it cannot be
-    read, lacks one of `columns`, or has a row with more cells than the header.
+    The text is "" where the table lacks an `optional` column, or a row its last cells. Raises
+    InputError naming the table (and the line) when it cannot be read, lacks one of `columns`, or
+    has a row with more cells than the header.
     """
     path = Path(path)
     text = _decode(path)
@@ -111,7 +111,7 @@ def _decode(path):
 
 
 def _header(text, delimiter):
-    """The first row, read leniently: with the wrong delimiter, its quotes look wrong."""
+    """The first row, read leniently: the wrong delimiter makes quotes look wrong."""
     with contextlib.suppress(csv.Error):
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
             if _is_row(row):

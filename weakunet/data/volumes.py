@@ -1,51 +1,44 @@
 """Image files in and out: the only place where the file's (i, j, k) becomes the array's (z, y, x).
 
-A file may store its axes in any of 48 ways (6 orders, 8 directions) and either endianness. Reading
-flips and permutes them, without interpolating, to the closest RAS+ order (x grows to the right, y
-to the front, z upwards) and returns them as `(D, H, W)` = `(z, y, x)`. With the affine A
+A file may store its axes in any of 48 ways (6 orders, 8 directions). Reading flips and permutes
+them, without interpolation, to the closest RAS+ order (x grows to the right, y to the front, z
+upwards) and returns `(D, H, W)` = `(z, y, x)`. With the affine A
 
     (x, y, z, 1)_mm = A (x, y, z, 1)_voxel
 
-each voxel keeps its place in the world (NIfTI's RAS+ millimetres). Writing undoes the flips: a
-result lands on the file's own grid, in its own orientation, on its own affine.
+each voxel keeps its place in the world (NIfTI's RAS+ millimetres). Writing undoes the flips, so a
+result has the grid, the orientation and the affine of the file it was made from.
 """
 
 import dataclasses
 import gzip
 import io
-import logging
-import math
-import os
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from nibabel import Nifti1Header, Nifti2Header
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.freesurfer.mghformat import MGHHeader
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-from nibabel.spatialimages import HeaderDataError
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
+from weakunet.data.headers import (
+    check_limits,
+    checked_affine,
+    end_of_voxels,
+    open_image,
+    read_header,
+)
 from weakunet.util.cli import InputError, atomic_path, one_line
 
-SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
-COMPRESSED = (".nii.gz", ".mgz")
-MAX_VOXELS = 2**29  # 2 GiB in float32; more is taken for a damaged header
 MEMORY_PER_VOXEL = 24  # bytes that reading takes at most (of doubles; 8 of float32)
-MAX_DEFLATE = 1040  # deflate never shrinks by more than 1032:1
-MAX_HEADER = 2**24  # bytes before the voxels, extensions and all
-MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's codes for metre, mm and micron
 MAX_TRAILER = 2**20  # bytes that may follow the voxels (an .mgz keeps its history there)
 SPACING_TOLERANCE = 0.05
-GRID_TOLERANCE = 0.05  # how far, in voxels, the corners of one and the same grid may lie apart
-
-# nibabel's remarks on odd headers would stand between our own one-line messages
-logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+GRID_TOLERANCE = 0.05  # voxels: how far apart the corners of the same grid may lie
+RAS = np.array([[0, 1], [1, 1], [2, 1]])  # nibabel's orientation of an array in RAS+ order
 
 
 @dataclasses.dataclass
 class FileGrid:
-    """How a file stores its voxels: what writing a result beside it needs."""
+    """How a file stores its voxels, for writing a result on the same grid."""
 
     shape: tuple  # (i, j, k) as stored; a 2-D image or a trailing axis of length 1 is kept
     affine: np.ndarray  # (4, 4), (i, j, k) -> mm
@@ -87,11 +80,11 @@ def read_volume(path, nan_ok=False):
 
 
 def read_labels(path):
-    """As `read_volume`, but integers stay what they are: float32 merges numbers above 2^24."""
+    """As `read_volume`, but integers stay integers: float32 merges numbers above 2^24."""
     volume = _read(Path(path), None)
     if volume.array.dtype.kind == "f":
         if (volume.array % 1 != 0).any():  # NaN as well
-            raise InputError(f"{path}: voxels that are no whole numbers; give the label image")
+            raise InputError(f"{path}: voxels that are not whole numbers; give the label image")
         volume.array = volume.array.astype(np.int64)
     return volume
 
@@ -102,12 +95,12 @@ def read_mask(path):
 
 
 def mask_of(volume, path):
-    """The mask that the file's `volume` holds; InputError where splines have been through it."""
+    """The mask in the Volume of a file; InputError if splines have interpolated it."""
     negative = volume.array[volume.array < 0]
     if (negative % 1 != 0).any():
         low, high = np.nanmin(negative), np.nanmax(volume.array)
         raise InputError(
-            f"{path}: no mask, its values are {low:.3g} to {high:.3g}, as splines leave them; "
+            f"{path}: not a mask: values {low:.3g} to {high:.3g}, as splines leave them; "
             "resample it with the nearest neighbour, or keep what is at least 0.5"
         )
     return Volume(volume.array > 0, volume.affine, volume.native)
@@ -116,8 +109,8 @@ def mask_of(volume, path):
 def _read(path, dtype):
     """The file as a Volume of `dtype`; None: integers as stored, or doubles where scaled."""
     header = read_header(path)
-    _check_limits(path, header)
-    affine = _checked_affine(path, header)
+    check_limits(path, header)
+    affine = checked_affine(path, header)
     try:
         stored = _read_voxels(path, header, dtype)
     except Exception as error:  # zlib, struct, EOF, OS, memory: nibabel lets them all through
@@ -133,119 +126,13 @@ def _read(path, dtype):
     )
 
 
-def _open(path):
-    return gzip.open(path) if path.name.lower().endswith(COMPRESSED) else open(path, "rb")
-
-
-def read_header(path):
-    """The header alone, from the file's first bytes, in mm: what it declares is still unchecked."""
-    path = Path(path)
-    if not path.name.lower().endswith(SUFFIXES):
-        raise InputError(f"{path}: not one of {', '.join(SUFFIXES)}; convert it, as with dcm2niix")
-    if not os.path.isfile(path):  # also where the name is too long for a file
-        raise InputError(f"{path}: no such file; check the path")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty; copy or download it again")
-    mgh = path.name.lower().endswith((".mgz", ".mgh"))
-    try:
-        with _open(path) as file:
-            start = file.read(Nifti2Header.sizeof_hdr)
-        kinds = [MGHHeader] if mgh else [Nifti1Header, Nifti2Header]
-        kind = next((kind for kind in kinds if mgh or kind.may_contain_header(start)), None)
-        if kind is None:
-            raise ValueError("no NIfTI header")
-        with np.errstate(all="ignore"):  # odd numbers are looked for below
-            header = kind(start[: kind.template_dtype.itemsize])
-            header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
-            if not mgh:
-                _standardise(header)
-            header.get_best_affine()
-    except PermissionError:
-        raise InputError(f"{path}: may not be read; change its permissions") from None
-    except Exception as error:
-        raise InputError(
-            f"{path}: not a readable image ({one_line(error)}); copy or convert it again"
-        ) from None
-    return header
-
-
-def _standardise(header):
-    """Lengths in mm, and the quaternion of the qform as the NIfTI library takes it."""
-    in_mm = MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
-    if in_mm != 1:
-        for name in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
-            header[name] = header[name] * in_mm
-        header["pixdim"][1:4] *= in_mm
-        header.set_xyzt_units("mm")
-    quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], np.float64)
-    length = np.linalg.norm(quaternion)
-    if length > 1:  # rounded by another program; nibabel refuses it
-        for axis, value in zip("bcd", quaternion / length, strict=True):
-            header[f"quatern_{axis}"] = value
-
-
-def _check_limits(path, header):
-    """Refuse what is no grey 3-D image, too large, or more than the file's size can hold."""
-    shape, dtype, size = header.get_data_shape(), header.get_data_dtype(), path.stat().st_size
-    if not 2 <= len(shape) <= 3 and not (len(shape) > 3 and set(shape[3:]) == {1}):
-        raise InputError(f"{path}: {len(shape)}-D image {shape}, not 3-D; extract one volume of it")
-    voxels = math.prod(int(n) for n in shape)
-    if min(shape) < 1 or voxels > MAX_VOXELS:
-        raise InputError(f"{path}: {shape} voxels; the header is damaged, or crop the image")
-    if dtype.kind not in "iufb" or dtype.itemsize > 8:
-        raise InputError(f"{path}: voxels are {dtype}, not grey values; convert it to a grey image")
-    compressed = path.name.lower().endswith(COMPRESSED)
-    if header.get_data_offset() > MAX_HEADER:
-        raise InputError(
-            f"{path}: {header.get_data_offset()} bytes before the voxels, at most {MAX_HEADER} are "
-            "read; remove the header's extensions, or copy the file again if it is damaged"
-        )
-    try:
-        header.get_slope_inter()
-    except HeaderDataError:
-        slope, intercept = header["scl_slope"], header["scl_inter"]
-        raise InputError(
-            f"{path}: the header's scl_slope is {slope:g} and scl_inter {intercept:g}; "
-            "set both (1 and 0: as stored) or convert it again"
-        ) from None
-    if _end_of_voxels(header) > size * (MAX_DEFLATE if compressed else 1):
-        raise InputError(
-            f"{path}: truncated ({size} bytes for {shape} voxels); copy or download it again"
-        )
-
-
-def _end_of_voxels(header):
-    """The byte after the last voxel, uncompressed, as the header has it."""
-    voxels = math.prod(int(n) for n in header.get_data_shape())
-    return int(header.get_data_offset()) + voxels * header.get_data_dtype().itemsize
-
-
 def _read_voxels(path, header, dtype):
     """The voxels as stored, (i, j, k); a gzip file is read to its end, for its checksum."""
-    with _open(path) as file:
-        content = file.read(_end_of_voxels(header) + MAX_TRAILER)
+    with open_image(path) as file:
+        content = file.read(end_of_voxels(header) + MAX_TRAILER)
     with np.errstate(all="ignore"):  # an overflow becomes inf, which the caller refuses
         stored = np.asarray(ArrayProxy(io.BytesIO(content), header), dtype)
     return stored.reshape((*stored.shape, 1)[:3])
-
-
-def _checked_affine(path, header):
-    """The image's affine, if it places the voxels in the world."""
-    remedy = "set its qform or sform, or convert it again from the scanner's files"
-    if isinstance(header, Nifti1Header):  # NIfTI-2 as well
-        if not (header["sform_code"] > 0 or header["qform_code"] > 0):
-            raise InputError(
-                f"{path}: no qform and no sform, so its place in the world is unknown; {remedy}"
-            )
-    with np.errstate(all="ignore"):
-        affine = np.asarray(header.get_best_affine(), np.float64)
-    usable = np.isfinite(affine).all() and abs(affine).max() < 1e6
-    if usable:
-        sizes = np.linalg.norm(affine[:3, :3], axis=0)
-        usable = sizes.min() > 1e-6 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3
-    if not usable:
-        raise InputError(f"{path}: unusable affine {affine[:3].tolist()}; {remedy}")
-    return affine
 
 
 def write_volume(path, array, like):
@@ -258,12 +145,10 @@ def write_volume(path, array, like):
         raise ValueError(f"array {array.shape} is not on the grid {like.array.shape}")
     stored = array.astype(np.int32 if array.dtype.kind in "iub" else np.float32).transpose(2, 1, 0)
     affine = like.affine
-    if like.native is not None:
+    if like.native is not None:  # back to the file's own order of axes and directions
         affine = like.native.affine
-        steps = like.native.orientation
-        axes = steps[:, 0].astype(int)
-        flipped = tuple(axis for axis, step in zip(axes, steps[:, 1], strict=True) if step < 0)
-        stored = np.flip(stored, flipped).transpose(axes).reshape(like.native.shape)
+        stored = apply_orientation(stored, ornt_transform(RAS, like.native.orientation))
+        stored = stored.reshape(like.native.shape)
     image = nibabel.Nifti1Image(stored, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, 1)

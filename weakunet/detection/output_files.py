@@ -71,8 +71,8 @@ def is_bids(out):
     return (out / DESCRIPTION).is_file()
 
 
-def start_bids(out, subjects):
-    """Make `out` a BIDS derivatives dataset; InputError where two subjects get the same name."""
+def require_bids_names(subjects):
+    """Raise InputError where two subjects would get the same BIDS name."""
     first = {}
     for subject in subjects:
         name = "_".join(bids_entities(subject))
@@ -81,6 +81,10 @@ def start_bids(out, subjects):
                 f"subjects {first[name.casefold()]!r} and {subject!r} are both {name} in BIDS; "
                 "rename one, or leave out --bids"
             )
+
+
+def describe_bids(out):
+    """Make `out` a BIDS derivatives dataset."""
     for kind, meaning in MEANING.items():
         write_json(out / f"desc-lesions_{kind}.json", {"Description": meaning})
     write_text(out / ".bidsignore", "\n".join(IGNORED) + "\n")

@@ -163,21 +163,20 @@ def launch(file, kernel, threads, args):
 
 
 def captured(run):
-    """A function that replays, as one CUDA graph, what `run()` queues on the GPU; it returns the
-    arrays that `run()` returned.
+    """What `run()` returned, and a function that does the same again on the GPU, as one CUDA graph.
 
-    `run()` is called twice: once to compile its kernels and to fill a memory pool, and once to be
-    captured, when nothing is computed. A graph knows addresses and numbers, not names: a replay
-    reads and writes the same arrays and uses the same numbers (a learning rate), so whatever `run`
-    allocates comes from a pool that gives it to nobody else while the function lives. `run` must
-    not look at a result.
+    `run()` is called twice: once to be computed, which compiles its kernels and fills a memory
+    pool, and once to be captured, when nothing is computed. A graph knows addresses and numbers,
+    not names: a replay reads and writes the same arrays and uses the same numbers (a learning
+    rate), so whatever `run` allocates comes from a pool that gives it to nobody else while the
+    function lives. `run` must not look at a result. A replay returns its arrays.
     """
     import cupy
 
     pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.get_current_stream().synchronize()  # what `run` reads is there
     with stream, cupy.cuda.using_allocator(pool.malloc):
-        run()
+        first = run()
         stream.synchronize()
         stream.begin_capture()
         results = run()
@@ -188,7 +187,30 @@ def captured(run):
         return results
 
     replay.keeps = run, pool  # the arrays and the memory that the graph knows only by address
-    return replay
+    return first, replay
+
+
+def as_graph(step):
+    """`step(*arrays)`, from the second call on replayed as one CUDA graph (see captured).
+
+    Each call copies its arrays to where the graph reads them. Arrays of another shape than the
+    first call's, as of an epoch's last batch, are computed without it.
+    """
+    inputs, replay = [], None
+
+    def call(*arrays):
+        nonlocal replay
+        if replay is None:
+            inputs[:] = [array.copy() for array in arrays]
+            results, replay = captured(lambda: step(*inputs))
+            return results
+        if len(arrays[0]) != len(inputs[0]):
+            return step(*arrays)
+        for own, array in zip(inputs, arrays, strict=True):
+            own[...] = array
+        return replay()
+
+    return call
 
 
 def launch_sizes(threads):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weakunet.data.volumes import MAX_VOXELS
+from weakunet.data.headers import MAX_VOXELS
 from weakunet.gpu.backend import to_host
 from weakunet.model import WeakUNet
 from weakunet.util.cli import InputError, atomic_path, one_line

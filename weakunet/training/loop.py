@@ -8,11 +8,12 @@ interrupted from its last batch, with the same bits as if it had not stopped.
 On a GPU the host only queues work, all on one stream, and waits for results when an epoch ends:
 nothing in a step is read back, and what a step needs is on the GPU when the epoch begins (volumes
 that do not fit there are sent without waiting). So the host is ahead with the next batch while the
-GPU computes; a second thread or stream would gain nothing. Picking a scan of the paper's size and
-moving it at random should take an H200 13 us (6 by the bytes), beside 10 ms a step.
+GPU computes; a second thread or stream would gain nothing. For small batches even queueing takes
+longer than computing: there a step's kernels are started together, as one CUDA graph.
 """
 
 import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -30,6 +31,7 @@ from weakunet.util.cli import InputError, one_line, progress, write_csv
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "train_worst", "seconds")
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
 START_ON = 32  # training scans that the last layer's first weights are measured on
+SMALL = 2**19  # voxels: a GPU computes smaller batches faster than the host queues their kernels
 # Weight of the error that a batch's scans have in common (see loss.py). The level of the count is
 # what all weights change, so its error drowns the differences between scans, which say where the
 # lesions are: weighed down, learning starts some epochs earlier.
@@ -50,6 +52,7 @@ class Run:
     """
 
     columns = COLUMNS  # of log.csv
+    one_graph = True  # `learn` only queues work on the GPU, so that a CUDA graph can replay it
 
     def __init__(self, model, settings, out):
         self.model, self.settings, self.out = model, settings, out
@@ -236,17 +239,28 @@ def train_epoch(run, volumes, counts, stop):
     starts = range(done, len(counts), settings.batch)
     if not settings.gaussian_head:
         run.common, run.bound = COMMON, BOUND_SD * float(counts.std())
+    step = functools.partial(train_step, run)
+    if run.one_graph and backend.is_cuda(volumes) and volumes[0].size * settings.batch < SMALL:
+        step = backend.as_graph(step)  # a new one per epoch: it holds the learning rate
     for start in progress(starts, f"epoch {run.epoch + 1}/{settings.epochs}", quiet=True):
         batch = slice(start, start + settings.batch)
         scans = _batch(model, volumes[places[batch]])[:, 0]
-        moved = warp(scans, matrices[batch])[:, None]
-        predicted = run.learn(moved, targets[batch], places[batch], matrices[batch])
-        run.optimizer.step(model.grads)
-        run.predicted[batch] = predicted
+        run.predicted[batch] = step(scans, targets[batch], places[batch], matrices[batch])
         run.batch += 1
         if stop():
             return True
     return False
+
+
+def train_step(run, scans, targets, places, matrices):
+    """Transform a batch of scans (N, D, H, W), learn from it, update the weights (see Run.learn).
+
+    Returns what was predicted for each scan before the update (N,).
+    """
+    moved = warp(scans, matrices)[:, None]  # (N, D, H, W) -> (N, 1, D, H, W)
+    predicted = run.learn(moved, targets, places, matrices)
+    run.optimizer.step(run.model.grads)
+    return predicted
 
 
 def start_last_layer(run, volumes, counts):

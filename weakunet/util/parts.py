@@ -87,7 +87,7 @@ def go_over(scans, work, kept, n_jobs, what, joining=False):
     what : what the progress bar says
     joining : make nothing; a scan without a result has failed
 
-    Failures are printed on stderr.
+    The failures of several scans are printed on stderr.
     """
     results = [kept(scan) for scan in scans]
     todo = [scan for scan, result in zip(scans, results, strict=True) if result is None]
@@ -98,9 +98,10 @@ def go_over(scans, work, kept, n_jobs, what, joining=False):
         new = (InputError(f"{scan.subject} is missing; run its part again") for scan in todo)
     for i, _ in enumerate(progress(scans, what)):
         results[i] = next(new) if results[i] is None else results[i]
-    for result in results:
-        if isinstance(result, InputError):
-            print(f"failed: {result}", file=sys.stderr)
+    if len(results) > 1:
+        for result in results:
+            if isinstance(result, InputError):
+                print(f"failed: {result}", file=sys.stderr)
     return results
 
 
@@ -133,6 +134,8 @@ def run_command(args, settings, work, kept, what, table, write, mixed=False):
     done = [result for result in results if not isinstance(result, InputError)]
     if done:
         write(part_table(args, table), done)
+    if not done and len(results) == 1:
+        raise results[0]
     if len(done) < len(results):
         raise InputError(
             f"{args.out}: {len(results) - len(done)} of {len(results)} scans failed, named above "
