@@ -81,7 +81,7 @@ def variants(study, seeds, out):
 
     def add(series, x, seed, n_train=n, noise=0.0, **changes):
         epochs = 16 * n // n_train
-        settings = Settings(seed=seed, epochs=epochs, **({"block": 4} | changes))
+        settings = Settings(seed=seed, epochs=epochs, **changes)
         made.append(Variant(study, series, x, settings, n_train, noise, out))
 
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):

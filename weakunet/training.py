@@ -221,7 +221,8 @@ def start_last_layer(run, volumes, counts):
     scans = (_batch(run.model, volumes[i]) for i in first)
     slabs = (_slabs(run.model, run.slabs["train"], i) for i in first)
     learned_elsewhere = run.settings.start_from is not None and run.epoch == 0
-    run.model.start(scans, float(counts.mean()), slabs, keep_w=learned_elsewhere)
+    start = run.model.set_level if learned_elsewhere else run.model.start
+    start(scans, float(counts.mean()), slabs)
     run.optimizer.reset()
 
 
