@@ -275,8 +275,9 @@ def start_last_layer(run, volumes, counts):
     first = [slice(i, i + 1) for i in range(min(START_ON, len(counts)))]
     scans = (_batch(run.model, volumes[i]) for i in first)
     slabs = (_slabs(run.model, run.slabs["train"], i) for i in first)
-    keep_w = run.learned_elsewhere and run.epoch == 0
-    run.model.start(scans, float(counts.mean()), slabs, keep_w)
+    again = run.learned_elsewhere and run.epoch == 0  # w is right, its level may not be
+    start = run.model.set_level if again else run.model.start
+    start(scans, float(counts.mean()), slabs)
     run.optimizer.reset()
 
 
