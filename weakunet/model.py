@@ -122,7 +122,7 @@ class WeakUNet:
             # all maps are 0 outside the ROI, as they are outside the array: the network cannot
             # tell one from the other, and zeros around a scan change nothing
             masks = [_coarse(scans > 0, 2**i).astype(scans.dtype) for i in range(len(masks))]
-            h *= masks[0]
+            h = h * masks[0]
             self.inside = masks[0]
         skips = []
         for i, stack in enumerate(self.encoder):
@@ -211,7 +211,7 @@ class WeakUNet:
         Returns the gradient in the scans (N, 1, D, H, W) where `to_image` asks for it, else None.
         """
         df = self.global_pool.backward(self.linear.backward(dcount))
-        self.linear.grads["b"] += np.sum(self._bias_of_more(dcount))
+        self.linear.grads["b"] = self.linear.grads["b"] + np.sum(self._bias_of_more(dcount))
         return self.backward_features(df, to_image, guided)
 
     def backward_features(self, df, to_image=False, guided=False):
