@@ -164,7 +164,7 @@ class WeakUNet:
         up: y = w . x + b size, where size is the region's blocks over their mean in training.
         """
         known = self.settings["region"] and self.global_pool.blocks is not None
-        return b * (self.global_pool.size - 1) if known else 0
+        return b * (self.global_pool.size - 1 if known else 0)
 
     def start(self, batches, count, slabs=None):
         """Set the last layer so that the mean prediction over `batches` is the mean `count`.
@@ -202,7 +202,9 @@ class WeakUNet:
         Returns the gradient with respect to the scans (N, 1, D, H, W) if `to_image`, else None.
         """
         df = self.global_pool.backward(self.linear.backward(dcount))
-        self.linear.grads["b"] += np.sum(self._bias_of_more(dcount))
+        self.linear.grads["b"] = self.linear.grads["b"] + self._bias_of_more(dcount).sum(
+            keepdims=True
+        )
         return self.backward_features(df, to_image, guided)
 
     def backward_features(self, df, to_image=False, guided=False):
