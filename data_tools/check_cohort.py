@@ -1,13 +1,13 @@
-"""Read everything that a cohort table names once, and list what is wrong with it.
+"""Read everything that a cohort table names, once, and list what is wrong with it.
 
     python data_tools/check_cohort.py --data cohort.csv
 
-Checks, of each scan (check_scan.py): that its files can be read and hold finite numbers; image and
-region on one grid; qform against sform; axes at right angles; constant or unprepared intensities;
-an empty region, or one that is no mask; centres outside the image or the region, or twice; their
-number against the count; the slice that was counted. And between scans, against the median: voxel
-size, tilt, volume of the region, intensity; counts that are missing or far too high (999); the
-same voxels under two names, which would leak from training into the test.
+In each scan (check_scan.py): files that cannot be read or hold NaN; image and region on different
+grids; qform against sform; axes not at right angles; constant or unprepared intensities; an empty
+region, or one that is not a mask; centres outside the image or the region, or twice, or not as many
+as the count says; the slice that was counted. Across scans, compared with the median: voxel size,
+tilt, volume of the region, intensity; missing counts, or far too high ones (999); the same voxels
+under two names, or one person in two splits, which would leak from training into the test.
 
 Exit code 0 when nothing is wrong, 1 when something is, 2 when the table itself cannot be read.
 """
@@ -21,24 +21,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 import numpy as np
 from check_scan import Report, check_scan
 
-from weakunet.data.cohort import SPLITS, read_cohort
+from weakunet.data.cohort import SPLITS, person_of, read_cohort
 from weakunet.util.cli import Help, command, progress
 from weakunet.util.processes import cores, map_processes
 
-SPACING_FACTOR, VOLUME_FACTOR, LEVEL_FACTOR = 1.05, 2.0, 10.0  # more or less than the median by
+SPACING_FACTOR, VOLUME_FACTOR, LEVEL_FACTOR = 1.05, 2.0, 10.0  # allowed from the median
 TILT_DEGREES = 15.0
 COUNT_FACTOR = 5.0  # times the 90th percentile of the counts
-FEW = 5  # scans: of fewer, equal counts are no wonder
+FEW = 5  # scans: among fewer, equal counts are no surprise
 
 
 def compare_scans(scans, reports):
-    """Add to the Reports what shows only between scans; return those of the cohort as a whole."""
+    """Add to the Reports what shows only across scans; return the Report of the whole cohort."""
     whole = Report("(all)")
     _compare_numbers(reports, "spacing", "voxels (z, y, x) of {} mm", "spacing_mm", SPACING_FACTOR)
     _compare_numbers(reports, "roi", "region of {} mm3", "region_mm3", VOLUME_FACTOR)
     _compare_numbers(reports, "intensity", "median {} in the region", "level", LEVEL_FACTOR)
     _compare_directions(reports)
     _compare_content(scans, reports)
+    _compare_people(scans, reports)
     _compare_counts(scans, reports, whole)
     splits = {scan.split for scan in scans}
     for split in SPLITS:
@@ -48,7 +49,7 @@ def compare_scans(scans, reports):
 
 
 def _compare_numbers(reports, check, text, name, factor):
-    """Name the scans of which a number (or one of several) is `factor` off the median."""
+    """Name the scans with a number (or one of several) that is `factor` off the median."""
     known = [report for report in reports if getattr(report, name) is not None]
     if not known:
         return
@@ -89,6 +90,15 @@ def _compare_content(scans, reports):
             report.add("duplicate", f"the same voxels as {other.subject!r}{leak}")
 
 
+def _compare_people(scans, reports):
+    first = {}
+    for scan, report in zip(scans, reports, strict=True):
+        other = first.setdefault(person_of(scan), scan)
+        if other.split != scan.split:
+            what = f"the same person as {other.subject!r}, one in {other.split}, one in"
+            report.add("split", f"{what} {scan.split}")
+
+
 def _compare_counts(scans, reports, whole):
     counts = np.array([scan.count for scan in scans if scan.count is not None])
     if not len(counts):
@@ -115,7 +125,7 @@ def _check_or_fail(scan):
 
 
 def print_table(reports):
-    """Print a line a problem, in columns: subject, check, what is wrong."""
+    """Print one line per problem, in columns: subject, check, what is wrong."""
     rows = [(r.subject, check, what) for r in reports for check, what in r.problems]
     rows.insert(0, ("subject", "check", "what is wrong"))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]

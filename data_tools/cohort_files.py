@@ -2,9 +2,9 @@
 
 Shared by make_cohort.py and counts_from_masks.py. Two rules hold wherever subjects are matched:
 
-* A pattern names a subject's file: `scans/{subject}_T2.nii.gz`. `{subject}` stands for the same
-  text wherever it occurs, the shortest that fits; `*` and `?` for any text and any character, but
-  not `/`.
+* A pattern names a subject's file: `scans/{subject}_T2.nii.gz`. `{subject}` stands for the shortest
+  text that fits, the same wherever it occurs; `*` stands for any text and `?` for any character,
+  except `/`.
 * Two names mean one subject when they differ only in case, in BIDS's `sub-`, or in leading zeros
   of a number, which spreadsheets drop: `sub-007`, `007` and `7`.
 
@@ -22,7 +22,7 @@ from weakunet.util.cli import InputError
 
 
 def subject_key(name):
-    """What two spellings of one subject have in common."""
+    """The same text for all spellings of a subject."""
     name = name.strip().casefold().removeprefix("sub-")
     return (name.lstrip("0") or "0") if name.isdecimal() else name
 
@@ -58,9 +58,9 @@ def find_files(pattern):
 
 
 def without_files(found, *others):
-    """Drop from `found` the files that a more particular pattern has found, too.
+    """Drop from `found` the files that a more specific pattern has found as well.
 
-    `{subject}.nii.gz` takes a's region `a_roi.nii.gz` for the scan of a subject `a_roi`.
+    `{subject}.nii.gz` takes the region `a_roi.nii.gz` for the scan of a subject `a_roi`.
     """
     taken = {path for files in others if files for pairs in files.values() for _, path in pairs}
     kept = {key: [pair for pair in pairs if pair[1] not in taken] for key, pairs in found.items()}
@@ -68,7 +68,7 @@ def without_files(found, *others):
 
 
 def prefix_hint(pattern, found, wanted):
-    """A line on how to write the pattern where file names put more before the subject, or None.
+    """Say how to write the pattern if file names have a prefix before the subject; else None.
 
     `{subject}_T2.nii` takes `AMS_0005_T2.nii` for the scan of a subject AMS_0005. Parameters:
     found, as from `find_files(pattern)`; wanted, the subject keys of the other files or tables.
@@ -85,7 +85,7 @@ def prefix_hint(pattern, found, wanted):
 
 @dataclasses.dataclass
 class Entry:
-    """What the spreadsheet says about a subject; `problem` says why it cannot be used, if so."""
+    """What the spreadsheet says about a subject; `problem`: why it cannot be used."""
 
     name: str
     count: int | None = None
@@ -96,8 +96,8 @@ class Entry:
 def read_counts(path, subject_column, count_column, slice_column=None, session=None):
     """Read a spreadsheet's counts: {subject key: Entry}.
 
-    With a `session`, where the table has a column `session_id` (BIDS), only that session's rows.
-    Raises InputError for a file that is no table, lacks a column or has no row.
+    Given a `session` and a column `session_id` (BIDS), only the rows of that session count. Raises
+    InputError for a file that is not a table, lacks a column or has no row.
     """
     columns = [name for name in (subject_column, count_column, slice_column) if name]
     session = session and session_key(session)
@@ -123,7 +123,7 @@ def read_counts(path, subject_column, count_column, slice_column=None, session=N
 
 
 def session_key(name):
-    """A session's name as BIDS writes it, without `ses-`."""
+    """The name of a session without BIDS's `ses-`."""
     return name.strip().removeprefix("ses-")
 
 

@@ -3,13 +3,13 @@
     python data_tools/counts_from_masks.py --masks 'masks/{subject}.nii.gz' \\
         --images 'scans/{subject}_T2.nii.gz' --rois 'rois/{subject}.nii.gz' --out counted
 
-How patterns name subjects: cohort_files.py. A lesion is a 26-connected component of the voxels of
-at least 0.5, its place the centre of mass. It counts when it is no smaller than `--min-mm3` and,
-with `--rois`, when the voxel that holds its centre is in the region.
+How patterns name subjects: cohort_files.py. A lesion is a 26-connected component of voxels of at
+least 0.5; its place is the centre of mass. It counts if it is not smaller than `--min-mm3` and,
+with `--rois`, if the voxel at its centre lies in the region.
 
-Several masks of one subject are several raters'. A voxel is lesion where at least `--agreement` of
-them have marked it: with 0.5, where half have (of two raters either, of three two); with 1, all.
-The count of each rater by himself stands in counts.csv beside the one that is used.
+Several masks of a subject come from several raters. A voxel is lesion where at least the fraction
+`--agreement` of them have marked it: 0.5 takes either of two raters and two of three, 1 takes all.
+counts.csv lists the count of each rater beside the one that is used.
 
 The VALDO challenge's training data (2021) is read with, for perivascular spaces and microbleeds,
 
@@ -18,10 +18,10 @@ The VALDO challenge's training data (2021) is read with, for perivascular spaces
     --masks  'Task2/{subject}/{subject}_space-T2S_CMB.nii.gz'
     --images 'Task2/{subject}/{subject}_space-T2S_desc-masked_T2S.nii.gz'
 
-Task 1 is annotated in a part of the brain only: give the masks of that part as `--rois`.
+Task 1 is annotated in part of the brain only: give the masks of that part as `--rois`.
 
-With `--slice-z-mm`, for scans registered to one another, lesions are those of ONE axial slice, the
-one at that height in world mm, with its 8-connected components, as in the paper.
+With `--slice-z-mm`, for registered scans, lesions are the 8-connected components of ONE axial
+slice, the one at that height in world mm, as in the paper.
 Writes OUT/counts.csv, OUT/SUBJECT_centres.csv and OUT/cohort.csv.
 """
 
@@ -52,8 +52,8 @@ from weakunet.util.cli import Help, InputError, command, write_csv
 from weakunet.util.parts import add_part_arguments, choose_part, part_table, run_command
 from weakunet.util.processes import cores
 
-MARKED = 0.5  # the least value of a lesion's voxel; masks may be soft
-LARGEST_FRACTION = 0.25  # of the voxels: more is no mask of lesions
+MARKED = 0.5  # the lowest value of a lesion's voxel; masks may be soft
+LARGEST_FRACTION = 0.25  # of the voxels: more is not a mask of lesions
 ROUNDING = 1e-6
 COLUMNS = ("subject", "count", "count_of_each_rater", "n_small", "n_outside_roi", "volume_mm3")
 
@@ -89,7 +89,7 @@ def count_lesions(fraction, roi=None, agreement=0.5, min_mm3=0.0):
     large = volumes_mm3 >= min_mm3 * (1 - ROUNDING)
     inside = np.ones(len(large), bool)
     if roi is not None:
-        # half way between two voxels: the higher index; a centre of mass is never off the array
+        # halfway between two voxels: the higher index; a centre of mass never leaves the array
         inside = roi[tuple(np.floor(found.centres_zyx + 0.5 + ROUNDING).astype(int).T)]
     kept = large & inside
     centres_mm = index_to_world(fraction, found.centres_zyx[kept])

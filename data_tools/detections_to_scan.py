@@ -1,17 +1,17 @@
-"""Carry what was predicted on prepared scans back to the scans as they came from the scanner.
+"""Take what was predicted on prepared scans back to the scans as they came from the scanner.
 
     python data_tools/detections_to_scan.py --predictions predictions --transforms registered \\
         --data cohort.csv --out in-scans
 
---predictions is the folder of `weakunet.predict`, --data (or --scan) the original scans. Where they
-were registered, --transforms is the folder of register_to_mni.py; without it they were prepared as
-they are, and everything lands on the very voxels that they were cropped from.
+--predictions is the folder of `weakunet.predict`; --data (or --scan) names the original scans. If
+they were registered, --transforms is the folder of register_to_mni.py. If not, the prepared scans
+are crops of the originals, and everything returns to the voxels it came from.
 
-Writes DIR/detections.csv: the same table, x_mm, y_mm, z_mm in the original scan's world and i, j, k
-in its file; and per scan, on its own grid, the label image (nearest neighbour) and the heatmap
-(linear; outside, its lowest value), and the points for 3D Slicer, all under the names that they
-had. A detection too small for the original's voxels keeps the one at its centre. volume_mm3 stays
-what was measured: a rigid transform changes no volume.
+Writes DIR/detections.csv, the same table with x_mm, y_mm, z_mm in the original scan's world and
+i, j, k in its file. Per scan, on its own grid: the label image (nearest neighbour), the heatmap
+(linear; its lowest value outside) and the points for 3D Slicer, all under their old names. A
+detection too small for the original's voxels keeps the voxel at its centre. volume_mm3 stays as
+measured, because a rigid transform changes no volume.
 """
 
 import argparse
@@ -49,7 +49,7 @@ from weakunet.util.parts import choose_part, run_command
 
 
 class Job:
-    """A scan with its detections: what to carry, from where to where."""
+    """A scan with its detections and the files of its prediction."""
 
     def __init__(self, scan, rows, bids, args):
         self.scan, self.subject, self.image = scan, scan.subject, scan.image
@@ -62,7 +62,7 @@ class Job:
 
 
 def read_detections(path):
-    """The table of `weakunet.predict` by subject: {subject: rows}, a row a dict, numbers read."""
+    """Read the table of `weakunet.predict`: {subject: rows}, each row a dict of numbers."""
     by_subject = {}
     for line, row in read_table(path, DETECTIONS):
         row |= {name: parse_number(row[name]) for name in DETECTIONS[1:]}
@@ -74,13 +74,13 @@ def read_detections(path):
 
 
 def carry_scan(job, bids):
-    """Write a scan's carried images and points; return its rows of detections.csv."""
+    """Write a scan's images and points; return its rows of detections.csv."""
     scan = job.scan
     made_from = resume.inputs({"rows": job.rows}, job.sources)
     matrix = np.eye(4)  # cropped only: both are in the scan's world
     if job.matrix_path is not None:
         matrix = np.linalg.inv(read_matrix(job.matrix_path))  # template to scan
-    image = read_volume(scan.image, nan_ok=True)  # only its grid counts
+    image = read_volume(scan.image, nan_ok=True)  # only its grid matters
     centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in job.rows]
     centres_mm = move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
     labels, heatmap = read_labels(job.files["lesions"]), read_volume(job.files["heatmap"])
@@ -102,7 +102,7 @@ def carry_scan(job, bids):
 
 
 def kept_rows(job, bids):
-    """The rows of a scan that was carried before and is still that of its prediction, or None."""
+    """The rows of a scan whose files are still those of its prediction, or None."""
     results = output_paths(job.out, job.subject, bids)
     results = [results[kind] for kind in ("lesions", "heatmap", "markups")]
     return resume.noted(job.out, job.subject, {"rows": job.rows}, job.sources, results)
@@ -112,7 +112,7 @@ def parse_arguments(argv):
     """The command line as a namespace, its original scans in `scans`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     add_scan_arguments(parser, "original scans, as given to register_to_mni.py")
-    parser.add_argument("--predictions", type=Path, required=True, help="folder to carry back")
+    parser.add_argument("--predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--transforms", type=Path, help="folder of registered scans' matrices")
     parser.add_argument("--out", type=Path, required=True, help="a new folder to write to")
     parser.add_argument("--jobs", type=int, default=1, help="scans in memory at once")
@@ -123,7 +123,7 @@ def parse_arguments(argv):
 
 @command
 def main(argv=None):
-    """Carry the predictions that the arguments name."""
+    """Take the predictions that the arguments name back to the scans."""
     args = parse_arguments(argv)
     by_subject = read_detections(args.predictions / "detections.csv")
     bids = is_bids(args.predictions)

@@ -2,7 +2,7 @@
 
 After FreeSurferColorLUT.txt: aseg.mgz (subcortical), aparc+aseg.mgz and wmparc.mgz (1000 and 2000
 plus the gyrus: left and right cortex; 3000 and 4000: the white matter below), brainstemSsLabels.mgz
-(Midbrain to SCP). Other numbers have no name here; they are asked for by number.
+(Midbrain to SCP). Structures without a name here are asked for by number.
 """
 
 PAIRS = {
@@ -79,5 +79,5 @@ NUMBERS |= {"left-thalamus-proper": [10], "right-thalamus-proper": [49]}  # as c
 
 
 def describe(number):
-    """`11 Left-Caudate`, or the number alone where it has no name here."""
+    """`11 Left-Caudate`, or the number alone if it has no name here."""
     return f"{number} {NAMES[number]}" if number in NAMES else str(number)

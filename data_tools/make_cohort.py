@@ -6,13 +6,12 @@
     python data_tools/make_cohort.py --bids dataset --suffix PDw --count-column epvs_bg \\
         --out cohort.csv
 
-How subjects, patterns and numbers are read: cohort_files.py. In a BIDS dataset the scans are
-`sub-*/[ses-*/]anat/sub-*_SUFFIX.nii[.gz]` and the counts those of `participants.tsv`, or of
-another table, `--counts dataset/phenotype/epvs.tsv`. A scan goes into the table when there is
-exactly one for its subject, with a count and, where asked for, a region of interest; whatever is
-left out is listed with the reason. The split into train, val and test is drawn here, once, so that
-training and evaluating agree on it; change the column for your own. Check the table with
-check_cohort.py.
+How subjects and patterns are matched: cohort_files.py. In a BIDS dataset, scans are
+`sub-*/[ses-*/]anat/sub-*_SUFFIX.nii[.gz]`, and counts come from `participants.tsv` or another
+table, `--counts dataset/phenotype/epvs.tsv`. A scan goes into the table if it is the only one of
+its subject and has a count and, where asked for, an ROI. What is left out is listed with the
+reason. The split into train, val and test is drawn here, once, so that training and evaluation
+agree; edit the column for your own. Check the table with check_cohort.py.
 """
 
 import argparse
@@ -40,8 +39,8 @@ SUFFIXES = ("PDw", "PD", "T2w", "T1w")
 def find_bids_scans(folder, suffix=None, session=None):
     """Find a BIDS dataset's anatomical scans: {subject key: [(`sub-...`, Path), ...]}, sorted.
 
-    Without a suffix, the one of `SUFFIXES` that there is. Raises InputError when there is none, or
-    more than one; runs and sessions of one subject are left for the caller to tell apart.
+    Without a suffix, the one of `SUFFIXES` that is there. Raises InputError when there is none, or
+    more than one. Runs and sessions of a subject are all returned.
     """
     paths = sorted(
         path
@@ -110,9 +109,9 @@ def _reason_to_leave_out(key, of_subject, entry, rois, centres):
 
 
 def write_and_report(path, scans, left_out, hints=()):
-    """Write the table and print what was left out, and any hints; InputError if nothing is left.
+    """Write the table; print what was left out, and any hints. InputError if nothing is left.
 
-    Three scans or more are split into train, val and test, the same scans in the same way.
+    Three or more scans are split into train, val and test; the same scans, in the same way.
     """
     for name, reason in left_out:
         print(f"left out: {one_line(name)}: {reason}")
@@ -123,7 +122,7 @@ def write_and_report(path, scans, left_out, hints=()):
     if len(scans) >= len(SPLITS):
         scans = split_cohort(scans, seed=0)
     write_cohort(path, scans)
-    read_cohort(path)  # a name that cannot be used shows here
+    read_cohort(path)  # refuses a name that cannot be used
     print(f"wrote {len(scans)} scans, left out {len(left_out)}: {path}")
 
 

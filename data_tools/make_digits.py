@@ -6,14 +6,14 @@
 
 A second task for the same program, on real images: the network is told how many threes a canvas
 shows, never which of its digits they are. The digits are scikit-learn's `load_digits`: 1797 images
-of 8 x 8 pixels, written by 13 or 14 people. A canvas is a volume of one slice, pixels of 1 mm, on
-grey paper (a prepared scan is 0 only outside its region). How many digits there are is drawn first
-and how many of them are of the class does not depend on it, so the amount of ink tells nothing.
+of 8 x 8 pixels, written by 13 or 14 people. A canvas is a volume of one slice with pixels of 1 mm,
+on grey paper, because a prepared scan is 0 only outside its region. The number of digits is drawn
+first, and how many of them are of the class does not depend on it: the amount of ink tells nothing.
 
-scikit-learn keeps the images writer by writer; the splits are cut between two writers, as far as
-its course (scikit-learn MOOC, "Sample grouping") has made them out. No image is in two splits.
-Writes, per canvas, SUBJECT.nii.gz and SUBJECT_centres.csv, and cohort.csv, ready for training:
-there is nothing to prepare. A mirrored digit is another sign: train with `--flips=` (none).
+scikit-learn keeps the images writer by writer, and the splits are cut between writers, as far as
+its course (scikit-learn MOOC, "Sample grouping") could identify them. No image is in two splits.
+Writes SUBJECT.nii.gz and SUBJECT_centres.csv per canvas, and cohort.csv, ready for training without
+preparation. A mirrored digit is a different sign, so train with `--flips=` (none).
 """
 
 import argparse
@@ -76,12 +76,12 @@ def draw_corners(rng, n):
         for corner in drawn:
             if len(corners) < n and (abs(corners - corner).max(axis=1) >= EDGE + GAP).all():
                 corners = np.vstack([corners, corner])
-        if len(corners) == n:  # else the first ones left no room: draw all of them again
+        if len(corners) == n:  # otherwise the first ones left no room: draw all again
             return corners
 
 
 def make_canvas(digits, digit, seed, split, i):
-    """Canvas i of a split as a LoadedScan, the same however many others are made."""
+    """Canvas i of a split as a LoadedScan; it does not depend on how many others are made."""
     canvas, centres_zyx = draw_canvas(scan_rng(seed, split, i), *digits[split], digit)
     return LoadedScan(f"{split}{i:04d}", Volume(canvas, np.eye(4)), len(centres_zyx), centres_zyx)
 

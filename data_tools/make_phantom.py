@@ -1,12 +1,12 @@
-"""Write a simulated cohort as NIfTI files, to try the whole path from raw images on.
+"""Write a simulated cohort as NIfTI files, to try the whole path from raw images.
 
     python data_tools/make_phantom.py --out phantom --preset tiny --seed 0
     python -m weakunet.preprocess --data phantom/cohort.csv --out prepared
 
-Writes, per scan, SUBJECT.nii.gz (raw intensities), SUBJECT_roi.nii.gz (the region of interest) and
-SUBJECT_centres.csv (the lesions, for evaluation only), and cohort.csv with counts, splits and, for
-the presets that count one slice (slice, paper), its height. The scans are those of
-weakunet.data.phantom.simulate_cohort for the same preset and seed.
+Writes SUBJECT.nii.gz (raw intensities), SUBJECT_roi.nii.gz (the region of interest) and
+SUBJECT_centres.csv (the lesions, for evaluation only) per scan, and cohort.csv with counts, splits
+and, for the presets that count one slice (slice, paper), its height. The scans are those of
+weakunet.data.phantom.simulate_cohort with the same preset and seed.
 """
 
 import argparse
@@ -22,9 +22,10 @@ from weakunet.util.cli import Help, InputError, command, progress, write_csv
 
 
 def write_scan(folder, subject, image, roi, centres_mm, split, slice_z_mm=None):
-    """Write a scan (Volume `image`, `roi` or None if it needs no preparing; (n, 3) `centres_mm`).
+    """Write a scan and return its row.
 
-    Returns its row.
+    Parameters: image, a Volume; roi, a Volume, or None if the scan needs no preparation;
+    centres_mm (n, 3).
     """
     paths = [folder / f"{subject}{end}" for end in (".nii.gz", "_roi.nii.gz", "_centres.csv")]
     write_volume(paths[0], image.array, image)

@@ -4,14 +4,14 @@
         --labels 71 72 73 74 75 76 --invert --spacing-mm 0.9 --out planted
     python -m weakunet.preprocess --data planted/cohort.csv --out prepared
 
-Every planted scan is the one given, cut around the region of interest, with a smooth random warp,
+Every planted scan is the given one, cut around the region of interest, with a smooth random warp,
 bright tubes in the region (weakunet.data.phantom.draw_lesions; counts as in the phantom), partial
-volume, a bias field, Rician noise and a gain. In T1-weighted scans lesions are dark; `--invert`
-turns the scan first (1 - image / its 99th percentile, clipped), which looks like T2 in the basal
-ganglia. With `--moved` a scan is the whole head in its own contrast (dark lesions, where inverted),
-turned and shifted in the world as if each had lain otherwise in the scanner: it must be registered.
-One person's anatomy is no cohort: use it to try the whole path, not to measure how well a network
-carries over to other people. The example's files come with Debian's package mricron-data.
+volume, a bias field, Rician noise and a gain. Lesions are dark in T1-weighted scans: `--invert`
+inverts the scan first (1 - image / its 99th percentile, clipped), which resembles T2 in the basal
+ganglia. With `--moved` a scan is the whole head in its own contrast, rotated and shifted in the
+world as if each had lain differently in the scanner, so it must be registered. One person's anatomy
+is not a cohort: use it to try the whole path, not to measure how well a network generalises to
+other people. The example's files come with Debian's package mricron-data.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from weakunet.util.cli import Help, InputError, command, progress
 MARGIN_VOX = 2  # shown around the box that preprocessing crops
 WARP_MM, WARP_SMOOTH_MM = 0.7, 12.0  # sd of the displacement and how smooth it is
 BIAS, BIAS_SMOOTH_MM = 0.05, 25.0
-FLUID = 0.5  # brighter voxels of the region are taken for fluid
+FLUID = 0.5  # brighter voxels of the region count as fluid
 NOISE = 0.02  # sd of the noise, of the scan's full scale
 CONTRAST = (0.35, 0.60)  # of the lesions, of the full scale
 TURN_DEG, SHIFT_MM = 12.0, 20.0  # --moved: at most, about and along each axis
@@ -72,7 +72,7 @@ def cut_out(scan, region, grid):
 
 
 def full_scale(image, inside, invert, path):
-    """Scale a scan so that the 99th percentile around the region is 1; `invert` turns it first."""
+    """Scale a scan so that the 99th percentile around the region is 1; `invert` it first."""
     if invert:
         image = invert_contrast(image, inside)
     high = np.percentile(image[inside], 99)
@@ -155,7 +155,7 @@ def main(argv=None):
         rng = scan_rng(arguments.seed, split, i)
         raw, mask, centres_zyx = plant(rng, whole, roi.array, spacing_mm, *settings)
         motion = draw_motion(rng) if arguments.moved else np.eye(4)
-        affine = motion @ image.affine  # the voxels stay: the scanner's axes turn with the head
+        affine = motion @ image.affine  # the voxels stay, the axes turn with the head
         centres_mm = move_points(motion, index_to_world(image, centres_zyx))
         volumes = Volume(raw, affine), Volume(mask, affine)
         table.append(write_scan(arguments.out, f"{split}{i:04d}", *volumes, centres_mm, split))

@@ -4,15 +4,16 @@
     python data_tools/register_to_mni.py --data cohort.csv --template mni.nii.gz --out registered
     python data_tools/register_to_mni.py --scan a.nii.gz b.nii.gz --template mni.nii.gz --out DIR
 
-Section 2.1: rigid registration to MNI, mutual information, default settings, then 0.49 x 0.49 x 0.8
-mm voxels. The registration itself is rigid_elastix.py.
+Section 2.1: rigid registration to MNI by mutual information, default settings, then voxels of
+0.49 x 0.49 x 0.8 mm. The registration itself is in rigid_elastix.py.
 
-Per scan: SUBJECT.nii.gz fills the template's box (cubic splines, which keep small lesions sharp);
-SUBJECT_to_template.txt is the matrix from the scan's world to the template's, both RAS+ mm, its
-header saying how much information the two share (`grep "mutual information" DIR/*.txt`: look at the
-lowest first); SUBJECT_check.png. From a cohort table, ROIs (nearest neighbour), centres and
-slice_z_mm (at the scan's middle: a slice of a tilted head is no slice of the template) go along,
-and DIR/cohort.csv names all of it. Run again, it keeps what is done.
+Per scan: SUBJECT.nii.gz fills the template's box (cubic splines keep small lesions sharp);
+SUBJECT_to_template.txt is the matrix from the scan's world to the template's, both RAS+ mm; its
+header states their mutual information (`grep "mutual information" DIR/*.txt`; look at the lowest
+first); SUBJECT_check.png shows both. From a cohort table, ROIs (nearest neighbour), centres and
+slice_z_mm are moved, too: the slice's height in the middle of the scan, for a slice of a tilted
+head is not a slice of the template. DIR/cohort.csv names all of it. Run again, it keeps what is
+done.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def _header(path, template_path, matrix, information):
 
 
 def registered_files(scan, out):
-    """A scan's row once it is registered, its matrix and picture, and all files to write for it."""
+    """The row of a registered scan, its matrix and picture, and all files to write for it."""
     image, check, text = (
         out / f"{scan.subject}{end}" for end in (".nii.gz", "_check.png", "_to_template.txt")
     )
@@ -137,7 +138,7 @@ def main(argv=None):
         raise InputError(
             f"Elastix is not installed (Python package itk-elastix); {INSTALL}"
         ) from None
-    box_grid(read_volume(args.template), args.spacing_mm)  # a mistake here is no scan's fault
+    box_grid(read_volume(args.template), args.spacing_mm)  # a mistake here concerns all scans
     settings = {
         "data": args.data and Path(os.path.relpath(args.data, args.out)).as_posix(),
         "template": Path(os.path.relpath(args.template, args.out)).as_posix(),

@@ -1,10 +1,10 @@
 """Rigid registration of two Volumes by mutual information, with Elastix (through itk-elastix).
 
-The paper (section 2.1) takes Elastix's default settings. [ours] Its default rigid parameters run
-twice: on voxels of about 4 mm, from where the scan lies and from the centres of gravity laid upon
-each other, whichever shares more information; then, from there, on voxels of about 1 mm. On voxels
-of 0.5 mm alone its steps are too small to turn a head by 15 degrees. One seed and one thread: the
-same two images give the same matrix.
+The paper (section 2.1) takes Elastix's default settings. [ours] The default rigid parameters run
+twice. First on voxels of about 4 mm, from two starts: the scan as it lies, and the centres of
+gravity aligned; the start that ends with more mutual information wins. Then, from there, on voxels
+of about 1 mm. On voxels of 0.5 mm alone, the steps are too small to turn a head by 15 degrees. With
+one seed and one thread, the same two images give the same matrix.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ BINS = 32
 
 
 def shrink(volume, voxel_mm):
-    """Average blocks of voxels so that the new ones measure about `voxel_mm`; larger ones stay."""
+    """Average blocks of voxels to new ones of about `voxel_mm`; larger voxels stay."""
     blocks = np.maximum(1, np.round(voxel_mm / np.array(volume.spacing_mm))).astype(int)
     blocks = np.minimum(blocks, volume.array.shape)
     mean = ndimage.uniform_filter(volume.array, blocks)

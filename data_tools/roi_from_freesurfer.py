@@ -1,12 +1,12 @@
-"""Make ROI masks from label images: FreeSurfer's aseg.mgz and its like, or any other.
+"""Make ROI masks from label images: FreeSurfer's aseg.mgz and the like, or any other.
 
     roi_from_freesurfer.py --labels 'fs/{subject}/mri/aseg.mgz' --data cohort.csv --out rois
     roi_from_freesurfer.py --labels aal.nii.gz --structures 71 72 --scan a.nii.gz --out rois
     roi_from_freesurfer.py --list
 
-Writes DIR/SUBJECT_roi.nii.gz, the structures' mask on the scan's own grid (nearest neighbour, by
-world coordinates), DIR/SUBJECT_roi.png to check it, and from a cohort table DIR/cohort.csv, with
-the roi column filled. Structures are names (a name without its side means both), numbers or groups:
+Writes DIR/SUBJECT_roi.nii.gz, the mask of the structures on the scan's own grid (nearest neighbour,
+by world coordinates), DIR/SUBJECT_roi.png to check it, and DIR/cohort.csv with the roi column
+filled. Structures are names (a name without its side means both sides), numbers or groups:
 
     basal-ganglia      caudate, putamen, pallidum and accumbens (the paper's region; the default)
     hippocampus        the hippocampi
@@ -17,9 +17,9 @@ the roi column filled. Structures are names (a name without its side means both)
                        no gyrus (5001, 5002). "Above" is along z of the scan's world: in a scan
                        registered to MNI the same for all heads
 
-Scans that were registered lie in the template's world, FreeSurfer's labels in the scanner's: then
-give `--transform 'registered/{subject}_to_template.txt'`, and with --data its cohort.csv. An atlas,
-one label image for all, lies in the template's world as they do: no --transform.
+Registered scans lie in the template's world, FreeSurfer's labels in the scanner's: give
+`--transform 'registered/{subject}_to_template.txt'`, and the registered cohort.csv as --data. An
+atlas, one label image for all, lies in the template's world, too, and needs no --transform.
 """
 
 import argparse
@@ -60,10 +60,10 @@ def label_numbers(structure):
 
 
 def select_structures(labels, structures, matrix, path):
-    """The union of the structures as a bool array (D, H, W); what is absent is named on stderr.
+    """The union of the structures as a bool array (D, H, W); absent ones are named on stderr.
 
     Parameters: labels, a Volume of whole numbers; matrix (4, 4) from its world to the scan's, which
-    says what is above the ventricles; path, for the InputError when there is none of a structure.
+    says what is above the ventricles; path, for the InputError when a structure is missing.
     """
     numbers = labels.array
     present = np.unique(numbers[numbers != 0]).tolist()
@@ -151,7 +151,7 @@ def kept_scan(scan, labels, transform, structures, out):
 
 
 def require_atlas(labels, transform, scans):
-    """Raise InputError unless one label image can be that of all scans: they are on one grid."""
+    """Raise InputError unless one label image can serve all scans: they share one grid."""
     first, *others = scans
     try:
         if others and transform:

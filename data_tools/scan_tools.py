@@ -1,4 +1,4 @@
-"""What the tools between spaces share: which scans they work on, and pictures to check them by.
+"""Shared by the tools that resample scans: which scans to work on, and pictures to check.
 
 Used by register_to_mni.py, detections_to_scan.py and roi_from_freesurfer.py.
 """
@@ -15,20 +15,20 @@ from weakunet.data.volumes import index_to_world
 from weakunet.figures.drawing import new_figure, save_figure
 from weakunet.util.parts import add_part_arguments
 
-ORANGE = "#FF8C00"  # seen on black, grey and white, and by the colour-blind
+ORANGE = "#FF8C00"  # visible on black, grey and white, and to the colour-blind
 RIGHT, FRONT, UP = "x, towards the patient's right", "y, towards the front", "z, upwards"
 PLANES = ((2, "sagittal", FRONT, UP), (1, "coronal", RIGHT, UP), (0, "axial", RIGHT, FRONT))
 
 
 def add_scan_arguments(parser, what):
-    """Let a command take scans by name or from a cohort table; `what` says which they are."""
+    """Let a command take scans by name or from a cohort table; `what` describes them."""
     parser.add_argument("--scan", type=Path, nargs="+", help=f"{what}, named after their files")
     parser.add_argument("--data", type=Path, help=f"or a cohort table of {what}")
     add_part_arguments(parser)
 
 
 def scans_asked_for(parser, args):
-    """The Scans that --scan or --data names; a usage error unless exactly one of them is given."""
+    """The Scans that --scan or --data names; a usage error unless exactly one is given."""
     if (args.data is None) == (not args.scan):
         parser.error("give either --data cohort.csv or --scan with one or more scans")
     if args.data:
@@ -37,14 +37,14 @@ def scans_asked_for(parser, args):
 
 
 def check_picture(path, grid, middle_zyx, rows):
-    """Three orthogonal slices through one place, a row of them for each image, and lines over it.
+    """Draw three orthogonal slices through one place, one row per image, with lines over it.
 
     Parameters
     ----------
-    grid : Volume whose slices are shown; everything else is resampled onto them
-    middle_zyx : (3,) voxel indices of `grid`: the place
-    rows : of (title, image, over), Volumes on any grid; the lines are the borders of `over` where
-        it is a mask (bool), else its edges (Canny)
+    grid : Volume whose slices are shown; everything else is resampled to them
+    middle_zyx : (3,) voxel indices in `grid`: the place
+    rows : list of (title, image, over), Volumes on any grid; the lines are the borders of `over`
+        if it is a mask (bool), otherwise its edges (Canny)
     """
     middle = [int(round(float(i))) for i in middle_zyx]
     sizes = np.array(grid.array.shape) * grid.spacing_mm

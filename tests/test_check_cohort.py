@@ -296,6 +296,14 @@ def test_nan_outside_the_region_is_not_wrong(cohort, capsys):
     assert cohort.check(capsys) == (0, {})
 
 
+def test_sessions_of_one_person_in_two_splits_are_named(cohort, capsys):
+    for i, row in enumerate(cohort.rows):
+        row[0] = f"sub-{i // 2 % 2}_ses-{i}"  # train, train | val, val | test, test
+    _, found = cohort.check(capsys)
+    assert set(found) == {"sub-0_ses-4", "sub-0_ses-5"}
+    assert "the same person as 'sub-0_ses-0', one in train, one in test" in str(found)
+
+
 def test_twin_centres_and_a_slice_off_the_scan_or_the_region_are_named(cohort, capsys):
     cohort.write_centres(1, [to_mm(CENTRES[0]), to_mm(CENTRES[0]) + 0.01])
     assert cohort.check(capsys) == (1, {"s1": [("centres", "two within 0.1 mm of each other")]})

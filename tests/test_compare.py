@@ -1,6 +1,7 @@
 """The whole comparison on a few scans and one epoch: what it writes, and that it goes on."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from weakunet.compare.cohorts import COHORTS, Cohort
 from weakunet.data.cohort import LoadedScan
 from weakunet.data.volumes import Volume
 from weakunet.training.settings import Settings
+from weakunet.util import resume
 
 FEW = {"train": 4, "val": 3, "test": 3}
 
@@ -74,6 +76,21 @@ def test_a_stopped_network_goes_on_with_the_same_bits(tmp_path):
         with np.load(whole.folder / "last.npz") as a, np.load(parts.folder / "last.npz") as b:
             names = [n for n in a.files if n != "training.history"]  # which holds the seconds
             assert all(np.array_equal(a[n], b[n]) for n in names)
+
+
+def test_a_network_is_kept_while_its_settings_and_scans_are_the_same(tmp_path):
+    (tmp_path / "scan.nii.gz").write_bytes(b"one")
+    (tmp_path / "cohort.csv").write_text("subject,image,count\ns,scan.nii.gz,1\n")
+    for data in (None, str(tmp_path / "cohort.csv")):
+        job = jobs.Job("fcn", Settings(seed=3, data=data), FEW, tmp_path)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "best.npz").touch()
+        job.note("done", resume.inputs(*job.made_from()), {"cpu_seconds": 1.5})
+        assert job.noted("done", "best.npz") == {"cpu_seconds": 1.5}
+        for other in ({"n": {"train": 5}}, {"settings": Settings(seed=3, data=data, epochs=3)}):
+            assert dataclasses.replace(job, **other).noted("done", "best.npz") is None
+    (tmp_path / "scan.nii.gz").write_bytes(b"two")
+    assert job.noted("done", "best.npz") is None
 
 
 def test_small_first_starts_from_the_small_networks_weights(tmp_path):

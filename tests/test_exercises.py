@@ -58,7 +58,7 @@ TASKS = [(name, function) for name in SETS for function in find_tests(name)]
 
 
 def test_every_set_has_a_stub_a_test_and_a_solution():
-    assert len(SETS) == 14
+    assert len(SETS) == 15
     assert sorted(folder.name for folder in SOLUTIONS.iterdir()) == SETS
     for name in SETS:
         stubs = {path.name for path in (EXERCISES / name).iterdir()} - {"__pycache__"}

@@ -148,6 +148,9 @@ def bright_spots(count):
     return model
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Where all commands have run, and subject -> its lesions (3, 3) in its own mm."""

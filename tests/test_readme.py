@@ -28,9 +28,10 @@ BLOCK = re.compile(r"^```\n(.*?)^```", flags=re.M | re.S)
 ELSEWHERE = {
     r"python3 -m venv \.venv && \.venv/bin/pip install -r requirements\.txt && .*": ".ci/run",
     r"python -m pytest -m slow": ".ci/run",
-    r"pip install (-r data_tools/requirements\.txt|torch)": ".ci/run",
+    r"pip install (-r data_tools/requirements\.txt|torch|-e \.)": ".ci/run",
     r"python tutorials/\d\d_\w+\.py": "tests/test_tutorials.py",
-    r"python tutorials/to_notebooks\.py": "tests/test_notebooks.py",
+    r"python tutorials/(to_notebooks|kernel_page)\.py": "tests/test_notebooks.py",
+    r"python tutorials/exercises/(grade|handout)\.py.*": "tests/test_grade.py",
     r"python -m pytest tutorials/exercises.*": "tests/test_exercises.py",
 }
 COMPARISON = r"python -m weakunet\.(compare|study).*"
@@ -80,6 +81,7 @@ def few(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "VAL", 3)
 
 
+@pytest.mark.slow
 def test_the_first_command_leaves_the_pictures_that_are_named(tmp_path):
     first = BLOCK.findall(README)[0].strip()
     assert re.fullmatch(next(iter(ELSEWHERE)), first)
@@ -90,6 +92,7 @@ def test_the_first_command_leaves_the_pictures_that_are_named(tmp_path):
     assert list((folder / "test").glob("*overlay*.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands(README) if re.fullmatch(COMPARISON, c)])
 def test_comparison(command, tmp_path):
     more = ["--epochs", "1"] if "compare" in command else []
@@ -97,6 +100,7 @@ def test_comparison(command, tmp_path):
     assert list(tmp_path.glob("runs/*/*.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands(README) if re.fullmatch(BENCH, c)])
 def test_bench(command, capsys):
     more = ["--only", "16->32", "--threads", "1", "--rounds", "1"] if "--cpu" in command else []
@@ -109,6 +113,7 @@ def test_bench(command, capsys):
         assert "|" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HEAD.is_file(), reason="Debian's mricron-data is not installed")
 def test_real_head(tmp_path):
     shorter = {
@@ -127,6 +132,7 @@ def test_real_head(tmp_path):
     assert (tmp_path / "runs" / "head" / "test" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_digits(tmp_path):
     pytest.importorskip("sklearn", reason="no scikit-learn: see data_tools/requirements.txt")
     make, learn = commands(section("Something else than lesions"))

@@ -12,7 +12,7 @@ from weakunet.layers.gradcheck import check_direction
 from weakunet.model import WeakUNet
 from weakunet.training.augment import draw_transform, warp
 from weakunet.training.checkpoint import load_checkpoint, load_model
-from weakunet.training.loop import train
+from weakunet.training.loop import place_slices, train
 from weakunet.training.settings import Settings
 from weakunet.util.cli import InputError
 
@@ -89,6 +89,17 @@ def test_only_the_slice_that_was_labelled_counts():
     labels, counts = voxelwise._targets(moved, warp(labels, shifted[None]))
     assert counts[0, 0, 1, :, :7].all() and counts.sum() == 8 * 7
     assert labels[0, 0, 1, 4, 3] == 1 and labels.min() == 0
+
+
+def test_labels_stay_on_their_lesions_where_training_places_the_slice_that_was_counted():
+    scan = simulated(1, 3)[0]
+    scan.slice_index, scan.centres_zyx = 3, np.array([[3.0, 4, 4]])
+    scan.volume.array[3, 4, 4] = 2
+    (placed,) = place_slices(network(), [scan])
+    assert placed.slice_index != 3  # moved, else this test says nothing
+    labels = voxelwise.label_volumes([placed], placed.volume.array.shape)[0]
+    assert labels[placed.slice_index].max() == 1
+    assert labels[placed.volume.array == 2] == 1
 
 
 # -- loss and gradients ----------------------------------------------------------------------------

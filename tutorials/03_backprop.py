@@ -35,7 +35,7 @@ rng = np.random.default_rng(3)
 #
 #     dx[s] = sum_t T[t, s] dy[t],        that is,  dx = T^T dy
 #
-# Where forward gathers from the neighbours, backward hands back to them. T^T is a convolution
+# Where forward gathers from the neighbours, backward sends back to them. T^T is a convolution
 # again, with the kernel turned round.
 
 # %%
@@ -129,7 +129,7 @@ print(f"dw{index}: backward {dw[index]:.8f}, slope {slope(w, index, 1e-6):.8f}")
 # of relative size eps, is divided by h, and the error GROWS as 1 / h. The best h lies between. In
 # float32 even that is bad; hence all gradient checks run in float64.
 #
-# A wrong backward pass has an error that no h mends. Ours forgets which axis is which: it swaps z
+# A wrong backward pass has an error that no h removes. Ours forgets which axis is which: it swaps z
 # and x of every kernel. Shapes fit and nothing crashes; only the numbers are wrong.
 
 # %%

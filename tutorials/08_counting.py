@@ -163,7 +163,9 @@ NETWORKS = {  # the pooling, and how the last layer starts
 
 
 def untrained(pooling, first):
-    model = WeakUNet((8, 8, 8), pooling=pooling, block=BLOCK, rng=np.random.default_rng([SEED, 0]))
+    # region=False: blocks side by side, and the count of the whole box, as written out above
+    rng = np.random.default_rng([SEED, 0])
+    model = WeakUNet((8, 8, 8), pooling=pooling, block=BLOCK, region=False, rng=rng)
     if first == "start":
         model.start((volumes["train"][i : i + 1] for i in range(32)), counts["train"].mean())
     return model

@@ -338,7 +338,11 @@ for name, places in marked[i].items():
     style |= {"linestyle": "none", "color": colour, "path_effects": OUTLINE}
     y, x = near_slice(places, z)[:, 1:].T * [[dy], [dx]]
     panel.plot(x, y, marker, label=f"{name}:\n{len(places)} in the scan", **style)
-panel.set(title=f"spots, slice z = {z} and its neighbours", xlabel="x (mm)", ylabel="y (mm)")
+panel.set(
+    title=f"spots, slice z = {z} and its neighbours\n(dotted: 3 voxels around a lesion)",
+    xlabel="x (mm)",
+    ylabel="y (mm)",
+)
 panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, labelspacing=1.5)
 
 panel = panels[0, 1]

@@ -2,11 +2,11 @@
 
     python -m weakunet.evaluate --predictions DIR --data cohort.csv --out DIR
 
-reads the heatmaps and predicted counts that `weakunet.predict` wrote and the lesion centres that
-the cohort table names. It writes metrics.json, per_scan.csv, froc.csv, froc.png, counts.png and a
+reads the heatmaps and predicted counts that weakunet.predict wrote and the lesion centres that the
+cohort table names. It writes metrics.json, per_scan.csv, froc.csv, froc.png, counts.png and a
 few overlays; without centres, how well the counts agree. The prepared images, thresholded for the
 same counts, are method (a) of the paper's Table 1, the heatmaps method (e). Where lesions were
-counted in one slice (the table's slice_z_mm), they are detected and sought in that slice only.
+counted in one slice (the table's slice_z_mm), only that slice is evaluated.
 """
 
 import argparse

@@ -29,16 +29,14 @@ from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import PRECISIONS, pick_precision
 from weakunet.training.checkpoint import load_model
 from weakunet.util import parts, resume
-from weakunet.util.cli import InputError, command, write_csv
+from weakunet.util.cli import Help, InputError, command, write_csv
 from weakunet.util.processes import cores
 
 
 def parse_arguments(argv):
     """The command line as a namespace; `scans` are those of its part of the `cohort`."""
     parser = argparse.ArgumentParser(
-        "python -m weakunet.predict",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "python -m weakunet.predict", description=__doc__, formatter_class=Help
     )
     add, raw = parser.add_argument, "as for preprocess, for raw scans"
     add("images", nargs="*", type=Path, help="scans, instead of --data")

@@ -8,7 +8,7 @@
 Every training is on the small phantom from counts alone. It is judged on its VALIDATION scans, by
 the error of the count, and by the lesions found when the map is thresholded at the TRUE count,
 which tells errors of the map from errors of the count. Writes study_NAME.csv and study_NAME.png
-into --out; networks that are there are not trained again.
+into --out; finished networks are kept.
 """
 
 import argparse
@@ -69,7 +69,7 @@ class Variant:
 
 
 def variants(study, seeds, out):
-    """The trainings of a study; what two studies share lies in the same folder."""
+    """The trainings of a study; those that two studies share have the same folder."""
     local, mm, all_scans = "mean of local maxima", SPACING_MM[2], COHORTS["quick"].n["train"]
     kinds = {  # (series, x, what is varied)
         "scans": [(local, n, {"n_train": n}) for n in SCANS],

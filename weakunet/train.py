@@ -24,11 +24,12 @@ from weakunet.figures.evaluation import draw_evaluation
 from weakunet.figures.training import training_curves
 from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import pick_precision
+from weakunet.training import mpi
 from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import Run, train
 from weakunet.training.settings import Settings, add_options, resumed_settings
 from weakunet.training.start import new_network, starting_weights
-from weakunet.util.cli import InputError, command, progress, write_csv, write_json
+from weakunet.util.cli import Help, InputError, command, progress, write_csv, write_json
 from weakunet.util.resume import array_digest
 
 SPLIT_COLUMNS = ("subject", "split", "count", "sha256")  # older programs noted no content
@@ -36,11 +37,13 @@ SPLIT_COLUMNS = ("subject", "split", "count", "sha256")  # older programs noted 
 
 def parse_arguments(argv):
     """The command line as a namespace; `given` holds its settings by name."""
-    parser = argparse.ArgumentParser(prog="python -m weakunet.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m weakunet.train", description=__doc__, formatter_class=Help
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
-    about = "auto: the GPU where there is one (default: auto)"
+    about = "auto: the GPU where there is one"
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)
-    about = "go on with the run in --out; more --epochs lengthen it (default: False)"
+    about = "go on with the run in --out; more --epochs lengthen it"
     parser.add_argument("--resume", action="store_true", help=about)
     add_options(parser)
     given = vars(parser.parse_args(argv))
@@ -132,29 +135,47 @@ def require_same_scans(path, rows):
         )
 
 
+def begin_or_resume(run, scans, args, device, precision, stop):
+    """Take up the state of the run's folder, or its first weights; note settings and scans."""
+    rows = table_of_scans(scans)
+    if args.resume and run.started():
+        require_same_scans(run.out / "split.csv", rows)
+        run.load()
+    else:
+        kept_in = run.out.parent, device, precision
+        run.start_from(starting_weights(run.settings, scans["train"], *kept_in, stop))
+    write_json(run.out / "settings.json", dataclasses.asdict(run.settings))
+    write_csv(run.out / "split.csv", SPLIT_COLUMNS, rows)
+
+
 @command
 def main(argv=None):
+    with mpi.join() as ranks:
+        run_training(argv, ranks)
+
+
+def run_training(argv, ranks):
+    """Train in this process; `ranks` are all processes that train with it."""
     args = parse_arguments(argv)
-    settings, out = open_run(args)
+    settings, out = ranks.first(open_run, args)
     device = backend.pick_device(args.device)
+    ranks.settle(settings.batch, device)
     precision = pick_precision(settings.precision, device)
     print(f"device: {backend.device_name(device)}, {precision}; run: {out}", flush=True)
-    scans = load_scans(settings, ("train", "val"))
-    run = Run(new_network(settings).to(device, precision), settings, out)
-    rows = table_of_scans(scans)
+    scans = ranks.first(load_scans, settings, ("train", "val"))
+    model = new_network(settings).to(device, precision)
+    if ranks.size == 1:
+        run = Run(model, settings, out)
+    else:
+        run = mpi.SharedRun(model, settings, out, ranks)
     with backend.explain_out_of_memory(), Interrupt() as stop:
-        if args.resume and run.started():
-            require_same_scans(out / "split.csv", rows)
-            run.load()
-        else:
-            kept_in = out.parent, device, precision
-            run.start_from(starting_weights(settings, scans["train"], *kept_in, stop))
-        write_json(out / "settings.json", dataclasses.asdict(settings))
-        write_csv(out / "split.csv", SPLIT_COLUMNS, rows)
-        stopped = stop() or train(run, scans, stop)
+        ranks.first(begin_or_resume, run, scans, args, device, precision, stop)
+        stopped = ranks.any(stop()) or train(run, scans, lambda: ranks.any(stop()))
     if stopped:
         print(f"stopped; go on with: python -m weakunet.train --out {out} --resume")
         sys.exit(130)
+    if ranks.rank > 0:
+        return
     val_counts = np.array([scan.count for scan in scans["val"]])
     training_curves(out / "curves.png", run.history, float(val_counts.var()))
     if device == "cuda":

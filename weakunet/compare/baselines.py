@@ -6,9 +6,9 @@
     (f) combine          weighted sum of the FCN's heatmap and the intensities
     guided_backprop, grad_cam: beyond the paper
 
-Each takes a trained WeakUNet and a prepared Volume (in [0, 1], 0 outside the ROI) and gives a map
-(D, H, W) of its size, to be thresholded at a count like any heatmap; outside the ROI it has the
-lowest value inside, never a detection. They leave their gradients in the network, for no one.
+Each takes a trained WeakUNet and a prepared Volume (in [0, 1], 0 outside the ROI) and returns a map
+(D, H, W) of its size, to be thresholded at a count like any heatmap. Outside the ROI the map has
+the lowest value inside, so nothing is detected there. They overwrite the network's gradients.
 """
 
 import numpy as np
@@ -43,8 +43,8 @@ def _image_gradient(model, volume, slice_index, guided):
 def grad_cam(model, volume, slice_index=None):
     """ReLU(sum_i alpha_i A_i), alpha_i = mean of d count / d A_i (Selvaraju et al. 2017).
 
-    A are the maps at the bottom of the encoder; the sum is brought up linearly. Without upsampling
-    path alpha_i is proportional to w_i, so it is proportional to the ReLU of eq. 3's map.
+    A are the maps at the bottom of the encoder; the sum is upsampled trilinearly. Without the
+    upsampling path alpha_i is proportional to w_i, so the result is to the ReLU of eq. 3's map.
     """
     count = model.forward(*to_network(model, volume, slice_index))
     bottom = to_host(model.encoder[-1].y)
@@ -62,11 +62,11 @@ def combine(heatmap, image, weight, scale):
 def choose_weight(heatmaps, images, scans, counts):
     """Choose `combine`'s weight and scale on VALIDATION scans.
 
-    Parameters: heatmaps and images (D, H, W), scans (LoadedScan with centres_zyx; one with a
-    slice_index is judged in that slice) and predicted counts, one of each a scan.
-    Returns: the weight of WEIGHTS with the most hits when each scan is thresholded at its count, of
-    equals the largest (nearest to the pure heatmap); the scale, the mean over the scans of max M (1
-    if it is not positive). Raises InputError where a scan has no centres.
+    Parameters, one per scan: heatmaps and images (D, H, W); scans, LoadedScan with centres_zyx (one
+    with a slice_index is scored in that slice only); predicted counts.
+    Returns: the weight of WEIGHTS with the most hits when each scan is thresholded at its count,
+    ties go to the largest (nearest to the pure heatmap); the scale, the mean over the scans of
+    max M (1 if it is not positive). Raises InputError where a scan has no centres.
     """
     for scan in scans:
         if scan.centres_zyx is None:

@@ -1,7 +1,7 @@
 """The networks of the comparison: which there are, and how they are trained, one per process.
 
-A network that is there is not trained again while its settings and scans are the same (see
-util/resume.py); one that was stopped goes on where it was, with the same bits.
+A finished network is kept while its settings and scans are the same (see util/resume.py). An
+interrupted training resumes with the same bits.
 """
 
 import contextlib

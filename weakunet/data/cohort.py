@@ -152,7 +152,7 @@ def split_cohort(scans, seed, path="cohort table"):
             "for every scan, so fill it in or remove the row"
         )
     if all(scan.split is None for scan in scans):
-        scans_of = Counter(_person(scan) for scan in scans)
+        scans_of = Counter(person_of(scan) for scan in scans)
         people = sorted(scans_of)
         np.random.default_rng(seed).shuffle(people)
         n_val = max(1, round(SHARES[1] * len(scans)))
@@ -162,7 +162,7 @@ def split_cohort(scans, seed, path="cohort table"):
             fill = "val" if drawn["val"] < n_val else "test" if drawn["test"] < n_test else "train"
             split_of[person] = fill
             drawn[fill] += scans_of[person]
-        scans = [dataclasses.replace(scan, split=split_of[_person(scan)]) for scan in scans]
+        scans = [dataclasses.replace(scan, split=split_of[person_of(scan)]) for scan in scans]
     for name in SPLITS:
         if not any(scan.split == name for scan in scans):
             raise InputError(
@@ -172,8 +172,8 @@ def split_cohort(scans, seed, path="cohort table"):
     return list(scans)
 
 
-def _person(scan):
-    """Whose scan it is: in BIDS, what its name says before the session."""
+def person_of(scan):
+    """Whose scan it is: in BIDS, what comes before the session in its name."""
     return scan.subject.partition("_ses-")[0]
 
 

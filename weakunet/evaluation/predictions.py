@@ -65,7 +65,7 @@ def choose_scans(scans, counts, split, data, predictions):
 
 
 def load_prediction(scan, folder, with_image):
-    """A case (see score_scan.py): a scan of the table, its heatmap and, if asked for, its image.
+    """One case (see score_scan.py): a scan of the table, its heatmap and, on request, its image.
 
     scan.roi tells a raw image from a prepared one, as for weakunet.predict.
     """

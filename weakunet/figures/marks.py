@@ -30,7 +30,7 @@ MEANING = {
     "false positives": "false positives: detections matched with none",
     "false negatives": "false negatives: lesions missed",
     "merged": "merged: lesions missed inside a detection centred elsewhere",
-    "detections": "detections, not judged",
+    "detections": "detections (where the lesions are is not known)",
 }
 
 

@@ -55,7 +55,7 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm):
     rows = -(-(len(maps) + 1) // columns)
     dy, dx = (1.0, 1.0) if spacing_mm is None else spacing_mm[1:]
     tall = np.clip(2.5 * image.shape[1] * dy / (image.shape[2] * dx), 1.2, 4.5)
-    figure = new_figure(11, (tall + 0.6) * rows + 0.9)
+    figure = new_figure(11, (tall + 0.8) * rows + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).reshape(-1)
     slab = slice(max(0, z - 1), z + 2)
     shown = {f"image, slice z = {z}": (image[z], image.min(), image.max())}
@@ -118,8 +118,8 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
 
     Parameters
     ----------
-    curves : method -> list of dict fp_per_scan, tpr (see metrics.froc_by_count), or a list of such
-        lists, one a seed
+    curves : method -> list of dict fp_per_scan, tpr (see froc.froc_by_count), or a list of such
+        lists, one per seed
     operating : method -> (fp_per_scan, tpr), a filled marker; may lack methods
     paper : method -> (fp_per_scan, tpr) as published, a hollow marker; may lack methods
     furthest : FPav at the right end; None: half as far again as the furthest marker

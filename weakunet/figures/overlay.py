@@ -19,8 +19,8 @@ def overlay(path, image, heatmap, labels, lesions_zyx=None, spacing_mm=None, **r
     slices next to it: the image at z, heatmap and segmentation as maxima over z - 1, z, z + 1.
 
     Parameters: image, heatmap, labels (D, H, W), labels as in `Detections`; lesions_zyx (m, 3)
-    voxel indices, None where the truth is not known (then detections are not judged); spacing_mm
-    (z, y, x), None: axes in voxels; radius in voxels or radius_mm, of a hit and the truth's rings.
+    voxel indices, None where they are not known (then detections are not matched); spacing_mm
+    (z, y, x), None: axes in voxels; radius in voxels or radius_mm, of a hit and of the rings.
     """
     marks, colour_of = judge_detections(labels, lesions_zyx, spacing_mm, **radius)
     slices = busiest_slices(np.vstack(list(marks.values())), len(image))

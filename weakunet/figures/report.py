@@ -22,7 +22,8 @@ from weakunet.figures.marks import MARKS, MEANING, TRUTH, judge_detections
 from weakunet.util.cli import InputError, write_text
 
 HERE = Path(__file__).parent
-GREYS, HEATS = 128, 64  # levels kept of image and heatmap: nobody sees more, and they pack smaller
+# levels of grey and of heat: more would not be seen, and fewer make a smaller file
+GREYS, HEATS = 128, 64
 SHAPES = {"o": "circles", "s": "squares", "^": "triangles", "D": "diamonds"}
 PNG = b"\x89PNG\r\n\x1a\n"
 

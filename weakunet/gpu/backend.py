@@ -1,7 +1,7 @@
-"""Which device holds an array, how it gets there, and how a CUDA kernel is started on it.
+"""Which device holds an array, how arrays get there, and how a CUDA kernel is launched on it.
 
-The ARRAY decides: a numpy array is worked on by numpy on the CPU, a CuPy array by the CUDA kernels
-on the GPU that holds it. No other file imports CuPy, and there is no global device flag.
+The ARRAY decides: numpy arrays are processed by numpy on the CPU, CuPy arrays by the CUDA kernels
+on the GPU that holds them. No other file imports CuPy, and there is no global device flag.
 """
 
 import contextlib
@@ -75,6 +75,20 @@ def to_host(array):
     return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
+def join_gpus(rank, size, place):
+    """gather(array, arrays): NCCL sends an array to `size` processes, which get all (size, n).
+
+    Each takes a GPU, the n-th process (`place`) of a computer its n-th. Not yet tried: that takes
+    a computer with two GPUs.
+    """
+    import cupy
+    import cupyx.distributed
+
+    cupy.cuda.Device(place % cupy.cuda.runtime.getDeviceCount()).use()
+    nccl = cupyx.distributed.init_process_group(size, rank, use_mpi=True)
+    return lambda array, arrays: nccl.all_gather(array, arrays, array.size)
+
+
 def move(layer, device):
     """Move a layer's `params` and `grads` (name -> array) to `device`."""
     for arrays in (layer.params, layer.grads):
@@ -82,7 +96,7 @@ def move(layer, device):
 
 
 def device_name(device):
-    """What a run says about the device ('cpu' or 'cuda') it works on: the GPU's name and memory."""
+    """What a run prints about its device ('cpu' or 'cuda'): the GPU's name and memory."""
     if device == "cpu":
         return "cpu"
     import cupy
@@ -116,8 +130,8 @@ def device_memory():
 
 
 def cache(volumes, device):
-    """Keep the training volumes where they are used: on the GPU in float32, or in float16 (their
-    intensities in [0, 1] keep 3 digits), if that leaves half of its memory free; else on the host.
+    """Move the training volumes to where they are used: to the GPU in float32, or in float16 (their
+    intensities in [0, 1] keep 3 digits), if that leaves half of its memory free; else to the host.
     """
     if device == "cuda":
         free = device_memory()["free_bytes"]

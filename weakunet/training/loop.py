@@ -149,11 +149,14 @@ class Run:
         scans (N, 1, D, H, W), transformed; targets (N,), true counts; places (N,), indices of the
         scans; matrices (N, 3, 4), their transforms.
         """
-        # scans whose slice was counted move within it only, so the slabs stay
-        counted = _slabs(self.model, self.slabs["train"], places)
-        predicted = self.model.forward(scans, counted)
+        predicted = self.forward(scans, places)
         self.model.backward(mse_backward(predicted, targets, self.common, self.bound))
         return predicted
+
+    def forward(self, scans, places):
+        """Predicted counts (N,) of training scans (N, 1, D, H, W); backward may follow."""
+        # scans whose slice was counted move within it only, so the slabs stay
+        return self.model.forward(scans, _slabs(self.model, self.slabs["train"], places))
 
     def validate(self, volumes):
         """Predicted counts (n,), on the host, of the validation scans."""
@@ -185,11 +188,15 @@ class Run:
         row = (self.epoch + 1, self.optimizer.lr, *errors, round(seconds, 2))
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
+        self.save_epoch()
+        return row
+
+    def save_epoch(self):
+        """Write best.npz if the last epoch is the best, then last.npz and log.csv."""
         if self.best_epoch() == len(self.history) - 1:
             save_checkpoint(self.out / "best.npz", self.model)
         self.save()
         write_csv(self.out / "log.csv", self.columns, self.history)
-        return row
 
 
 def common_spacing(scans):
@@ -309,9 +316,9 @@ def place_slices(model, scans):
         if model.settings["region"] and (k is not None or len(array) == 1):
             front = int(front_padding(array, model.period, k)[0])
             volume = Volume(np.pad(array, ((front, 0), (0, 0), (0, 0))), scan.volume.affine)
-            scan = dataclasses.replace(
-                scan, volume=volume, slice_index=None if k is None else k + front
-            )
+            centres = None if scan.centres_zyx is None else scan.centres_zyx + (front, 0, 0)
+            k = None if k is None else k + front
+            scan = dataclasses.replace(scan, volume=volume, centres_zyx=centres, slice_index=k)
         placed.append(scan)
     return placed
 

@@ -66,9 +66,11 @@ class Settings:
 def add_options(parser):
     """Give an argparse parser an option per setting; one that is not given is not in its result."""
     for field in dataclasses.fields(Settings):
-        choices, default = field.metadata["choices"], field.default
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        options = {"help": f"{field.metadata['help']} (default: {shown})"}
+        choices, default, about = field.metadata["choices"], field.default, field.metadata["help"]
+        if default is not None and default is not False:
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            about += f" (default: {shown})"
+        options = {"help": about}
         if default is False:
             options["action"] = "store_true"
         elif isinstance(default, tuple):

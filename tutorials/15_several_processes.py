@@ -1,0 +1,352 @@
+# %% [markdown]
+# # 15. Several processes, one network
+#
+# **Question.** Two computers each train on half of every batch. What must they tell each other, and
+# when, so that the result is the network that one computer would have trained?
+#
+# **You will see** the gradient of a batch put together from its parts, first by hand, then by the
+# file that training with `mpirun` uses; how many bytes that takes, beside all those that stay where
+# they are; and when the exchange costs nothing, and when it costs everything. The last picture
+# shows it, with the speed of several processes on THIS computer.
+#
+# **Takes** about 10 seconds on 2 cores. The last measurement needs MPI (`apt-get install
+# openmpi-bin`, `pip install mpi4py`); without it, the lesson says so and shows the rest. Lesson 3
+# explains gradients, lesson 8 training.
+
+# %%
+import contextlib
+import importlib.util
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
+ROOT = next(p for p in HERE.parents if (p / "weakunet").is_dir())  # the clone
+sys.path.insert(0, str(ROOT))
+
+import matplotlib.pyplot as plt
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from weakunet.data.phantom import simulate_cohort
+from weakunet.figures.drawing import line_style, save_figure
+from weakunet.layers.loss import mse_backward
+from weakunet.model import WeakUNet
+from weakunet.training.mpi import Ranks
+from weakunet.util.processes import cores
+from weakunet.util.threads import set_threads
+
+# %% [markdown]
+# ## Where can a batch be cut?
+#
+# The network sees each scan alone. Only the loss looks at all N counts of a batch: it is a mean,
+# and ours also weighs the error that all scans have in common (`weakunet/layers/loss.py`). Whoever
+# knows the N counts knows dL/dcount of every scan. From there on it is a sum again: what a weight
+# gets from a batch is the sum of what it gets from each scan.
+#
+# By hand, in one process: two networks with equal weights take 3 scans and 1 of a batch of 4.
+
+# %%
+print("\n## Where can a batch be cut?")
+scans = simulate_cohort("tiny", {"train": 4}, seed=15)["train"]
+batch = np.stack([scan.volume.array for scan in scans])[:, None]  # (N, 1, D, H, W)
+counts = np.array([scan.count for scan in scans], np.float32)
+COMMON = 0.1  # weight of the common error in training
+
+
+def new_network(channels=(8, 16, 32), convs_per_level=1):
+    return WeakUNet(channels, convs_per_level, block=4, rng=np.random.default_rng(0))
+
+
+def flat(grads):
+    return np.concatenate([grad.ravel() for grad in grads.values()])
+
+
+def gradient(model, part):
+    """All gradients, one after another, of the loss of a part of the batch."""
+    model.backward(mse_backward(model.forward(batch[part]), counts[part], COMMON))
+    return flat(model.grads)
+
+
+whole = gradient(new_network(), slice(0, 4))
+parts, networks = (slice(0, 3), slice(3, 4)), (new_network(), new_network())
+predicted = [model.forward(batch[part]) for model, part in zip(networks, parts, strict=True)]
+dcount = mse_backward(np.concatenate(predicted), counts, COMMON)  # of all 4 counts
+for model, part in zip(networks, parts, strict=True):
+    model.backward(dcount[part])
+total = flat(networks[0].grads) + flat(networks[1].grads)
+
+
+def difference(a, b):
+    return abs(a - b).max() / abs(b).max()
+
+
+print(f"sum of the parts against the whole batch: {difference(total, whole):.0e}")
+assert difference(total, whole) < 1e-5
+three, one = (gradient(new_network(), part) for part in parts)
+print(
+    f"each part with a loss of its own, their mean: {difference((three + one) / 2, whole):.0%} off"
+)
+weighted = 3 / 4 * three + 1 / 4 * one
+print(f"the same, weighted with 3 scans and 1: {difference(weighted, whole):.0%} off")
+
+# %% [markdown]
+# The first number is rounding: float32 sums in another order. The second is a common mistake: a
+# part with fewer scans counts too much, which nobody notices while all parts are equally long (the
+# last batch of an epoch often is not). The third would be right if the loss were a mean over scans
+# and nothing else. The common error of a part is not that of the batch.
+#
+# ## The same by the package
+#
+# `weakunet/training/mpi.py` does this between processes, in two messages per step. First every rank
+# (MPI's word for a process and its number) sends its counts to all others; MPI calls that an
+# *allgather*. After the backward pass it sends its gradients in the same way. EVERY rank adds up
+# what it has, in the order of the ranks, and takes the optimizer's step. The same numbers, added in
+# the same order, give the same bits: weights that were equal stay equal, and need not be sent.
+#
+# Here two threads stand in for two processes, and a list on the table for the cable:
+
+
+# %%
+print("\n## The same by the package")
+
+
+class Table:
+    """What `Ranks` needs of MPI: lay your array on the table, wait for the others, take all."""
+
+    def __init__(self, rank, arrays, everybody):
+        self.rank, self.size, self.arrays, self.everybody = rank, len(arrays), arrays, everybody
+
+    def Allgather(self, mine, all_):  # noqa: N802 (MPI's name)
+        self.arrays[self.rank] = mine
+        self.everybody.wait()
+        all_[:] = self.arrays
+        self.everybody.wait()
+
+
+def work(rank, arrays, everybody, results):
+    ranks, model = Ranks(Table(rank, arrays, everybody)), new_network()
+    part, predicted = ranks.part(4), counts * 0  # 0 for the scans of others
+    predicted[part] = model.forward(batch[part])
+    dcount = mse_backward(ranks.sum(predicted), counts, COMMON)
+    model.backward(dcount[part])
+    ranks.sum_gradients(model.grads)
+    results[rank] = flat(model.grads)
+
+
+arrays, results, everybody = [None] * 2, [None] * 2, threading.Barrier(2)
+workers = [threading.Thread(target=work, args=(r, arrays, everybody, results)) for r in (0, 1)]
+with threadpool_limits(1):  # numpy's own threads would add in another order
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+assert np.array_equal(*results)
+print(f"two ranks: the same bits; against the whole batch {difference(results[0], whole):.0e}")
+assert difference(results[0], whole) < 1e-5
+
+# %% [markdown]
+# ## What is sent, in bytes
+#
+# In each step, one number per parameter, and one per scan: its predicted count, for the log. The
+# feature maps are not sent: forward keeps them for backward, in the process that has made them. And
+# they are by far the most.
+#
+# Two networks: the default one at the phantom's size, and one of the paper's scale (for which the
+# paper gives no numbers; we take 32, 64 and 128 maps and two convolutions per level).
+
+
+# %%
+print("\n## What is sent, in bytes")
+
+
+def sizes_in_bytes(channels, convs, shape):
+    """4 bytes per number: parameters; one scan; the maps that one scan's forward pass makes."""
+    parameters = sum(value.size for value in new_network(channels, convs).params.values())
+    voxels = np.prod(shape)
+    maps = sum(convs * c * voxels // 8**i for i, c in enumerate(channels))  # on the way down
+    maps += sum(convs * c * voxels // 8**i for i, c in enumerate(channels[:-1]))  # and up
+    return {"gradient": 4 * parameters, "one scan": 4 * voxels, "one scan's maps": 4 * maps}
+
+
+sizes = {
+    "default": sizes_in_bytes((8, 16, 32), 1, batch.shape[2:]),
+    "paper's scale": sizes_in_bytes((32, 64, 128), 2, (84, 128, 168)),
+}
+for name, each in sizes.items():
+    parameters = each["gradient"] // 4
+    print(f"{name}: {parameters:,} parameters;", end=" ")
+    print(", ".join(f"{what} {size / 1e6:.2f} MB" for what, size in each.items()))
+
+# %% [markdown]
+# Convolutions make the gradient small: a few thousand weights serve every voxel. Lesson 2 asked
+# about one layer that connects every voxel with every other: it had 537 million.
+#
+# ## When does the exchange cost nothing?
+#
+# When a step computes much longer than it sends. The step is measured here. The sending is on
+# paper, bytes / bandwidth, of all gradients that a rank receives. With P ranks they are P - 1, so
+# sending takes longer the more ranks there are, and in the end longer than computing.
+#
+# Libraries for thousands of ranks send partial sums around in a ring. Then each rank receives
+# 2 (P - 1) / P gradients, fewer than two, however many ranks there are (exercise set 15 builds
+# one). The price: each number's sum begins at another rank, not always at rank 0.
+
+
+# %%
+print("\n## When does the exchange cost nothing?")
+
+
+def seconds_per_step(threads, steps=5):
+    """Median time of forward and backward for the batch of 4; the first, which warms up, aside."""
+    set_threads(threads)
+    model, times = new_network(), []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        gradient(model, slice(0, 4))
+        times.append(time.perf_counter() - started)
+    set_threads()
+    return statistics.median(times[1:])
+
+
+step = seconds_per_step(threads=1)
+print(f"a step of the default network on one core here: {1e3 * step:.0f} ms")
+CABLES = {"1 Gbit/s": 1e9 / 8, "100 Gbit/s": 100e9 / 8}  # bytes per second
+for name, bandwidth in CABLES.items():
+    send = sizes["default"]["gradient"] / bandwidth
+    print(f"receiving one gradient at {name}: {1e3 * send:.3f} ms, {send / step:.2%} of the step")
+
+# %% [markdown]
+# ## As measured
+#
+# The script below is what a rank does in training, with one thread each. `mpirun -n 2` starts it
+# twice; each process asks MPI which one it is. Every rank computes its part of the same batch of
+# 4 and receives all gradients: the exchange is in the time.
+#
+# Beside it, the other way to use several cores: one process with several threads, which the layers
+# use by themselves. Inside one computer that is as good, and `mpirun` is needed for several
+# computers, or several GPUs.
+
+# %%
+print("\n## As measured")
+WORKER = """
+import statistics, sys, time
+sys.path.insert(0, {root!r})
+import numpy as np
+from weakunet.layers.loss import mse_backward
+from weakunet.model import WeakUNet
+from weakunet.training.mpi import join
+from weakunet.util.threads import set_threads
+
+with join() as ranks:
+    set_threads(1)
+    with np.load({data!r}) as file:
+        batch, counts = file["batch"], file["counts"]
+    model = WeakUNet((8, 16, 32), block=4, rng=np.random.default_rng(0))
+    part, times = ranks.part(len(batch)), []
+    for _ in range(6):
+        ranks.any(False)  # wait for one another
+        started = time.perf_counter()
+        predicted = counts * 0
+        predicted[part] = model.forward(batch[part])
+        if ranks.size > 1:
+            predicted = ranks.sum(predicted)
+        model.backward(mse_backward(predicted, counts, 0.1)[part])
+        if ranks.size > 1:
+            ranks.sum_gradients(model.grads)
+        times.append(time.perf_counter() - started)
+    print(statistics.median(times[1:]))
+"""
+
+
+def seconds_by_mpi(processes, folder):
+    """Median time of a step of `processes` ranks; None where they cannot be started."""
+    np.savez(folder / "batch.npz", batch=batch, counts=counts)
+    worker = folder / "worker.py"
+    worker.write_text(WORKER.format(root=str(ROOT), data=str(folder / "batch.npz")))
+    command = ["mpirun", "-n", str(processes), sys.executable, str(worker)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    with contextlib.suppress(ValueError):
+        return float(ran.stdout)
+    print(f"mpirun could not start {processes}:", *ran.stderr.split()[:12], "...")
+    return None
+
+
+numbers = [n for n in (1, 2, 4) if n <= cores()]  # 4 scans: parts of equal length
+by_threads = {n: seconds_per_step(n) for n in numbers}
+by_processes = {}
+if shutil.which("mpirun") and importlib.util.find_spec("mpi4py"):
+    with tempfile.TemporaryDirectory() as folder:
+        by_processes = {n: seconds_by_mpi(n, Path(folder)) for n in numbers}
+        by_processes = {n: seconds for n, seconds in by_processes.items() if seconds}
+else:
+    print("MPI is not installed: the picture shows threads only")
+
+# %% [markdown]
+# ## The picture
+#
+# Left: bytes, each mark ten times the one below. Middle: on paper, how long a rank receives
+# gradients beside how long it computes, if each takes one scan; the dotted line is where the two
+# are equal. Right: batches per second, as measured. Where it stays below the ideal, the cores share
+# their memory, or are busy with something else.
+
+# %%
+print("\n## The picture")
+figure, panels = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
+for k, (name, each) in enumerate(sizes.items()):
+    panels[0].plot(each.keys(), each.values(), label=name, **line_style(k, linestyle="none"))
+    for what, size in each.items():
+        panels[0].annotate(
+            f"{size / 1e6:.2g} MB" if size < 1e9 else f"{size / 1e9:.2g} GB",
+            (what, size), (10, -4), textcoords="offset points",
+        )  # fmt: skip
+panels[0].set(yscale="log", ylabel="bytes", xlim=(-0.4, 2.6), ylim=(1e4, 1e10))
+panels[0].set_title("only the gradient is sent")
+panels[0].legend(frameon=False, loc="upper left", title="network")
+
+ranks, small = np.arange(2, 1001), sizes["default"]["gradient"]
+slow, fast = CABLES.values()
+lines = {
+    "537 million weights, 100 Gbit/s": (ranks - 1) * 4 * 537e6 / fast,
+    "this network, 1 Gbit/s": (ranks - 1) * small / slow,
+    "this network, 1 Gbit/s, in a ring": 2 * (ranks - 1) / ranks * small / slow,
+    "this network, 100 Gbit/s": (ranks - 1) * small / fast,
+}
+for k, (name, seconds) in enumerate(lines.items()):
+    panels[1].plot(ranks, seconds / (step / 4), label=name, **line_style(k, marker=""))
+panels[1].axhline(1, color="black", linestyle=":", linewidth=1)
+panels[1].set(xscale="log", yscale="log", xlabel="ranks", ylabel="receiving / computing")
+panels[1].set_ylim(top=1e7)
+panels[1].set_title(f"on paper: {1e3 * step / 4:.0f} ms per scan, one scan per rank")
+panels[1].legend(frameon=False, loc="upper left")
+
+measured = {"processes (MPI), 1 thread each": by_processes, "threads of one process": by_threads}
+for k, (name, seconds) in enumerate(measured.items()):
+    if seconds:
+        panels[2].plot(
+            seconds.keys(), [1 / s for s in seconds.values()], label=name, **line_style(k)
+        )
+panels[2].plot(numbers, [n / step for n in numbers], ":", color="black", label="ideal")
+panels[2].set(xlabel="processes, or threads", ylabel="batches of 4 per second", xticks=numbers)
+panels[2].set_ylim(0)
+panels[2].set_title(f"as measured on this computer ({cores()} cores)")
+panels[2].legend(frameon=False, loc="lower right")
+save_figure(figure, "runs/tutorials/15_several_processes.png")
+
+most = max(by_processes or by_threads)
+faster = step / (by_processes or by_threads)[most]
+print(f"{most} {'processes' if by_processes else 'threads'}: {faster:.2f} times as fast as one")
+print(f"each sends {small:,} bytes of gradients per step")
+print("picture: runs/tutorials/15_several_processes.png")
+
+# %% [markdown]
+# **Try.** Train a network by two processes, then by one, and compare the logs:
+# `mpirun -n 2 python -m weakunet.train --out runs/two`, and without `mpirun` into `runs/one`. The
+# last digits drift apart: why must they, and why do two runs of `mpirun -n 2` never? Stop one with
+# Ctrl-C and resume it with one process. Then exercise set `15_several_processes`. How a cluster
+# works on 100,000 scans is another matter, with no messages at all: [cluster.md](cluster.md).
