@@ -64,6 +64,8 @@ def _plain_layers(rng):
         yield f"maxpool3d_forward {s}", *_pair(maxpool3d, "maxpool3d_forward"), (x,)
         yield f"maxpool3d_backward {s}", *_pair(maxpool3d, "maxpool3d_backward"), (dy, winner)
         yield f"upsample3d_backward {s}", *_pair(upsample3d, "upsample3d_backward"), (x,)
+        args = dy, winner, _values(rng, *s), x
+        yield f"maxpool3d_backward_skip {s}", *_pair(maxpool3d, "maxpool3d_backward_skip"), args
 
 
 def _global_pooling(rng):

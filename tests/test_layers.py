@@ -10,6 +10,7 @@ from weakunet.layers.concat import Concat
 from weakunet.layers.conv.conv3d import Conv3D
 from weakunet.layers.globalpool3d import GlobalPool3D, globalmax_forward, localmax_forward
 from weakunet.layers.gradcheck import check_layer, numerical_gradient, relative_error
+from weakunet.layers.level import Level
 from weakunet.layers.linear import Linear, linear_forward
 from weakunet.layers.loss import mse_backward, mse_forward
 from weakunet.layers.maxpool3d import MaxPool3D, maxpool3d_backward, maxpool3d_forward
@@ -56,6 +57,10 @@ LAYERS = {
     "localmax": lambda rng: (GlobalPool3D("lmax", 2), [(2, 2, 4, 3, 5)]),
     "localmax, overlapping": lambda rng: (GlobalPool3D("lmax", 2, 2), [(2, 2, 4, 3, 5)]),
     "localmax in a region": lambda rng: (PoolInRegion(), [(2, 2, 5, 7, 6)]),
+    "level": lambda rng: (
+        Level([Conv3D(2, 3, rng=rng, dtype=np.float64), Conv3D(3, 2, rng=rng, dtype=np.float64)]),
+        [(1, 2, 3, 4, 5)],
+    ),
     "linear": lambda rng: (Linear(4, rng=rng, dtype=np.float64), [(3, 4)]),
 }
 

@@ -1,5 +1,7 @@
 """Every .cu file compiles for real GPUs with CUDA's own compiler, which needs no GPU for that."""
 
+import functools
+
 import pytest
 
 from weakunet.bench import compile as bench_compile
@@ -13,6 +15,7 @@ try:
 except InputError as error:
     REASON = str(error)
 TF32 = tensor.TENSOR, tensor.FOLDED
+compiled = functools.cache(bench_compile.compile_file)
 needs_nvrtc = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
@@ -27,7 +30,7 @@ TARGETS = [
 @needs_nvrtc
 @pytest.mark.parametrize(("file", "real", "architecture"), TARGETS)
 def test_file_compiles_without_warnings_and_float_does_not_spill(file, real, architecture):
-    rows, warnings = bench_compile.compile_file(file, real, architecture)
+    rows, warnings = compiled(file, real, architecture)
     assert warnings == []
     assert {row["kernel"] for row in rows} == set(cuda_source.kernels(file))
     assert all(0 < row["registers"] <= 255 for row in rows)
@@ -37,28 +40,40 @@ def test_file_compiles_without_warnings_and_float_does_not_spill(file, real, arc
 
 @needs_nvrtc
 def test_conv3d_tiled_leaves_room_for_two_blocks_of_256_threads_on_an_sm():
-    rows, _ = bench_compile.compile_file("layers/conv/tiled", "float", "sm_90")
-    convolutions = [row for row in rows if "_tiled_k3" in row["kernel"]]
+    rows, _ = compiled("layers/conv/tiled", "float", "sm_90")
+    steps = "forward_tiled", "backward_input_tiled", "backward_weight_tiled_k3"
+    convolutions = [row for row in rows if row["kernel"].endswith(steps)]
     assert len(convolutions) == 3
     assert max(row["registers"] for row in convolutions) <= 65536 / 2 / 256
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 def test_tensor_kernels_leave_room_for_two_blocks_on_an_sm(architecture):
     sizes = tensor.SIZES
     threads = {
         "conv3d_tensor": "THREADS",
         "conv3d_tensor_backward_weight": "DW_THREADS",
+        "conv3d_tensor_backward_first": "FIRST_THREADS",
         "folded_tensor_forward": "UP_THREADS",
         "folded_tensor_backward_coarse": "UP_THREADS",
         "folded_tensor_backward_weight": "UP_DW_THREADS",
     }
     for files in (TF32, (tensor.BF16,)):
-        compiled = [bench_compile.compile_file(file, "float", architecture)[0] for file in files]
-        registers = {row["kernel"]: row["registers"] for rows in compiled for row in rows}
+        rows = [row for file in files for row in compiled(file, "float", architecture)[0]]
+        registers = {row["kernel"]: row["registers"] for row in rows}
         for kernel, block in threads.items():
             assert registers[kernel] <= 65536 / 2 / sizes[block]
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("CONV", 2), ("DW", 2), ("FIRST", 3)])
+@pytest.mark.parametrize("rung", tensor.PAIR)
+def test_shared_memory_is_there_for_the_blocks_that_registers_leave_room_for(name, blocks, rung):
+    folded = ["UP", "UP_BACK", "UP_DW"] if name == "CONV" else []
+    for kernel in (name, *folded):
+        used = tensor._shared_bytes(rung, kernel)
+        assert used <= 99 * 1024  # what a block may have on a GeForce
+        assert blocks * (used + 1024) <= 228 * 1024  # an SM of an H100; 1 KB a block is CUDA's
 
 
 def test_tensor_kernels_are_for_float_and_ampere_or_newer():

@@ -110,10 +110,11 @@ def test_a_gpu_takes_tf32_by_itself_if_it_has_tensor_cores_that_compute_right(
     assert capsys.readouterr().out.count("no tensor cores for tf32, so it computes in fp32") == 2
 
 
-def step(network, gpu):
+def step(network, gpu, outside=0):
     """name -> what one forward and backward pass gives, and the kernels that it launched."""
     rng = np.random.default_rng(1)
     scans, counts = rng.random((1, 1, 4, 6, 10), np.float32), np.array([3], np.float32)
+    scans[..., :outside] = 0  # outside the ROI
     gpu.launched.clear()
     predicted = network.forward(scans)
     network.backward(mse_backward(predicted, counts))
@@ -146,13 +147,16 @@ def test_step_runs_on_tensor_cores_and_moves_counts_and_gradients_a_little(preci
 class Apart(Level):
     """The oracle: each convolution and each ReLU for itself."""
 
-    def forward(self, *x, keep=True):
+    def forward(self, *x, keep=True, inside=None):
         self.relus = [ReLU() for _ in self.convs]
         for conv, relu in zip(self.convs, self.relus, strict=True):
-            x = (relu.forward(conv.forward(*x, keep=keep), keep),)
-        return x[0]
+            relu.forward(conv.forward(*x, keep=keep), keep)
+            relu.y *= inside
+            x = (relu.y,)
+        self.y = relu.y  # where a skip connection joins
+        return relu.y
 
-    def backward(self, dy, guided=False, **first):
+    def backward(self, dy, guided=False, masked=False, **first):
         for conv, relu in zip(self.convs[::-1], self.relus[::-1], strict=True):
             dy = conv.backward(relu.backward(dy), **first if conv is self.convs[0] else {})
         return dy
@@ -164,12 +168,12 @@ def test_relus_that_the_convolutions_compute_change_no_bit(precision, gpu):
         rng = np.random.default_rng(0)
         return WeakUNet((8, 16), convs_per_level=2, rng=rng).to("cuda", precision)
 
-    fused, kernels = step(network(), gpu)
+    fused, kernels = step(network(), gpu, 3)
     assert "relu_backward" in kernels  # of those at which a level begins
     apart = network()
     for level in (*apart.encoder, *apart.decoder):
         level.__class__ = Apart
-    expected, kernels = step(apart, gpu)
+    expected, kernels = step(apart, gpu, 3)
     assert "relu_forward" in kernels
     for name, value in expected.items():
         np.testing.assert_array_equal(fused[name].view(np.uint32), value.view(np.uint32), name)

@@ -117,13 +117,13 @@ class WeakUNet:
         skips = []
         for i, level in enumerate(self.encoder):
             # (N, C, D, H, W) -> (N, channels[i], D, H, W)
-            h = level.forward(h, keep=keep, mask=masks[i])
+            h = level.forward(h, keep=keep, inside=masks[i])
             if i < len(self.pools):
                 skips.append(h)
                 h = self.pools[i].forward(h, keep)  # -> (N, channels[i], D/2, H/2, W/2)
         for i in reversed(range(len(self.decoder))):
             # upsamples h, puts the skip before it, convolves: twice the size, as many maps as skip
-            h = self.decoder[i].forward(skips.pop(), h, keep=keep, mask=masks[i])
+            h = self.decoder[i].forward(skips.pop(), h, keep=keep, inside=masks[i])
         return h
 
     def region(self, scans, counted=None):
@@ -202,13 +202,14 @@ class WeakUNet:
         """As `backward`, from the gradient df with respect to the last maps: no last layer."""
         dh, dskips = self.backward_decoder(df, guided)
         for i in reversed(range(len(self.encoder))):
-            if i < len(self.pools):
+            level, join = self.encoder[i], bool(dskips) and i < len(self.pools)
+            if join:
+                # a skip connection splits the forward path in two, so here two gradients add up
+                dh = self.pools[i].backward_skip(dh, dskips.pop(), level.y)
+            elif i < len(self.pools):
                 dh = self.pools[i].backward(dh)
-                if dskips:
-                    # a skip connection splits the forward path in two, so here two gradients add up
-                    dh = dh + dskips.pop()
             # training has no use for the gradient with respect to the image
-            dh = self.encoder[i].backward(dh, guided, needs_dx=to_image or i > 0)
+            dh = level.backward(dh, guided, masked=join, needs_dx=to_image or i > 0)
         if not to_image:
             return None
         return dh * INPUT_GAIN * (self.inside if self.settings["region"] else 1)

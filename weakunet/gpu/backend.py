@@ -1,7 +1,7 @@
-"""Which device holds an array, how it gets there, and how a CUDA kernel is started on it.
+"""Which device holds an array, how arrays get there, and how a CUDA kernel is launched on it.
 
-The ARRAY decides: a numpy array is worked on by numpy on the CPU, a CuPy array by the CUDA kernels
-on the GPU that holds it. No other file imports CuPy, and there is no global device flag.
+The ARRAY decides: numpy arrays are processed by numpy on the CPU, CuPy arrays by the CUDA kernels
+on the GPU that holds them. No other file imports CuPy, and there is no global device flag.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ def move(layer, device):
 
 
 def device_name(device):
-    """What a run says about the device ('cpu' or 'cuda') it works on: the GPU's name and memory."""
+    """What a run prints about its device ('cpu' or 'cuda'): the GPU's name and memory."""
     if device == "cpu":
         return "cpu"
     import cupy
@@ -130,8 +130,8 @@ def device_memory():
 
 
 def cache(volumes, device):
-    """Keep the training volumes where they are used: on the GPU in float32, or in float16 (their
-    intensities in [0, 1] keep 3 digits), if that leaves half of its memory free; else on the host.
+    """Move the training volumes to where they are used: to the GPU in float32, or in float16 (their
+    intensities in [0, 1] keep 3 digits), if that leaves half of its memory free; else to the host.
     """
     if device == "cuda":
         free = device_memory()["free_bytes"]

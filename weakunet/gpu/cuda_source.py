@@ -1,9 +1,8 @@
 """What a .cu file says about itself: its kernels, their parameters, its #define'd numbers.
 
 A CUDA kernel gets bare pointers and numbers: nothing stops a caller from passing float64 data to a
-float kernel, a transposed view (its strides would be ignored) or an 8-byte integer for a 4-byte
-one. So the parameter list is read from the .cu text itself and every argument is checked against it
-before a launch.
+float kernel, a transposed view (its strides would be ignored), or an 8-byte integer for a 4-byte
+one. So every argument is checked, before a launch, against the parameter list in the .cu text.
 
 Kernels are written once for float and double: the element type is called `real` and is given to the
 compiler as -Dreal=float or -Dreal=double.

@@ -6,7 +6,7 @@
 
 // computes  y = [a; b]
 // threads   thread i owns y[i], i < n = N (size_a + size_b)
-// memory    reads 1 element of a or b, writes 1 an output
+// memory    reads 1 element of a or b, writes 1 per output
 // work      none but the index
 // no race   every y[i] has one owner, and nothing that is read is written
 extern "C" __global__ void concat_forward(const real* __restrict__ a, const real* __restrict__ b,

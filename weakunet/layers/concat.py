@@ -42,7 +42,7 @@ def concat_backward_cuda(dy, c_a):
 
 
 class Concat:
-    """Concatenation that remembers how many channels came first."""
+    """Concatenation that keeps how many channels came first."""
 
     def forward(self, a, b, keep=True):
         self.c_a = a.shape[1]

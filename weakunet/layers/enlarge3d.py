@@ -1,10 +1,9 @@
-"""Bring a low-resolution map up to the input's size: linear or nearest, with aligned voxel CENTRES.
+"""Upsample a map m-fold to the input's size, trilinearly or by repeating, with aligned CENTRES.
 
-A voxel of a map that was pooled m-fold covers the fine voxels jm ... jm + m - 1, so its middle lies
-at the fine position jm + (m - 1) / 2, and the fine voxel i at the coarse position (i + 1/2) / m -
-1/2. Linear interpolation between the two coarse middles on either side of it, axis by axis; beyond
-the outermost middles the map goes on constant. The network does not learn through this, so there is
-no backward. Plain array expressions: they run on either device.
+Voxel j of a map that was pooled m-fold covers the fine voxels jm ... jm + m - 1, so fine voxel i
+lies at the coarse position (i + 1/2) / m - 1/2. Each axis in turn is interpolated linearly between
+the two nearest coarse centres; beyond the outermost ones the map is constant. The network does not
+learn through this, so there is no backward. Plain array expressions run on either device.
 """
 
 import numpy as np
@@ -40,6 +39,6 @@ def _enlarge_axis(x, m, axis):
     high = np.minimum(low + 1, n - 1)
     shape = [1] * x.ndim
     shape[axis] = -1
-    share = xp.asarray((position - low).astype(x.dtype).reshape(shape))
+    fraction = xp.asarray((position - low).astype(x.dtype).reshape(shape))
     low, high = (xp.take(x, xp.asarray(at), axis=axis) for at in (low, high))
-    return low + (high - low) * share
+    return low + (high - low) * fraction

@@ -1,8 +1,9 @@
 """One level of the network, going down or up: convolution, ReLU, convolution, ReLU, ...
 
-The same numbers as Conv3D and ReLU one after the other, which are its oracle (test_layers.py). What
-it saves is passes over the maps: on a GPU a convolution's kernel computes the ReLU behind it before
-it writes y, and in backward the ReLU before it before it writes dx.
+The same numbers as Conv3D and ReLU one after the other, which are its oracle (test_precision.py).
+What it saves is passes over the maps. On a GPU a convolution's kernel also computes, before it
+writes y, the ReLU behind it and the zeros outside the ROI; in backward, before it writes dx, the
+ReLU in front of it.
 """
 
 from weakunet.layers.relu import relu_backward, relu_forward
@@ -15,26 +16,26 @@ class Level:
         self.convs = convs
         self.y = None
 
-    def forward(self, *x, keep=True, mask=None):
+    def forward(self, *x, keep=True, inside=None):
         """What the first convolution takes -> y (N, C, D, H, W).
 
-        mask: (N, 1, D, H, W), 1 inside the ROI and 0 outside; all maps are multiplied by it.
+        inside: (N, 1, D, H, W), 1 inside the ROI and 0 outside; all maps are multiplied by it.
         Backward needs none: where y is 0, no gradient passes.
         """
         for conv in self.convs:
-            y = conv.forward(*x, keep=keep, relu=True)
-            y = y if mask is None else y * mask
+            y = conv.forward(*x, keep=keep, relu=True, inside=inside)
             x = (y,)
         self.y = y if keep else None
         return y
 
-    def backward(self, dy, guided=False, **first):
+    def backward(self, dy, guided=False, masked=False, **first):
         """dy -> what the backward of the first convolution, called with `first`, returns.
 
         guided: every ReLU also drops what is negative of the gradient that comes in (guided
-        backpropagation, for pictures only, see baselines.py).
+        backpropagation, for pictures only, see baselines.py). masked: dy has been through the
+        backward of the last ReLU already.
         """
-        da = relu_backward(dy, self.y)  # with respect to a, where y = max(a, 0)
+        da = dy if masked else relu_backward(dy, self.y)  # with respect to a, y = max(a, 0)
         self.y = None
         for conv in reversed(self.convs):
             da = relu_forward(da) if guided else da

@@ -4,8 +4,8 @@
 
 // computes  y[n] = sum_c x[n, c] w[c] + b
 // threads   thread n owns y[n]
-// memory    reads 2 C + 1 elements, writes 1 an output
-// work      2 C FLOP an output
+// memory    reads 2 C + 1 elements, writes 1 per output
+// work      2 C FLOP per output
 // no race   every y[n] has one owner, and nothing that is read is written
 extern "C" __global__ void linear_forward(const real* __restrict__ x, const real* __restrict__ w,
                                           const real* __restrict__ b, real* __restrict__ y,
@@ -21,8 +21,8 @@ extern "C" __global__ void linear_forward(const real* __restrict__ x, const real
 
 // computes  dx[n, c] = dy[n] w[c],  dw[c] = sum_n dy[n] x[n, c],  db = sum_n dy[n]
 // threads   thread c < C owns dw[c] and the column dx[:, c]; thread C owns db
-// memory    reads 2 N + 1 elements, writes N + 1 a thread
-// work      3 N FLOP a thread
+// memory    reads 2 N + 1 elements, writes N + 1 per thread
+// work      3 N FLOP per thread
 // no race   every output has one owner, which adds in the order of the batch
 extern "C" __global__ void linear_backward(const real* __restrict__ dy,
                                            const real* __restrict__ x,

@@ -1,14 +1,14 @@
 """Max pooling over 2x2x2 blocks (paper, section 2.2).
 
 y[d,h,w] = max of x[2d:2d+2, 2h:2h+2, 2w:2w+2].
-Backward hands dy to the block's maximum and 0 to the other seven voxels. When several voxels tie,
-the FIRST in memory order wins (z, then y, then x), on the CPU and on the GPU alike. Sizes must be
-even.
+In backward dy goes to the block's maximum and 0 to the other seven voxels. Ties go to the FIRST in
+memory order (z, then y, then x), on the CPU and on the GPU alike. Sizes must be even.
 """
 
 import numpy as np
 
 from weakunet.gpu import backend
+from weakunet.layers.relu import relu_backward
 
 
 def _require_even(x):
@@ -63,6 +63,17 @@ def maxpool3d_backward(dy, winner):
     return dx.reshape(n, c, 2 * d, 2 * h, 2 * w)
 
 
+def maxpool3d_backward_skip(dy, winner, dskip, y):
+    """As maxpool3d_backward, where y (N, C, 2D, 2H, 2W), the output of a ReLU, is a skip, too.
+
+    Two gradients meet there: dskip and that of the pooling are added, and the ReLU's backward is
+    applied. On a GPU all this is one pass.
+    """
+    if backend.is_cuda(dy):
+        return maxpool3d_backward_skip_cuda(dy, winner, dskip, y)
+    return relu_backward(maxpool3d_backward(dy, winner) + dskip, y)
+
+
 def maxpool3d_forward_cuda(x):
     n, c, d, h, w = (*x.shape[:2], *(size // 2 for size in x.shape[2:]))
     xp = backend.array_module(x)
@@ -79,8 +90,15 @@ def maxpool3d_backward_cuda(dy, winner):
     return dx
 
 
+def maxpool3d_backward_skip_cuda(dy, winner, dskip, y):
+    dx, (h, w) = backend.array_module(dy).empty_like(y), dy.shape[3:]
+    args = dy, winner, dskip, y, dx, h, w, dx.size
+    backend.launch("layers/maxpool3d", "maxpool3d_backward_skip", dx.size, args)
+    return dx
+
+
 class MaxPool3D:
-    """2x2x2 max pooling that remembers which voxel won."""
+    """2x2x2 max pooling that keeps which voxel won."""
 
     def forward(self, x, keep=True):
         y, winner = maxpool3d_forward(x)
@@ -88,6 +106,9 @@ class MaxPool3D:
         return y
 
     def backward(self, dy):
-        dx = maxpool3d_backward(dy, self.winner)
-        self.winner = None
-        return dx
+        winner, self.winner = self.winner, None
+        return maxpool3d_backward(dy, winner)
+
+    def backward_skip(self, dy, dskip, y):
+        winner, self.winner = self.winner, None
+        return maxpool3d_backward_skip(dy, winner, dskip, y)

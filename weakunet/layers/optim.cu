@@ -5,9 +5,9 @@
 //           S <- rho S + (1 - rho) s^2
 //           w <- w + lr s                                  with G = avg_g2, S = avg_s2
 // threads   thread i owns w[i], avg_g2[i] and avg_s2[i]
-// memory    reads 4 elements, writes 3 a weight: all in one pass, where the formulas as separate
+// memory    reads 4 elements, writes 3 per weight: all in one pass, where the formulas as separate
 //           array operations would move about 20
-// work      12 FLOP and a square root a weight
+// work      12 FLOP and a square root per weight
 // no race   every element has one owner, who reads it before writing it
 extern "C" __global__ void adadelta_update(real* __restrict__ w, const real* __restrict__ g,
                                            real* __restrict__ avg_g2, real* __restrict__ avg_s2,

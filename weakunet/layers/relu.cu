@@ -2,8 +2,8 @@
 
 // computes  y[i] = max(x[i], 0)
 // threads   thread i owns y[i]
-// memory    reads x once, writes y once: 2 elements an output, from global memory
-// work      1 comparison an output
+// memory    reads x once, writes y once: 2 elements per output, from global memory
+// work      1 comparison per output
 // no race   every y[i] has one owner, and nothing that is read is written
 extern "C" __global__ void relu_forward(const real* __restrict__ x, real* __restrict__ y,
                                         long long n)
@@ -15,8 +15,8 @@ extern "C" __global__ void relu_forward(const real* __restrict__ x, real* __rest
 
 // computes  dx[i] = dy[i] where y[i] > 0, else 0; y is the output of the forward pass
 // threads   thread i owns dx[i]
-// memory    reads dy and y once, writes dx once: 3 elements an output, from global memory
-// work      1 comparison an output
+// memory    reads dy and y once, writes dx once: 3 elements per output, from global memory
+// work      1 comparison per output
 // no race   every dx[i] has one owner, and nothing that is read is written
 extern "C" __global__ void relu_backward(const real* __restrict__ dy, const real* __restrict__ y,
                                          real* __restrict__ dx, long long n)

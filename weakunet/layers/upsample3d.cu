@@ -21,8 +21,8 @@ extern "C" __global__ void upsample3d_forward(const real* __restrict__ x, real* 
 
 // computes  dx[z, y, x] = the sum of the eight dy[2z+a, 2y+b, 2x+c]
 // threads   thread i owns dx[i]
-// memory    reads 8 elements of dy, writes 1 an output; each dy is read once
-// work      7 additions an output, along z, then y, then x as numpy does: the same bits
+// memory    reads 8 elements of dy, writes 1 per output; each dy is read once
+// work      7 additions per output, along z, then y, then x as numpy does: the same bits
 // no race   every dx[i] has one owner, and nothing that is read is written
 extern "C" __global__ void upsample3d_backward(const real* __restrict__ dy, real* __restrict__ dx,
                                                int h, int w, long long n)

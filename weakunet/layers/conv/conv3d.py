@@ -75,17 +75,18 @@ class Conv3D:
         self.kernel = "tiled"  # of a GPU
         self.x = None
 
-    def forward(self, x, keep=True, relu=False):
-        """x (N, C_in, D, H, W) -> y (N, C_out, D, H, W), or max(y, 0) with `relu`.
+    def forward(self, x, keep=True, relu=False, inside=None):
+        """x (N, C_in, D, H, W) -> y (N, C_out, D, H, W); `keep` x for backward.
 
-        `keep` x for backward.
+        Fused: relu, then y = max(y, 0); inside (N, 1, D, H, W) of 0 and 1, then y * inside.
         """
         self.x = x if keep else None
         w, b = self.params["w"], self.params["b"]
         if backend.is_cuda(x):
-            return conv3d_forward_cuda(x, w, b, self.kernel, relu)
+            return conv3d_forward_cuda(x, w, b, self.kernel, relu, inside)
         y = cpu.forward(x, w, b)
-        return relu_forward(y) if relu else y
+        y = relu_forward(y) if relu else y
+        return y if inside is None else y * inside
 
     def backward(self, dy, needs_dx=True, mask=False):
         """dy (N, C_out, D, H, W) -> dx (N, C_in, D, H, W); sets grads, releases x.

@@ -17,6 +17,11 @@
 #define UP_Y 8           // a warp works on 8 x UP_Y of one plane
 #define UP_Z 2
 #define UP_THREADS 256
+// bytes of dynamic shared memory, and how much more of it where factors are pairs
+#define UP_BYTES 67328
+#define UP_STAGE 8640
+#define UP_BACK_BYTES 91648
+#define UP_BACK_STAGE 7360
 
 // computes  the folded weights in the order in which the kernels read them, rounded to TF32:
 //           arranged[group of output channels, group of 8 input channels, tap, which 16 of the
@@ -25,8 +30,8 @@
 //           backward != 0: the weights that take dy back to the coarse tensor, groups of 64; c_in
 //           and c_out are the channels of the convolution that uses them.
 // threads   thread t owns arranged[t], t < total = 64 x (C_in, padded to 8) x (C_out, to 16 or 64)
-// memory    reads at most 8 elements, writes 1 an output
-// work      at most 8 additions and 1 rounding an output
+// memory    reads at most 8 elements, writes 1 per output
+// work      at most 8 additions and 1 rounding per output
 // no race   every arranged[t] has one owner, and nothing that is read is written
 extern "C" __global__ void folded_tensor_weights(const float* __restrict__ w,
                                                    float* __restrict__ arranged, int c_in,
@@ -57,74 +62,98 @@ extern "C" __global__ void folded_tensor_weights(const float* __restrict__ w,
     arranged[t] = to_factor(sum[0], sum[PAIR - 1]);
 }
 
-// computes  y += the folded convolution of x, the coarse tensor (c_in channels); relu != 0: then
-//           max(y, 0). y holds what the skip connection contributed, and the bias.
+// computes  y += the folded convolution of x, the coarse tensor (c_in channels). y holds what the
+//           skip connection contributed, and the bias. relu != 0: then max(y, 0); masked != 0: then
+//           0 where mask, one map per scan (the ROI), is not positive.
 // threads   a block of 8 warps owns the outputs above 16 x 8 x 2 coarse voxels (x, y, z) in 16
 //           output channels, of one parity in z and both in y and x; a warp those of 8 x 8 coarse
 //           voxels of one plane with one parity in y and both in x (so that rows are written
-//           whole): D for 2 x 16 (parity in x, channels) by 8 rows, 64 sums a lane in registers.
+//           whole): D for 2 x 16 (parity in x, channels) by 8 rows, 64 sums per lane in registers.
 //           Grid: tiles, groups of 16 output channels x 2 parities in z, scans.
+// overlap   8 input channels (16 in bfloat16) are multiplied in two steps; in each, half of the
+//           next ones and of their weights are copied to a second buffer, and rounded at its end.
 // memory    per block and input channel a halo of 18 x 10 x 3 elements is read once, for 1024
-//           outputs a channel (in 32-byte sectors 960 elements), plus 32 x 16 weights. Reads and
-//           writes 1 of y an output.
+//           outputs per channel (in 32-byte sectors 960 elements), plus 32 x 16 weights. Reads and
+//           writes 1 of y per output.
 //           From shared memory a warp reads 54 float2 of x and 16 float4 of weights for 128 mma:
 //           172 x 128 bytes, no bank conflicts.
-//           33,664 bytes of shared memory and at most 128 registers: two blocks fit on an SM.
-// work      2 x 8 C_in FLOP an output; on the upsampled tensor it would be 2 x 27 C_in.
-//           For a block and 8 channels an SM of an H200 should need 2069 cycles for its share of
-//           the L2's traffic, 1652 for 1024 mma, 1639 for shared memory and 1106 to issue 4425
-//           instructions (predictions.py; not measured).
-// no race   every output has one owner, the only one who reads it; __syncthreads() stands between
-//           filling shared memory and reading it, and between reading it and filling it again
+//           UP_BYTES of shared memory (UP_STAGE more for pairs) and at most 128 registers: two
+//           blocks fit on an SM.
+// work      2 x 8 C_in FLOP per output; on the upsampled tensor it would be 2 x 27 C_in
+// no race   every output has one owner, the only one who reads it. One __syncthreads() per 8
+//           channels stands between the copies and whoever reads them, and between the last reader
+//           of a buffer and the next copy to it.
 extern "C" __global__ void __launch_bounds__(UP_THREADS, 2)
 folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arranged,
-                        float* __restrict__ y, int c_in, int c_out, int depth, int height,
-                        int width, int relu)
+                      const float* __restrict__ mask, float* __restrict__ y, int c_in, int c_out,
+                      int depth, int height, int width, int relu, int masked)
 {
     typedef Tile<UP_X + 2, UP_Y + 2, UP_Z + 1> Halo;
-    __shared__ float4 x_tile[Halo::SIZE];
-    __shared__ float4 w_tile[32 * 32];  // 32 taps, 32 lanes
+    typedef Halo::Fill<1, 2, UP_THREADS> Fill;
+    constexpr int WEIGHTS = 32 * 32, SIZE = Halo::SIZE + WEIGHTS;  // 32 taps, 32 lanes
+    static_assert(16 * 2 * SIZE == UP_BYTES, "");
+    static_assert(16 * Fill::STAGE == UP_STAGE * (PAIR - 1), "");
+    extern __shared__ float4 shared_memory[];  // x, weights, x, weights, stage
     int tiles_x = (width + UP_X - 1) / UP_X, tiles_y = (height + UP_Y - 1) / UP_Y;
     int x0 = blockIdx.x % tiles_x * UP_X, y0 = blockIdx.x / tiles_x % tiles_y * UP_Y;
     int z0 = blockIdx.x / tiles_x / tiles_y * UP_Z, pz = blockIdx.y % 2, group = blockIdx.y / 2;
     long long voxels = (long long)depth * height * width;
     x += blockIdx.z * c_in * voxels;  // this block's scan
     y += blockIdx.z * c_out * 8 * voxels;
-    long long first = (long long)group * ((c_in + PIECE - 1) / PIECE) * 64 + pz * 32;
-    const float4* weights = (const float4*)arranged + first * 32;
+    mask += blockIdx.z * 8 * voxels;
+    int pieces = (c_in + PIECE - 1) / PIECE;
+    const float4* weights = (const float4*)arranged + (group * pieces * 64LL + pz * 32) * 32;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int warp_x = threadIdx.x / 32 % 2 * 8, warp_z = threadIdx.x / 64 % 2, py = threadIdx.x / 128;
     // channels 2t, 2t + 1 of the voxel that this lane holds of B: of row 0 at a_z = 0, one to the
     // left in x; and what it holds of A, of this parity's first tap
-    const float2* from = (const float2*)(x_tile + t / 2 * Halo::PITCH + warp_x + g +
+    const float2* from = (const float2*)(shared_memory + t / 2 * Halo::PITCH + warp_x + g +
                                          (warp_z * (UP_Y + 2) + py) * (UP_X + 2)) + t % 2;
-    const float4* w_from = w_tile + py * 16 * 32 + lane;
+    const float4* w_from = shared_memory + Halo::SIZE + py * 16 * 32 + lane;
 
+    auto fetch = [&](int piece, int part) {
+        float4* to = shared_memory + piece % 2 * SIZE;
+        int c0 = piece * PIECE;
+        Fill::fetch(part, to, shared_memory + 2 * SIZE, x + c0 * voxels, c_in - c0, x0 - 1, y0 - 1,
+                    z0 + pz - 1, depth, height, width);
+        for (int e = threadIdx.x; e < WEIGHTS / 2; e += UP_THREADS)
+            copy_async(to + Halo::SIZE + part * WEIGHTS / 2 + e,
+                       weights + piece * 64LL * 32 + part * WEIGHTS / 2 + e);
+    };
+    auto settle = [&](int piece, int part) {
+        Fill::settle(part, shared_memory + piece % 2 * SIZE, shared_memory + 2 * SIZE);
+    };
+
+    for (int part = 0; part < 2; ++part) {
+        fetch(0, part);
+        wait_for_copies();
+        settle(0, part);
+    }
     float sum[2][UP_Y][4] = {};
-    for (int c0 = 0; c0 < c_in; c0 += PIECE, weights += 64 * 32) {
-        __syncthreads();  // nobody reads the last tile any more
-        Halo::fill<1>(x_tile, x + c0 * voxels, c_in - c0, x0 - 1, y0 - 1, z0 + pz - 1, depth,
-                      height, width);
-        for (int e = threadIdx.x; e < 32 * 32; e += UP_THREADS) w_tile[e] = weights[e];
-        __syncthreads();  // the tile and the weights are there
+    for (int piece = 0; piece < pieces; ++piece) {
+        __syncthreads();  // the tile and the weights are there, those before are done with
         #pragma unroll 1
         for (int i = 0; i < 2; ++i) {
+            if (piece + 1 < pieces) fetch(piece + 1, i);
             #pragma unroll
             for (int m = 0; m < 3; ++m) {  // p_x + a_x: coarse voxel x - 1 + m
                 float2 row[UP_Y + 1];
                 #pragma unroll
                 for (int r = 0; r < UP_Y + 1; ++r)
-                    row[r] = from[2 * ((i * (UP_Y + 2) + r) * (UP_X + 2) + m)];
+                    row[r] = from[2 * (piece % 2 * SIZE + (i * (UP_Y + 2) + r) * (UP_X + 2) + m)];
                 #pragma unroll
                 for (int px = m / 2; px < 2 && px <= m; ++px)
                     #pragma unroll
                     for (int j = 0; j < 2; ++j) {
-                        float4 weight = w_from[((i * 2 + j) * 4 + px * 2 + m - px) * 32];
+                        float4 weight =
+                            w_from[piece % 2 * SIZE + ((i * 2 + j) * 4 + px * 2 + m - px) * 32];
                         #pragma unroll
                         for (int r = 0; r < UP_Y; ++r)
                             mma(sum[px][r], weight, row[r + j]);
                     }
             }
+            wait_for_copies();
+            if (piece + 1 < pieces) settle(piece + 1, i);
         }
     }
 
@@ -136,8 +165,9 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
         if (o >= c_out) return;
         int row = (2 * (z0 + warp_z) + pz) * 2 * height + 2 * y0 + py;
         float* to = y + o * 8 * voxels + row * 2 * width + 2 * width - left;
+        const float* gate = mask + row * 2 * width + 2 * width - left;
         #pragma unroll
-        for (int r = 0; r < UP_Y; ++r, to += 4 * width) {
+        for (int r = 0; r < UP_Y; ++r, to += 4 * width, gate += 4 * width) {
             if (y0 + r >= height) continue;
             bool even = width % 2 == 0, both = left > 2;
             float4 old = even ? *(float4*)to : make_float4(to[0], to[1], both ? to[2] : 0.0f,
@@ -145,8 +175,10 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
             float value[4] = {old.x + sum[0][r][2 * q], old.y + sum[1][r][2 * q],
                               old.z + sum[0][r][2 * q + 1], old.w + sum[1][r][2 * q + 1]};
             #pragma unroll
-            for (int e = 0; e < 4; ++e)
+            for (int e = 0; e < 4; ++e) {
                 if (relu && value[e] < 0) value[e] = 0;
+                if (masked && e < left && !(gate[e] > 0)) value[e] = 0;
+            }
             if (even) {
                 *(float4*)to = make_float4(value[0], value[1], value[2], value[3]);
             } else {
@@ -157,82 +189,97 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
     }
 }
 
-// computes  dx, the gradient in the coarse tensor, of dy (c_in channels, the fine volume): a
-//           convolution of stride 2 with 4 x 4 x 4 taps.
+// computes  dx, the gradient with respect to the coarse tensor, of dy (c_in channels, the fine
+//           volume): a convolution of stride 2 with 4 x 4 x 4 taps
 // threads   a block of 8 warps owns a tile of 16 x 8 x 2 coarse voxels in 64 coarse channels, a
 //           warp 8 x 8 voxels of one plane in 32: D for 2 x 16 channels by 8 rows of voxels, 64
-//           sums a lane in registers. Grid: tiles, groups of 64 channels, scans.
+//           sums per lane in registers. Grid: tiles, groups of 64 channels, scans.
+// overlap   a piece, 8 channels (16 in bfloat16) of dy in one parity in z and y, is multiplied in
+//           two steps of 8 taps. Meanwhile the next piece (one parity in x per step) and the next
+//           step's weights are copied to a second buffer, and rounded.
 // memory    per block, channel of dy and parity in z and y, 34 x 9 x 3 elements are read once (in
 //           32-byte sectors 1296; the parities in x one after the other, the second from the L1),
-//           plus 16 x 64 weights. Writes 1 an output.
+//           plus 16 x 64 weights. Writes 1 per output.
 //           From shared memory a warp reads 72 float2 of dy and 32 float4 of weights for 256 mma:
 //           272 x 128 bytes, no bank conflicts.
-//           45,824 bytes of shared memory and at most 128 registers: two blocks fit on an SM.
-// work      2 x 64 C_in FLOP an output, an eighth of it a fine voxel. Pieces of dy (8 channels, one
-//           parity in z and y) that are 0 everywhere are left out, as in conv3d_tensor.
-//           For a block and piece an SM of an H200 should need 3303 cycles for 2048 mma, 3261 for
-//           its share of the L2's traffic, 2661 for shared memory and 2137 to issue 8547
-//           instructions (predictions.py; not measured).
-// no race   every output has one owner; __syncthreads() stands between filling shared memory and
-//           reading it, and between reading it and filling it again
+//           UP_BACK_BYTES of shared memory (UP_BACK_STAGE more for pairs) and at most 128
+//           registers: two blocks fit on an SM of an H100.
+// work      2 x 64 C_in FLOP per output, an eighth of it per fine voxel
+// no race   every output has one owner. One __syncthreads() per step stands between the copies and
+//           whoever reads them, and between the last reader of a buffer and the next copy to it.
 extern "C" __global__ void __launch_bounds__(UP_THREADS, 2)
 folded_tensor_backward_coarse(const float* __restrict__ dy, const float* __restrict__ arranged,
-                                float* __restrict__ dx, int c_in, int c_out, int depth, int height,
-                                int width)
+                              float* __restrict__ dx, int c_in, int c_out, int depth, int height,
+                              int width)
 {
     typedef Tile<UP_X + 1, UP_Y + 1, UP_Z + 1> Halo;
-    __shared__ float4 dy_tile[2 * Halo::SIZE];  // both parities in x
-    __shared__ float4 w_tile[8 * 4 * 32];       // 8 taps, 4 x 16 channels
+    typedef Halo::Fill<1, 2, UP_THREADS, 2> Fill;
+    constexpr int WEIGHTS = 8 * 4 * 32;  // 8 taps, 4 x 16 channels, in float4
+    static_assert(16 * 2 * (2 * Halo::SIZE + WEIGHTS) == UP_BACK_BYTES, "");
+    static_assert(16 * Fill::STAGE == UP_BACK_STAGE * (PAIR - 1), "");
+    extern __shared__ float4 shared_memory[];  // dy with both parities in x, twice; weights; stage
+    float4 *w_tile = shared_memory + 4 * Halo::SIZE, *stage = w_tile + 2 * WEIGHTS;
     int tiles_x = (width + UP_X - 1) / UP_X, tiles_y = (height + UP_Y - 1) / UP_Y;
     int x0 = blockIdx.x % tiles_x * UP_X, y0 = blockIdx.x / tiles_x % tiles_y * UP_Y;
     int z0 = blockIdx.x / tiles_x / tiles_y * UP_Z;
     long long voxels = (long long)depth * height * width;
     dy += blockIdx.z * c_in * 8 * voxels;  // this block's scan
     dx += blockIdx.z * c_out * voxels;
-    long long first = (long long)blockIdx.y * ((c_in + PIECE - 1) / PIECE) * 64;
-    const float4* weights = (const float4*)arranged + first * 4 * 32;
+    int steps = (c_in + PIECE - 1) / PIECE * 8;  // step s: i = s % 2 of piece s / 2
+    const float4* weights = (const float4*)arranged + (long long)blockIdx.y * steps * WEIGHTS;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int warp_x = threadIdx.x / 32 % 2 * 8, warp_z = threadIdx.x / 64 % 2;
     int half_maps = threadIdx.x / 128, o0 = blockIdx.y * UP_BACK_MAPS + half_maps * 32;
-    const float2* from = (const float2*)(dy_tile + t / 2 * Halo::PITCH + warp_x + g +
+    const float2* from = (const float2*)(shared_memory + t / 2 * Halo::PITCH + warp_x + g +
                                          warp_z * (UP_X + 1) * (UP_Y + 1)) + t % 2;
-    const float4* w_from = w_tile + half_maps * 64 + lane;
 
+    auto fetch = [&](int s, int part) {  // of piece s / 2, with parity s % 2 in x
+        int c0 = s / 8 * PIECE, pz = s / 4 % 2, py = s / 2 % 2, px = s % 2;
+        Fill::fetch(part, shared_memory + (s / 2 % 2 * 2 + px) * Halo::SIZE, stage,
+                    dy + c0 * 8 * voxels, c_in - c0, 2 * x0 - px, 2 * y0 - py, 2 * z0 - pz,
+                    2 * depth, 2 * height, 2 * width);
+    };
+    auto settle = [&](int s, int part) {
+        Fill::settle(part, shared_memory + (s / 2 % 2 * 2 + s % 2) * Halo::SIZE, stage);
+    };
+    auto fetch_weights = [&](int s) {
+        for (int e = threadIdx.x; e < WEIGHTS; e += UP_THREADS)
+            copy_async(w_tile + s % 2 * WEIGHTS + e, weights + (long long)s * WEIGHTS + e);
+    };
+
+    fetch_weights(0);
+    for (int e = 0; e < 4; ++e) {
+        fetch(e / 2, e % 2);
+        wait_for_copies();
+        settle(e / 2, e % 2);
+    }
     float sum[2][UP_Y][4] = {};
-    for (int piece = 0; piece < 4 * ((c_in + PIECE - 1) / PIECE); ++piece) {
-        int c0 = piece / 4 * PIECE, pz = piece / 2 % 2, py = piece % 2;
-        bool any = false;
-        __syncthreads();  // nobody reads the last tile any more
-        #pragma unroll 1
-        for (int px = 0; px < 2; ++px)
-            any |= Halo::fill<1, 2>(dy_tile + px * Halo::SIZE, dy + c0 * 8 * voxels, c_in - c0,
-                                    2 * x0 - px, 2 * y0 - py, 2 * z0 - pz, 2 * depth, 2 * height,
-                                    2 * width);
-        if (!__syncthreads_or(any)) continue;
-        #pragma unroll 1
-        for (int i = 0; i < 2; ++i) {
-            __syncthreads();  // nobody reads the last weights any more
-            for (int e = threadIdx.x; e < 8 * 4 * 32; e += UP_THREADS)
-                w_tile[e] = weights[(piece * 2 + i) * 8 * 4 * 32 + e];
-            __syncthreads();  // the weights of 8 taps are there
-            if (o0 >= c_out) continue;
-            #pragma unroll 1  // unrolled it would spill
-            for (int m = 0; m < 4; ++m) {  // (p_x, a_x)
-                float2 row[UP_Y + 1];
+    #pragma unroll 1
+    for (int s = 0; s < steps; ++s) {
+        __syncthreads();  // this step's tile and weights are there, the last step's are done with
+        if (s + 1 < steps) fetch_weights(s + 1);
+        const float2* rows = from + 2 * (s / 2 % 2 * 2 * Halo::SIZE +
+                                         s % 2 * (UP_Y + 1) * (UP_X + 1));
+        const float4* w_from = w_tile + s % 2 * WEIGHTS + half_maps * 64 + lane;
+        #pragma unroll 1  // unrolled it would spill
+        for (int m = 0; m < 4; ++m) {  // (p_x, a_x)
+            if (m % 2 == 0 && s + 2 < steps) fetch(s + 2, m / 2);
+            float2 row[UP_Y + 1];
+            #pragma unroll
+            for (int r = 0; r < UP_Y + 1; ++r)
+                row[r] = rows[2 * (m / 2 * Halo::SIZE + m % 2 + r * (UP_X + 1))];
+            #pragma unroll
+            for (int j = 0; j < 2; ++j)
                 #pragma unroll
-                for (int r = 0; r < UP_Y + 1; ++r)
-                    row[r] = from[2 * (m / 2 * Halo::SIZE + m % 2 +
-                                       (i * (UP_Y + 1) + r) * (UP_X + 1))];
-                #pragma unroll
-                for (int j = 0; j < 2; ++j)
+                for (int half = 0; half < 2; ++half) {
+                    float4 weight = w_from[((j * 4 + m) * 4 + half) * 32];
                     #pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        float4 weight = w_from[((j * 4 + m) * 4 + half) * 32];
-                        #pragma unroll
-                        for (int r = 0; r < UP_Y; ++r)
-                            mma(sum[half][r], weight, row[r + j]);
-                    }
-            }
+                    for (int r = 0; r < UP_Y; ++r)
+                        mma(sum[half][r], weight, row[r + j]);
+                }
+            if (m % 2 == 0) continue;
+            wait_for_copies();
+            if (s + 2 < steps) settle(s + 2, m / 2);
         }
     }
 
@@ -252,7 +299,7 @@ folded_tensor_backward_coarse(const float* __restrict__ dy, const float* __restr
     }
 }
 
-// ---- the gradient of the weights: that of the folded ones first, then unfolded --------------------
+// ---- the gradient of the weights: that of the folded ones first, then unfolded ------------------
 //
 // The sum over all voxels of all scans is split across many blocks; each writes its part, and
 // folded_tensor_unfold adds the parts in their order. No atomics, hence the same bits every time.
@@ -263,37 +310,46 @@ folded_tensor_backward_coarse(const float* __restrict__ dy, const float* __restr
 #define UP_DW_MAPS 32      // output channels of a block: two times the 16 rows of A
 #define UP_DW_GROUPS 4     // groups of 8 coarse channels of a block
 #define UP_DW_THREADS 256  // 2 x UP_DW_GROUPS warps
+#define UP_DW_BYTES 80896  // of dynamic shared memory: two tiles of dy and of x
+#define UP_DW_STAGE 19712  // more of it where factors are pairs
 
 // computes  the part of the folded weights' gradient that some of the tiles contribute: parts[s]
 //           (C_out, C_in, 4, 4, 4) is the sum over the s-th of S runs of tiles, of
 //           dy[2i - 1 + f] x[i] for each tap f, x being the coarse tensor
 // threads   a block of 8 warps owns, of 32 output and 32 input channels, the 16 taps of one parity
 //           of dy in z and y; a warp 8 of the input channels and the 8 taps of one a_z: D for 8
-//           taps by 2 x 16 output channels, 64 sums a lane in registers.
+//           taps by 2 x 16 output channels, 64 sums per lane in registers.
 //           Grid: 4 S, groups of 32 input, groups of 32 output channels.
+// overlap   a tile is multiplied in two parts, 8 voxels along x each; meanwhile half of the next
+//           tile is copied to a second buffer. At the end of a part each thread rounds what it has
+//           copied.
 // memory    per tile of 16 x 4 x 1 coarse voxels (x, y, z) a block reads 18 x 5 x 2 elements of
 //           each of its input and 128 of each of its output channels (in 32-byte sectors 320 and
 //           128). The next tile is the next one along z, so half of its x is still in the L1.
 //           Writes each of its weights once.
 //           From shared memory a warp reads, for the 8 taps of 8 voxels, 16 floats of dy and 6 of x
 //           (12 in the first row) for 16 mma, no bank conflicts.
-// work      2 x 64 FLOP a pair of channels and coarse voxel. Tiles in which dy is 0 everywhere are
-//           left out: adding products with 0 changes no bit.
-//           For a block and tile an SM of an H200 should need 2166 cycles to issue 8663
-//           instructions (half of them fill the tiles), 1812 for shared memory, 1652 for 1024 mma
-//           and 1619 for its share of the L2's traffic (predictions.py; not measured).
-// no race   every element of parts has one owner, who adds in a fixed order; __syncthreads() stands
-//           between filling shared memory and reading it, and between reading and filling again
+//           UP_DW_BYTES of shared memory (UP_DW_STAGE more for pairs) and at most 128 registers:
+//           two blocks fit on an SM of an H100.
+// work      2 x 64 FLOP per pair of channels and coarse voxel
+// no race   every element of parts has one owner, who adds in a fixed order. One __syncthreads()
+//           per tile stands between the copies and whoever reads them, and between the last reader
+//           of a buffer and the next copy to it.
 extern "C" __global__ void __launch_bounds__(UP_DW_THREADS, 2)
 folded_tensor_backward_weight(const float* __restrict__ dy, const float* __restrict__ x,
-                                float* __restrict__ parts, int scans, int c_in, int c_out,
-                                int depth, int height, int width)
+                              float* __restrict__ parts, int scans, int c_in, int c_out, int depth,
+                              int height, int width)
 {
     typedef Tile<UP_DW_X, UP_DW_Y, UP_DW_Z> Inner;
     typedef Tile<UP_DW_X + 2, UP_DW_Y + 1, UP_DW_Z + 1> Halo;
-    constexpr int MAP_GROUPS = UP_DW_MAPS / CHANNELS;
-    __shared__ float4 dy_tile[2 * MAP_GROUPS * Inner::SIZE];  // both parities in x
-    __shared__ float4 x_tile[UP_DW_GROUPS * Halo::SIZE];
+    constexpr int MAP_GROUPS = UP_DW_MAPS / CHANNELS, DY_SIZE = MAP_GROUPS * Inner::SIZE;
+    constexpr int SIZE = 2 * DY_SIZE + UP_DW_GROUPS * Halo::SIZE;  // dy with both parities in x, x
+    typedef Inner::Fill<MAP_GROUPS, 1, UP_DW_THREADS, 2, 2 * UP_DW_Z> FillDy;
+    typedef Halo::Fill<UP_DW_GROUPS, 2, UP_DW_THREADS, 1, UP_DW_Z> FillX;
+    static_assert(16 * 2 * SIZE == UP_DW_BYTES, "");
+    static_assert(16 * (FillDy::STAGE + FillX::STAGE) == UP_DW_STAGE * (PAIR - 1), "");
+    extern __shared__ float4 shared_memory[];
+    float4* stage = shared_memory + 2 * SIZE;
     int tiles_x = (width + UP_DW_X - 1) / UP_DW_X, tiles_y = (height + UP_DW_Y - 1) / UP_DW_Y;
     int tiles_z = (depth + UP_DW_Z * PAIR - 1) / (UP_DW_Z * PAIR);
     long long voxels = (long long)depth * height * width;
@@ -302,43 +358,60 @@ folded_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, pz = blockIdx.x / 2 % 2;
     int py = blockIdx.x % 2, s = blockIdx.x / 4, i = threadIdx.x / 32 % 2, group = threadIdx.x / 64;
     // what this lane holds of A and of B: channel g of voxel t; of x at a_y = 0, one to the left
-    const float* dy_from = (const float*)(dy_tile + g / 4 * Inner::PITCH + t) + g % 4;
-    const float* x_from = (const float*)(x_tile + group * Halo::SIZE + g / 4 * Halo::PITCH + t +
+    const float* dy_from = (const float*)(shared_memory + g / 4 * Inner::PITCH + t) + g % 4;
+    const float* x_from = (const float*)(shared_memory + 2 * DY_SIZE + group * Halo::SIZE +
+                                         g / 4 * Halo::PITCH + t +
                                          i * (UP_DW_X + 2) * (UP_DW_Y + 1)) + g % 4;
 
     float sum[8][2][4] = {};  // taps (a_y, p_x, a_x)
-    long long tile = tiles * s / (gridDim.x / 4), last = tiles * (s + 1) / (gridDim.x / 4);
+    long long tile = tiles * s / (gridDim.x / 4);
+    int left = (int)(tiles * (s + 1) / (gridDim.x / 4) - tile);  // tiles, this one among them
     int z0 = (int)(tile % tiles_z) * UP_DW_Z * PAIR, y0 = (int)(tile / tiles_z % tiles_y) * UP_DW_Y;
     int x0 = (int)(tile / tiles_z / tiles_y % tiles_x) * UP_DW_X;
-    long long n = tile / tiles_z / tiles_y / tiles_x;
-    for (; tile < last; ++tile, Inner::next(z0, y0, x0, n, depth, height, width)) {
-        bool any = false;
-        __syncthreads();  // nobody reads the last tile any more
-        for (int px = 0; px < 2; ++px)
-            any |= Inner::fill<MAP_GROUPS, 2, 2 * UP_DW_Z>(
-                dy_tile + px * MAP_GROUPS * Inner::SIZE, dy + (n * c_out + o0) * 8 * voxels,
-                c_out - o0, 2 * x0 + px, 2 * y0 + py, 2 * z0 + pz, 2 * depth, 2 * height,
-                2 * width);
-        if (!__syncthreads_or(any)) continue;
-        Halo::fill<UP_DW_GROUPS, 1, UP_DW_Z>(x_tile, x + (n * c_in + c0) * voxels, c_in - c0,
-                                             x0 - 1, y0 + py - 1, z0 + pz - 1, depth, height,
-                                             width);
-        __syncthreads();  // the tile is there
+    int n = (int)(tile / tiles_z / tiles_y / tiles_x);
+
+    auto fetch = [&](int part, int buffer) {  // of the tile at x0, y0, z0: dy with p_x = part
+        float4* to = shared_memory + buffer * SIZE;
+        const float* from = dy + ((long long)n * c_out + o0) * 8 * voxels;
+        FillDy::fetch(0, to + part * DY_SIZE, stage, from, c_out - o0, 2 * x0 + part, 2 * y0 + py,
+                      2 * z0 + pz, 2 * depth, 2 * height, 2 * width);
+        from = x + ((long long)n * c_in + c0) * voxels;
+        FillX::fetch(part, to + 2 * DY_SIZE, stage + FillDy::STAGE, from, c_in - c0, x0 - 1,
+                     y0 + py - 1, z0 + pz - 1, depth, height, width);
+    };
+    auto settle = [&](int part, int buffer) {
+        float4* to = shared_memory + buffer * SIZE;
+        FillDy::settle(0, to + part * DY_SIZE, stage);
+        FillX::settle(part, to + 2 * DY_SIZE, stage + FillDy::STAGE);
+    };
+
+    for (int part = 0; part < 2 && left > 0; ++part) {
+        fetch(part, 0);
+        wait_for_copies();
+        settle(part, 0);
+    }
+    for (int buffer = 0; left > 0; buffer ^= 1) {
+        __syncthreads();  // the tile is there, and nobody reads the one before any more
+        --left;
+        Inner::next(z0, y0, x0, n, depth, height, width);
         #pragma unroll 1
-        for (int x_ = 0; x_ < UP_DW_X; x_ += 8) {
+        for (int part = 0; part < 2; ++part) {
+            if (left > 0) fetch(part, buffer ^ 1);
+            int x_ = part * 8;
             float2 near[UP_DW_Y + 1][3];
             #pragma unroll
             for (int r = 0; r < UP_DW_Y + 1; ++r) {
                 #pragma unroll
                 for (int m = 0; m < 3; ++m) {
-                    const float* v = x_from + 4 * (r * (UP_DW_X + 2) + x_ + m);
+                    const float* v = x_from + 4 * (buffer * SIZE + r * (UP_DW_X + 2) + x_ + m);
                     near[r][m] = make_float2(v[0], v[4 * 4]);  // voxels t and t + 4
                 }
                 if (r < 1) continue;
                 #pragma unroll
-                for (int part = 0; part < 4; ++part) {  // parity in x, which 16 of the channels
-                    int px = part / 2, half = part % 2;
-                    const float* v = dy_from + 4 * ((px * MAP_GROUPS + 2 * half) * Inner::SIZE +
+                for (int q = 0; q < 4; ++q) {  // parity in x, which 16 of the channels
+                    int px = q / 2, half = q % 2;
+                    const float* v = dy_from + 4 * (buffer * SIZE + px * DY_SIZE +
+                                                    2 * half * Inner::SIZE +
                                                     (r - 1) * UP_DW_X + x_);
                     const float* v8 = v + 4 * Inner::SIZE;  // 8 channels on
                     float4 gradient = make_float4(v[0], v8[0], v[4 * 4], v8[4 * 4]);
@@ -348,6 +421,8 @@ folded_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
                             near[r - 1 + a / 2][px + a % 2]);
                 }
             }
+            wait_for_copies();
+            if (left > 0) settle(part, buffer ^ 1);
         }
     }
 
@@ -367,8 +442,8 @@ folded_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
 // computes  dw (filters, 3, 3, 3): the parts added up, and unfolded, dw[k] = dfold[2 - k] +
 //           dfold[3 - k] along each axis; filters = C_out C_in
 // threads   thread t sums folded tap t % 64 of a filter; 27 of each 64 then own an element of dw
-// memory    reads 64 `count` / 27, writes 1 an output
-// work      as many additions as reads, in the order of the parts, and 7 an output
+// memory    reads 64 `count` / 27, writes 1 per output
+// work      as many additions as reads, in the order of the parts, and 7 per output
 // no race   every element of dw has one owner; __syncthreads() stands between the two steps
 extern "C" __global__ void __launch_bounds__(UNFOLD_THREADS)
 folded_tensor_unfold(const float* __restrict__ parts, float* __restrict__ dw, int count,

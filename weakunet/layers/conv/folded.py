@@ -67,14 +67,14 @@ def _parity(y, pz, py):
     return part.reshape(*part.shape[:4], -1, 2).transpose(0, 5, 1, 2, 3, 4)
 
 
-def upsample_conv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False):
+def upsample_conv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False, inside=None):
     """y (N, C_out, 2D, 2H, 2W) from skip (N, C_a, 2D, 2H, 2W) and coarse (N, C_b, D, H, W).
 
     w (C_out, C_a + C_b, 3, 3, 3), b (C_out,), as for the plain convolution of the two together.
-    relu: fuse the ReLU that follows. kernel: of a GPU, as of conv3d_forward_cuda.
+    relu, inside: fused, as in Conv3D.forward. kernel: of a GPU.
     """
     if backend.is_cuda(skip):
-        return _forward_cuda(skip, coarse, w, b, kernel, relu)
+        return _forward_cuda(skip, coarse, w, b, kernel, relu, inside)
     c_a = skip.shape[1]
     y = cpu.forward(skip, w[:, :c_a], b)
     for pz, py in PARITIES:
@@ -83,7 +83,8 @@ def upsample_conv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False):
         part, _ = cpu.sweep(coarse, folded, taps=(2, 2), origin=(pz - 1, py - 1))
         target = _parity(y, pz, py)
         target += part.reshape(target.shape)
-    return relu_forward(y) if relu else y
+    y = relu_forward(y) if relu else y
+    return y if inside is None else y * inside
 
 
 def upsample_conv3d_backward(dy, skip, coarse, w, kernel="tiled"):
@@ -108,13 +109,13 @@ def _on_tensor_cores(kernel, skip, coarse, w):
     return kernel in tensor.PAIR and all(tensor.runs(x, w) for x in (skip, coarse))
 
 
-def _forward_cuda(skip, coarse, w, b, kernel, relu):
+def _forward_cuda(skip, coarse, w, b, kernel, relu, inside):
     if not _on_tensor_cores(kernel, skip, coarse, w):
         x = concat_forward(skip, upsample3d_forward(coarse))
-        return conv3d_forward_cuda(x, w, b, kernel, relu)
+        return conv3d_forward_cuda(x, w, b, kernel, relu, inside)
     w_skip, w_coarse = concat_backward_cuda(w, skip.shape[1])
     y = conv3d_forward_cuda(skip, w_skip, b, kernel)
-    tensor.add_folded(kernel, y, coarse, w_coarse, relu)
+    tensor.add_folded(kernel, y, coarse, w_coarse, relu, inside)
     return y
 
 
@@ -134,11 +135,11 @@ def _backward_cuda(dy, skip, coarse, w, kernel):
 class UpsampleConv3D(Conv3D):
     """The first convolution of a decoder level; parameters as Conv3D's with c_in = C_a + C_b."""
 
-    def forward(self, skip, coarse, keep=True, relu=False):
+    def forward(self, skip, coarse, keep=True, relu=False, inside=None):
         """skip (N, C_a, 2D, 2H, 2W), coarse (N, C_b, D, H, W) -> y (N, C_out, 2D, 2H, 2W)."""
         self.x = (skip, coarse) if keep else None
         w, b = self.params["w"], self.params["b"]
-        return upsample_conv3d_forward(skip, coarse, w, b, self.kernel, relu)
+        return upsample_conv3d_forward(skip, coarse, w, b, self.kernel, relu, inside)
 
     def backward(self, dy):
         """dy -> dskip, dcoarse; sets grads, releases what forward kept."""

@@ -1,7 +1,7 @@
 """The convolution of conv3d.py on a GPU: which kernel runs, and how naive.cu and tiled.cu start.
 
     naive        one thread per output: the equation
-    tiled        fast, in float32 or float64, for k = 1 and 3
+    tiled        fast, in float32 or float64, for k = 3
     tensor       tensor cores in TF32, k = 3 only (tensor.py): faster, the factors are rounded
     tensor_bf16  the same in bfloat16: faster again, less accurate
 
@@ -31,23 +31,25 @@ TOLERANCE = {"tf32": 2e-3, "bf16": 1.6e-2}
 BLOCKS = 1024
 
 
-def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False):
+def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False, inside=None):
     """y (N, C_out, D, H, W) from x (N, C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,).
 
-    relu: fuse the ReLU that follows: max(y, 0).
+    Fused: relu, then y = max(y, 0); inside (N, 1, D, H, W), then y = 0 where it is 0.
     """
     kernel = _rung(kernel, x, w)
     if kernel in tensor.PAIR:
-        return tensor.forward(kernel, x, w, b, relu)
+        return tensor.forward(kernel, x, w, b, relu, inside)
     y = backend.array_module(x).empty((len(x), len(w), *x.shape[2:]), x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
-    if kernel == "naive":
-        args = x, w, b, y, c_in, c_out, k, *volume, y.size
-        backend.launch(NAIVE, "conv3d_forward_naive", y.size, args)
-    else:
-        args = x, w, b, y, c_in, c_out, *volume
-        backend.launch(TILED, f"conv3d_forward_tiled_k{k}", _tiles(y.shape), args)
-    return relu_forward(y) if relu else y
+    if kernel == "tiled":
+        masked = tensor.mask_kind(inside, c_out)
+        args = x, w, b, inside if masked else x, y, c_in, c_out, *volume, relu, masked
+        backend.launch(TILED, "conv3d_forward_tiled", _tiles(y.shape), args)
+        return y
+    args = x, w, b, y, c_in, c_out, k, *volume, y.size
+    backend.launch(NAIVE, "conv3d_forward_naive", y.size, args)
+    y = relu_forward(y) if relu else y
+    return y if inside is None else y * inside
 
 
 def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled", mask=False):
@@ -55,15 +57,20 @@ def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled", mask=False):
 
     mask: fuse the backward of the ReLU before, whose output is x: dx is 0 where x is not positive.
     """
-    kernel = _rung(kernel, x, w)
+    wanted, kernel = kernel, _rung(kernel, x, w)
     dx = _backward_input(dy, x, w, kernel, mask) if needs_dx else None
+    if wanted in tensor.PAIR and tensor.runs_backward_weight(x, w):
+        sums = _sum_parts(tensor.backward_weight(wanted, dy, x))
+        return dx, sums[: w.size].reshape(w.shape), sums[w.size :]
+    kernel = "naive" if wanted == "naive" else "tiled"
     return dx, _backward_weight(dy, x, w, kernel), _backward_bias(dy, kernel)
 
 
 def _rung(kernel, x, w):
-    """The rung that runs: `kernel`, or 'tiled' where tensor cores cannot.
+    """The rung of y and dx: `kernel`, or 'tiled' where tensor cores cannot run.
 
-    Raises ValueError for what `kernel` cannot take.
+    Of a 1x1x1 convolution it is 'naive': neighbours have nothing to share. Raises ValueError for
+    what `kernel` cannot take.
     """
     if kernel not in KERNELS:
         raise ValueError(f"conv3d: kernel {kernel!r} is none of {', '.join(KERNELS)}")
@@ -73,6 +80,8 @@ def _rung(kernel, x, w):
         raise ValueError(f"conv3d: x has {x.shape[1]} channels, w {w.shape} wants {w.shape[1]}")
     if math.prod(x.shape[2:]) >= 2**31:
         raise ValueError(f"conv3d: a volume of {x.shape[2:]} has more than 2^31 - 1 voxels")
+    if w.shape[-1] == 1:
+        return "naive"
     falls_back = kernel in tensor.PAIR and not tensor.runs(x, w)
     return "tiled" if falls_back else kernel
 
@@ -85,15 +94,13 @@ def _backward_input(dy, x, w, kernel, mask):
     if kernel == "naive":
         args = dy, w, dx, c_in, c_out, k, *volume, dx.size
         backend.launch(NAIVE, "conv3d_backward_input_naive", dx.size, args)
-    else:
-        args = dy, w, dx, c_in, c_out, *volume
-        backend.launch(TILED, f"conv3d_backward_input_tiled_k{k}", _tiles(dx.shape), args)
-    return relu_backward(dx, x) if mask else dx
+        return relu_backward(dx, x) if mask else dx
+    args = dy, w, x, dx, c_in, c_out, *volume, mask
+    backend.launch(TILED, "conv3d_backward_input_tiled", _tiles(dx.shape), args)
+    return dx
 
 
 def _backward_weight(dy, x, w, kernel):
-    if kernel in tensor.PAIR:
-        return _sum_parts(tensor.backward_weight(kernel, dy, x))
     (scans, c_in, *volume), c_out, k = x.shape, len(w), w.shape[-1]
     if kernel == "naive":
         dw = backend.array_module(w).empty(w.shape, w.dtype)

@@ -1,4 +1,4 @@
-// 3D convolution on the GPU, zero padded, stride 1, one thread an output and nothing shared; the
+// 3D convolution on the GPU, zero padded, stride 1, one thread per output and nothing shared; the
 // numpy pair is in conv3d.py, the launches are in gpu.py. real is float or double.
 //
 //     y[n, o, z, y, x] = b[o] + sum_{c, i, j, m} w[o, c, i, j, m] x[n, c, z+i-p, y+j-p, x+m-p]
@@ -8,9 +8,9 @@
 
 // computes  the equation above
 // threads   thread t owns y[t], t < total = N C_out D H W
-// memory    reads k^3 C_in elements of x and of w, writes 1 an output: neighbours read the same
+// memory    reads k^3 C_in elements of x and of w, writes 1 per output: neighbours read the same
 //           ones again, so the caches see far more traffic than is needed
-// work      2 k^3 C_in FLOP an output
+// work      2 k^3 C_in FLOP per output
 // no race   every y[t] has one owner, and nothing that is read is written
 extern "C" __global__ void conv3d_forward_naive(const real* __restrict__ x,
                                                 const real* __restrict__ w,
@@ -41,7 +41,7 @@ extern "C" __global__ void conv3d_forward_naive(const real* __restrict__ x,
 //           every output that x[n, c, z, y, x] went into sends back its gradient times that weight
 // threads   thread t owns dx[t], t < total = N C_in D H W
 // memory    as forward, with C_out for C_in
-// work      2 k^3 C_out FLOP an output
+// work      2 k^3 C_out FLOP per output
 // no race   a gather: every dx[t] has one owner, and nothing that is read is written
 extern "C" __global__ void conv3d_backward_input_naive(const real* __restrict__ dy,
                                                        const real* __restrict__ w,
@@ -70,9 +70,9 @@ extern "C" __global__ void conv3d_backward_input_naive(const real* __restrict__ 
 
 // computes  dw[o, c, i, j, m] = sum_{n, z, y, x} dy[n, o, z, y, x] x[n, c, z+i-p, y+j-p, x+m-p]
 // threads   thread t owns dw[t], t < total = C_out C_in k^3
-// memory    reads 2 N D H W elements, writes 1 an output; nothing is shared, and there are few
+// memory    reads 2 N D H W elements, writes 1 per output; nothing is shared, and there are few
 //           threads with much to do
-// work      2 N D H W FLOP an output; a row is summed by itself first, so that in float the long
+// work      2 N D H W FLOP per output; a row is summed by itself first, so that in float the long
 //           sum does not lose the small terms
 // no race   every dw[t] has one owner, who adds in a fixed order
 extern "C" __global__ void conv3d_backward_weight_naive(const real* __restrict__ dy,
@@ -103,8 +103,8 @@ extern "C" __global__ void conv3d_backward_weight_naive(const real* __restrict__
 
 // computes  db[o] = sum_{n, z, y, x} dy[n, o, z, y, x]
 // threads   thread o owns db[o]
-// memory    reads N D H W elements, writes 1 an output
-// work      N D H W additions an output; a row is summed by itself first, as above
+// memory    reads N D H W elements, writes 1 per output
+// work      N D H W additions per output; a row is summed by itself first, as above
 // no race   every db[o] has one owner, who adds in a fixed order
 extern "C" __global__ void conv3d_backward_bias_naive(const real* __restrict__ dy,
                                                       real* __restrict__ db, int scans, int c_out,

@@ -27,7 +27,16 @@ def runs(x, w):
     That leaves out the first layer (one channel would leave 7/8 of a tensor core idle), gradient
     checks in float64, and cards older than Ampere.
     """
-    fits = w.shape[-1] == 3 and x.shape[1] >= SIZES["CHANNELS"] and x.dtype == np.float32
+    return x.shape[1] >= SIZES["CHANNELS"] and _fits(x, w)
+
+
+def runs_backward_weight(x, w):
+    """True if they take its weight gradient: `runs`, or the first layer, of one input channel."""
+    return runs(x, w) or (x.shape[1] == 1 and _fits(x, w))
+
+
+def _fits(x, w):
+    fits = w.shape[-1] == 3 and x.dtype == np.float32
     return fits and backend.compute_capability() >= SIZES["MIN_SM"]
 
 
@@ -36,9 +45,9 @@ def launch(rung, file, kernel, threads, args):
     backend.launch(BF16 if PAIR[rung] == 2 else file, kernel, threads, args)
 
 
-def forward(rung, x, w, b, relu=False):
-    """y (N, C_out, D, H, W), or max(y, 0) with `relu`, of x (N, C_in, D, H, W), w and b."""
-    return _convolve(rung, x, _arranged(rung, w), len(w), b=b, relu=relu)
+def forward(rung, x, w, b, relu=False, inside=None):
+    """y (N, C_out, D, H, W) of x (N, C_in, D, H, W), w and b; relu, inside: conv3d_forward_cuda."""
+    return _convolve(rung, x, _arranged(rung, w), len(w), b=b, relu=relu, mask=inside)
 
 
 def backward_input(rung, dy, w, mask=None):
@@ -50,15 +59,17 @@ def backward_input(rung, dy, w, mask=None):
 
 
 def backward_weight(rung, dy, x):
-    """parts (S, C_out, C_in, 3, 3, 3), which add up to dw, of dy and x."""
+    """parts (S, C_out C_in 27 + C_out) of dy and x, which add up to dw and, behind it, db."""
     (scans, c_in, *volume), c_out = x.shape, dy.shape[1]
+    name, kernel, channels = "DW", "conv3d_tensor_backward_weight", (c_in, c_out)
+    if c_in == 1:
+        name, kernel, channels = "FIRST", "conv3d_tensor_backward_first", (c_out,)
     grid = _ceil(c_in, SIZES["DW_GROUPS"] * SIZES["CHANNELS"]), _ceil(c_out, SIZES["DW_MAPS"])
     tiles = scans * tiles_of(volume, "DW", PAIR[rung])
     count = max(1, min(tiles, BLOCKS // (grid[0] * grid[1])))
-    parts = backend.array_module(x).empty((count, c_out, c_in, 3, 3, 3), x.dtype)
-    threads = (count, *grid), (SIZES["DW_THREADS"],)
-    args = dy, x, parts, scans, c_in, c_out, *volume
-    launch(rung, TENSOR, "conv3d_tensor_backward_weight", threads, args)
+    parts = backend.array_module(x).empty((count, c_out * (c_in * 27 + 1)), x.dtype)
+    threads = (count, *grid), (SIZES[f"{name}_THREADS"],), _shared_bytes(rung, name)
+    launch(rung, TENSOR, kernel, threads, (dy, x, parts, scans, *channels, *volume))
     return parts
 
 
@@ -75,26 +86,40 @@ def _arranged(rung, w, backward=False):
 def _convolve(rung, x, arranged, c_out, b=None, relu=False, mask=None):
     (scans, c_in, *volume), groups = x.shape, len(arranged)
     y = backend.array_module(x).empty((scans, c_out, *volume), x.dtype)
-    bias, masked = b is not None, mask is not None
+    bias, masked = b is not None, mask_kind(mask, c_out)
     arrays = x, arranged, b if bias else x, mask if masked else x, y
     args = *arrays, c_in, c_out, *volume, bias, relu, masked
-    threads = (tiles_of(volume, "TILE"), groups, scans), (SIZES["THREADS"],)
+    grid = tiles_of(volume, "TILE"), groups, scans
+    threads = grid, (SIZES["THREADS"],), _shared_bytes(rung, "CONV")
     launch(rung, TENSOR, "conv3d_tensor", threads, args)
     return y
+
+
+def mask_kind(mask, c_out):
+    """A kernel's `masked`: 0 without a mask, 1 for one of y's shape, 2 for one map per scan."""
+    return 0 if mask is None else 1 if mask.shape[1] == c_out else 2
+
+
+def _shared_bytes(rung, name):
+    """How much dynamic shared memory a kernel takes, in bytes."""
+    return SIZES[f"{name}_BYTES"] + (PAIR[rung] - 1) * SIZES[f"{name}_STAGE"]
 
 
 # ---- the convolution of an upsampled tensor, read at its coarse size (folded.py) -----------------
 
 
-def add_folded(rung, y, coarse, w, relu=False):
+def add_folded(rung, y, coarse, w, relu=False, inside=None):
     """Add to y (N, C_out, 2D, 2H, 2W) what coarse (N, C_b, D, H, W) contributes, in place.
 
-    w (C_out, C_b, 3, 3, 3). relu: then y = max(y, 0).
+    w (C_out, C_b, 3, 3, 3). relu, inside: what then comes, as for conv3d_forward_cuda.
     """
     (scans, c_in, *volume), c_out = coarse.shape, len(w)
     arranged = _arranged_folded(rung, w)
-    args = coarse, arranged, y, c_in, c_out, *volume, relu
-    threads = (tiles_of(volume, "UP"), 2 * len(arranged), scans), (SIZES["UP_THREADS"],)
+    masked = inside is not None
+    arrays = coarse, arranged, inside if masked else y, y
+    args = *arrays, c_in, c_out, *volume, relu, masked
+    grid = tiles_of(volume, "UP"), 2 * len(arranged), scans
+    threads = grid, (SIZES["UP_THREADS"],), _shared_bytes(rung, "UP")
     launch(rung, FOLDED, "folded_tensor_forward", threads, args)
 
 
@@ -104,7 +129,8 @@ def backward_coarse(rung, dy, w):
     volume, arranged = [size // 2 for size in dy.shape[2:]], _arranged_folded(rung, w, True)
     dcoarse = backend.array_module(dy).empty((scans, c_out, *volume), dy.dtype)
     args = dy, arranged, dcoarse, c_in, c_out, *volume
-    threads = (tiles_of(volume, "UP"), len(arranged), scans), (SIZES["UP_THREADS"],)
+    grid = tiles_of(volume, "UP"), len(arranged), scans
+    threads = grid, (SIZES["UP_THREADS"],), _shared_bytes(rung, "UP_BACK")
     launch(rung, FOLDED, "folded_tensor_backward_coarse", threads, args)
     return dcoarse
 
@@ -117,7 +143,7 @@ def backward_weight_folded(rung, dy, coarse):
     count = max(1, min(tiles, BLOCKS // (4 * grid[0] * grid[1])))  # each by 4 parities in z and y
     parts = xp.empty((count, c_out, c_in, 4, 4, 4), dy.dtype)
     args = dy, coarse, parts, scans, c_in, c_out, *volume
-    threads = (4 * count, *grid), (SIZES["UP_DW_THREADS"],)
+    threads = (4 * count, *grid), (SIZES["UP_DW_THREADS"],), _shared_bytes(rung, "UP_DW")
     launch(rung, FOLDED, "folded_tensor_backward_weight", threads, args)
     dw = xp.empty((c_out, c_in, 3, 3, 3), dy.dtype)
     block = SIZES["UNFOLD_THREADS"]

@@ -1,10 +1,10 @@
 // 3D convolution on the GPU from tiles in shared memory: forward, backward to the input, and below
 // the gradients of weights and bias; the same numbers as naive.cu, fast. real is float or double.
 //
-// Two ideas. A block of threads copies what its tile of the output needs of the input into shared
-// memory once, instead of 27 times from global memory. And a thread keeps 64 sums in registers, 8
-// voxels by 8 output channels: each number it reads from shared memory is then used for 8 or more
-// multiply-adds, so that the multiply-adders, not the memory, set the pace.
+// Two ideas. A block of threads copies the input that its tile of the output needs to shared memory
+// once, instead of reading it 27 times from global memory. And a thread keeps 64 sums in registers,
+// 8 voxels by 8 output channels: it uses each number that it reads from shared memory for 8 or more
+// multiply-adds, so that arithmetic, not memory, sets the pace.
 //
 // A volume (one channel of one scan) has fewer than 2^31 voxels; offsets beyond it are 64-bit.
 
@@ -19,10 +19,9 @@
 // rows start in different banks, and still at multiples of 16 bytes.
 #define W_PITCH 36  // MAPS GROUPS + 4
 
-// What a tile of the output sees of one input channel: a halo of k-1 more along each axis.
-template <int K>
+// What a tile of the output sees of one input channel: a halo of 2 more along each axis.
 struct Halo {
-    static constexpr int X = TILE_X + K - 1, Y = TILE_Y + K - 1, Z = TILE_Z + K - 1;
+    static constexpr int X = TILE_X + 2, Y = TILE_Y + 2, Z = TILE_Z + 2;
     // A warp reads 16 neighbours along x in two planes at a time: with planes an odd multiple of 16
     // elements apart, these lie in the 32 different banks.
     static constexpr int PLANE = X * Y + (48 - X * Y % 32) % 32;
@@ -31,17 +30,20 @@ struct Halo {
 
 // What the tiled kernels below share. BACKWARD walks through the weights in the other order:
 // dx is the convolution of dy with weights flipped along z, y, x and with C_in, C_out exchanged.
-// Here c_in and c_out are the channels of THIS convolution's input x and output y.
-template <int K, bool BACKWARD>
+// Here c_in and c_out are the channels of THIS convolution's input x and output y. What comes next
+// is computed on the way out: relu != 0: max(y, 0); masked: 0 where mask is not positive. With
+// masked = 1 it has y's shape (a ReLU's backward), with 2 it is one map per scan (the ROI).
+template <bool BACKWARD>
 static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
                                                      const real* __restrict__ w,
                                                      const real* __restrict__ b,
+                                                     const real* __restrict__ mask,
                                                      real* __restrict__ y, int c_in, int c_out,
-                                                     int depth, int height, int width,
-                                                     real* x_tile, real* w_tile)
+                                                     int depth, int height, int width, int relu,
+                                                     int masked, real* x_tile, real* w_tile)
 {
-    const int TAPS = K * K * K, P = (K - 1) / 2;
-    typedef Halo<K> H;
+    const int K = 3, TAPS = 27;
+    typedef Halo H;
     int tiles_x = (width + TILE_X - 1) / TILE_X, tiles_y = (height + TILE_Y - 1) / TILE_Y;
     int x0 = blockIdx.x % tiles_x * TILE_X, y0 = blockIdx.x / tiles_x % tiles_y * TILE_Y;
     int z0 = blockIdx.x / tiles_x / tiles_y * TILE_Z;
@@ -49,6 +51,7 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
     long long voxels = (long long)depth * height * width;
     x += blockIdx.z * c_in * voxels;  // this block's scan
     y += blockIdx.z * c_out * voxels;
+    mask += blockIdx.z * (masked == 2 ? 1 : c_out) * voxels;
     int thread = threadIdx.x + TILE_X * (threadIdx.y + TILE_Z * threadIdx.z);
     int threads = TILE_X * TILE_Z * blockDim.z;
 
@@ -56,16 +59,14 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
     for (int c0 = 0; c0 < c_in; c0 += CHUNK) {
         int chunk = min(CHUNK, c_in - c0);
         __syncthreads();  // nobody reads the last chunk any more
-        bool any = false;
         #pragma unroll 2
         for (int e = thread; e < chunk * H::Z * H::Y * H::X; e += threads) {
             int c = e / (H::X * H::Y * H::Z), i = e / (H::X * H::Y) % H::Z;
             int j = e / H::X % H::Y, m = e % H::X;
-            int xx = x0 + m - P, yy = y0 + j - P, zz = z0 + i - P;
+            int xx = x0 + m - 1, yy = y0 + j - 1, zz = z0 + i - 1;
             bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 && zz < depth;
             real value = inside ? x[(c0 + c) * voxels + (zz * height + yy) * width + xx] : (real)0;
             x_tile[c * H::SIZE + i * H::PLANE + j * H::X + m] = value;
-            if (BACKWARD) any |= value != 0;
         }
         #pragma unroll 2
         for (int e = thread; e < maps * CHUNK * TAPS; e += threads) {
@@ -76,10 +77,7 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
             w_tile[(c * TAPS + tap) * W_PITCH + o] =
                 o0 + o < c_out && c < chunk ? w[place] : (real)0;
         }
-        if (!BACKWARD)
-            __syncthreads();  // the chunk is there
-        else if (!__syncthreads_or(any))
-            continue;  // it is there and all zeros: adding products with 0 changes no bit
+        __syncthreads();  // the chunk is there
         for (int c = 0; c < chunk; ++c)
             #pragma unroll 1
             for (int i = 0; i < K; ++i)
@@ -113,78 +111,58 @@ static __device__ __forceinline__ void convolve_tile(const real* __restrict__ x,
         if (o >= c_out) return;
         real bias = BACKWARD ? (real)0 : b[o];
         real* column = y + o * voxels + (zz * height + y0) * width + xx;
+        const real* gate = mask + (column - y) - (masked == 2 ? o * voxels : 0);
         #pragma unroll
-        for (int r = 0; r < TILE_Y; ++r)
-            if (y0 + r < height)
-                column[r * width] = sum[q][r] + bias;
+        for (int r = 0; r < TILE_Y; ++r) {
+            if (y0 + r >= height) continue;
+            real value = sum[q][r] + bias;
+            if (relu && value < 0) value = 0;
+            if (masked && !(gate[r * width] > 0)) value = 0;
+            column[r * width] = value;
+        }
     }
 }
 
-// computes  y as at the top of naive.cu, for k = 3
+// computes  y as at the top of naive.cu, for k = 3; relu, mask, masked as above
 // threads   a block of 16 x 4 x G threads, G <= 4, owns a tile of 16 x 8 x 4 voxels (x, y, z) in
 //           8 G output channels; thread (x, z, g) owns the column of 8 voxels at (x, z) in the 8
 //           channels of group g. Grid: tiles, groups of 8 G channels, scans.
 // memory    per block and input channel the halo of 18 x 10 x 6 elements is read once into shared
-//           memory, for 512 voxels: 2.1 elements of x a voxel and input channel instead of 27, plus
-//           the weights, 216 G elements. Writes 1 an output.
+//           memory, for 512 voxels: 2.1 elements of x per voxel and input channel instead of 27,
+//           plus the weights, 216 G elements. Writes 1 per output.
 //           From shared memory a thread reads 10 elements of a column and 3 x 8 weights (the same
 //           for the whole warp) for 3 x 64 multiply-adds.
-// work      2 x 27 C_in FLOP an output
+// work      2 x 27 C_in FLOP per output
 // no race   every output has one owner; __syncthreads() stands between filling shared memory and
 //           reading it, and between reading it and filling it again
 extern "C" __global__ void __launch_bounds__(256)
-conv3d_forward_tiled_k3(const real* __restrict__ x, const real* __restrict__ w,
-                        const real* __restrict__ b, real* __restrict__ y, int c_in, int c_out,
-                        int depth, int height, int width)
+conv3d_forward_tiled(const real* __restrict__ x, const real* __restrict__ w,
+                     const real* __restrict__ b, const real* __restrict__ mask,
+                     real* __restrict__ y, int c_in, int c_out, int depth, int height, int width,
+                     int relu, int masked)
 {
-    __shared__ real x_tile[CHUNK * Halo<3>::SIZE];
+    __shared__ real x_tile[CHUNK * Halo::SIZE];
     __shared__ __align__(16) real w_tile[CHUNK * 27 * W_PITCH];
-    convolve_tile<3, false>(x, w, b, y, c_in, c_out, depth, height, width, x_tile, w_tile);
+    convolve_tile<false>(x, w, b, mask, y, c_in, c_out, depth, height, width, relu, masked, x_tile,
+                         w_tile);
 }
 
-// computes  y for k = 1: y[n, o] = b[o] + sum_c w[o, c] x[n, c] in every voxel
-// threads   as for k = 3
-// memory    every element of x is read once per 8 G output channels; writes 1 an output
-// work      2 C_in FLOP an output
-// no race   as for k = 3
+// computes  dx for k = 3, as conv3d_backward_input_naive; masked != 0: 0 where x, the output of a
+//           ReLU, is not positive
+// threads, memory, no race   as conv3d_forward_tiled, from dy to dx: c_in and c_out exchanged
+// work      2 x 27 C_out FLOP per output
 extern "C" __global__ void __launch_bounds__(256)
-conv3d_forward_tiled_k1(const real* __restrict__ x, const real* __restrict__ w,
-                        const real* __restrict__ b, real* __restrict__ y, int c_in, int c_out,
-                        int depth, int height, int width)
+conv3d_backward_input_tiled(const real* __restrict__ dy, const real* __restrict__ w,
+                            const real* __restrict__ x, real* __restrict__ dx, int c_in, int c_out,
+                            int depth, int height, int width, int masked)
 {
-    __shared__ real x_tile[CHUNK * Halo<1>::SIZE];
-    __shared__ __align__(16) real w_tile[CHUNK * W_PITCH];
-    convolve_tile<1, false>(x, w, b, y, c_in, c_out, depth, height, width, x_tile, w_tile);
-}
-
-// computes  dx for k = 3, as conv3d_backward_input_naive
-// threads, memory, no race   as conv3d_forward_tiled_k3, from dy to dx: c_in and c_out exchanged
-// work      2 x 27 C_out FLOP an output; chunks of dy that are 0 everywhere in the halo, as most are
-//           behind a global max pooling, are left out
-extern "C" __global__ void __launch_bounds__(256)
-conv3d_backward_input_tiled_k3(const real* __restrict__ dy, const real* __restrict__ w,
-                               real* __restrict__ dx, int c_in, int c_out, int depth, int height,
-                               int width)
-{
-    __shared__ real dy_tile[CHUNK * Halo<3>::SIZE];
+    __shared__ real dy_tile[CHUNK * Halo::SIZE];
     __shared__ __align__(16) real w_tile[CHUNK * 27 * W_PITCH];
-    convolve_tile<3, true>(dy, w, dy, dx, c_out, c_in, depth, height, width, dy_tile, w_tile);
+    convolve_tile<true>(dy, w, x, x, dx, c_out, c_in, depth, height, width, 0, masked, dy_tile,
+                        w_tile);
 }
 
-// computes  dx for k = 1: dx[n, c] = sum_o w[o, c] dy[n, o] in every voxel
-// threads, memory, no race   as conv3d_forward_tiled_k1, from dy to dx: c_in and c_out exchanged
-// work      2 C_out FLOP an output
-extern "C" __global__ void __launch_bounds__(256)
-conv3d_backward_input_tiled_k1(const real* __restrict__ dy, const real* __restrict__ w,
-                               real* __restrict__ dx, int c_in, int c_out, int depth, int height,
-                               int width)
-{
-    __shared__ real dy_tile[CHUNK * Halo<1>::SIZE];
-    __shared__ __align__(16) real w_tile[CHUNK * W_PITCH];
-    convolve_tile<1, true>(dy, w, dy, dx, c_out, c_in, depth, height, width, dy_tile, w_tile);
-}
-
-// ---- the gradients of the weights and the bias ---------------------------------------------------
+// ---- the gradients of the weights and the bias -------------------------------------------------
 //
 // Each is one long sum over all voxels of all scans. It is split across many blocks; each writes
 // its part, and conv3d_sum_parts adds the parts in their order. No atomics, hence the same bits
@@ -245,7 +223,6 @@ static __device__ __forceinline__ void weight_gradient_tile(const real* __restri
                 inside ? x[(n * c_in + c0 + channel) * voxels + (zz * height + yy) * width + xx]
                        : (real)0;
         }
-        bool any = false;
         for (int e = thread; e < maps * DW_Y * DW_X; e += threads) {
             int m = e % DW_X, row = e / DW_X % DW_Y, o = e / DW_X / DW_Y;
             int xx = x0 + m, yy = y0 + row;
@@ -253,10 +230,8 @@ static __device__ __forceinline__ void weight_gradient_tile(const real* __restri
             real value = inside ? dy[(n * c_out + o0 + o) * voxels + (z * height + yy) * width + xx]
                                 : (real)0;
             dy_tile[(row * DW_X + m) * DY_PITCH + o] = value;
-            any |= value != 0;
         }
-        // the tile is there; where dy is all zeros, adding products with 0 would change no bit
-        if (!__syncthreads_or(any)) continue;
+        __syncthreads();  // the tile is there
         #pragma unroll 1
         for (int row = 0; row < DW_Y; ++row) {
             const real* from = x_tile + c * H::SIZE + i * H::PLANE + (row + j) * H::ROW;
@@ -292,7 +267,7 @@ static __device__ __forceinline__ void weight_gradient_tile(const real* __restri
 //           channel are read once into shared memory. From there a thread reads 16 of dy (as four
 //           16-byte words, the same for the threads of a group) and 1 of x for 48 multiply-adds.
 //           Writes each of its weights once.
-// work      2 N D H W FLOP a weight; tiles in which dy is 0 everywhere are left out
+// work      2 N D H W FLOP per weight
 // no race   every element of parts has one owner, who adds in a fixed order; __syncthreads() stands
 //           between filling shared memory and reading it, and between reading and filling again
 extern "C" __global__ void __launch_bounds__(144)
@@ -307,7 +282,7 @@ conv3d_backward_weight_tiled_k3(const real* __restrict__ dy, const real* __restr
 }
 
 // computes  the same for k = 1
-// threads   C x G threads a block, each owns 16 sums
+// threads   C x G threads per block, each owns 16 sums
 // memory, work, no race   as for k = 3, without the halo
 extern "C" __global__ void __launch_bounds__(144)
 conv3d_backward_weight_tiled_k1(const real* __restrict__ dy, const real* __restrict__ x,
@@ -325,9 +300,9 @@ conv3d_backward_weight_tiled_k1(const real* __restrict__ dy, const real* __restr
 // computes  parts[n P + p, o] = the sum of dy[n, o] over part p of the volume; conv3d_sum_parts
 //           adds up the N P parts
 // threads   block (p, o, n) owns one part: voxels THREADS p + t + i THREADS P of thread t
-// memory    reads each dy once, writes 1 element a block; the threads' sums are joined in shared
+// memory    reads each dy once, writes 1 element per block; the threads' sums are joined in shared
 //           memory, in a tree
-// work      1 addition an element of dy
+// work      1 addition per element of dy
 // no race   in each round of the tree a thread writes only its own place, and reads places that
 //           nobody writes in that round; __syncthreads() separates the rounds
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -353,8 +328,8 @@ conv3d_backward_bias_tiled(const real* __restrict__ dy, real* __restrict__ parts
 
 // computes  result[t] = sum_s parts[s, t]
 // threads   thread t owns result[t], t < size
-// memory    reads `count` elements, writes 1 an output
-// work      `count` additions an output, in the order of the parts: the same bits every time
+// memory    reads `count` elements, writes 1 per output
+// work      `count` additions per output, in the order of the parts: the same bits every time
 // no race   every result[t] has one owner, and nothing that is read is written
 extern "C" __global__ void conv3d_sum_parts(const real* __restrict__ parts,
                                             real* __restrict__ result, int count, int size)
