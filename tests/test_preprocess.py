@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from weakunet import preprocess
+from weakunet import predict, preprocess
 from weakunet.data.cohort import Scan, read_cohort, write_cohort
 from weakunet.data.load import load_scan, read_raw
 from weakunet.data.prepare import (
@@ -29,6 +30,8 @@ from weakunet.data.prepare import (
     without_strays,
 )
 from weakunet.data.volumes import Volume, index_to_world, world_to_index, write_volume
+from weakunet.model import WeakUNet
+from weakunet.training.checkpoint import save_checkpoint
 from weakunet.util.cli import InputError
 
 AFFINE = np.array([[0.5, 0, 0, 40], [0, 0.6, 0, -30], [0, 0, 0.8, 10], [0, 0, 0, 1]])
@@ -358,6 +361,33 @@ def test_parts_side_by_side_join_to_the_table_of_one_process(cohort, tmp_path, c
     assert run(cohort, out) == 0
     assert contents(out) == contents(whole)  # the tables of the parts are gone
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in written.items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="runs a shell script")
+def test_the_pages_cluster_script_joins_to_the_tables_of_one_process(cohort, tmp_path, monkeypatch):
+    root = Path(__file__).parents[1]
+    script = (root / "README.md").read_text("utf-8").split("```\n#!/bin/bash\n")[1].split("```")[0]
+    script = script.replace("rois/cohort.csv", str(cohort)).replace("python", sys.executable)
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')  # a stand-in for Slurm's
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    model = WeakUNet((2, 3), rng=np.random.default_rng(0))
+    save_checkpoint("runs/mine/best.npz", model)
+    jobs = []
+    for k in ("1", "2"):
+        slurm = {"SLURM_ARRAY_TASK_ID": k, "SLURM_ARRAY_TASK_COUNT": "2", "PYTHONPATH": str(root)}
+        env = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        jobs.append(subprocess.Popen(["bash", "-ec", script], env=env, stderr=subprocess.DEVNULL))
+    assert [job.wait() for job in jobs] == [0, 0]
+    options = ["--model=runs/mine/best.npz", f"--data={cohort}", "--device=cpu", "--jobs=1"]
+    for out in ("predictions", "whole"):
+        predict.main([*options, f"--out={out}"])
+    assert run(cohort, tmp_path / "prepared") == 0
+    assert len(read_cohort("prepared/cohort.csv")) == 3
+    for name in ("predictions.csv", "detections.csv"):
+        assert Path("predictions", name).read_bytes() == Path("whole", name).read_bytes()
+    assert not list(Path("predictions").glob("*part*"))
 
 
 def test_subjects_by_name_and_parts_that_cannot_be(cohort, tmp_path, capsys):
