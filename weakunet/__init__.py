@@ -4,9 +4,9 @@ The package in reading order. Behind each place the most lines it may have, whic
 it to: whoever needs more raises the number on purpose, in the same change.
 
     layers/        1500  one layer per file: equation, numpy pair, small class; its CUDA beside it
-    layers/conv/   1900  the one hard layer: the plain pair, the fast one, the CUDA ladder
-    model.py        270  the network: forward, backward and heatmap written out
-    gpu/            400  which device holds an array, and how a kernel is started there
+    layers/conv/   2450  the one hard layer: the plain pair, the fast one, the CUDA ladder
+    model.py        310  the network: forward, backward and heatmap written out
+    gpu/            430  which device holds an array, and how a kernel is started there
     data/          1000  scans and counts: volumes, cohort tables, section 2.1, simulated scans
     training/       700  settings, random transforms, the training step and loop, checkpoints
     detection/      500  from heatmap and count to detections; test-time augmentation
