@@ -36,7 +36,7 @@ rng = np.random.default_rng(3)
 #     dx[s] = sum_t T[t, s] dy[t],        that is,  dx = T^T dy
 #
 # Where forward gathers from the neighbours, backward sends back to them. T^T is a convolution
-# again, with the kernel turned round.
+# again, with the kernel flipped.
 
 # %%
 print("\n## One dimension: the transpose")
@@ -95,7 +95,7 @@ for name, ours, theirs in zip(("dx", "dw", "db"), by_hand, library, strict=True)
 #
 # Two forward passes for each weight: far too slow for training, just right for a test. The loss
 # may be anything smooth. We take L = sum log(1 + e^y), so that dy = 1 / (1 + e^-y), which differs
-# from voxel to voxel. That matters: with dy = 1 everywhere, a backward pass that hands gradients to
+# from voxel to voxel. That matters: with dy = 1 everywhere, a backward pass that sends gradients to
 # the wrong places can pass the test (lesson 4 shows one).
 
 

@@ -64,11 +64,11 @@ print(f"at best {flop / least:.0f} FLOP per byte")
 #
 # **27 shifted products** (`conv3d_forward`, the package's reference): per tap, one matrix product
 # of w's tap with the shifted x. Bytes: per tap numpy copies the shifted x (reads and writes C_in
-# numbers a voxel), multiplies (reads C_in, writes C_out), and adds to y (reads 2 C_out, writes
+# numbers per voxel), multiplies (reads C_in, writes C_out), and adds to y (reads 2 C_out, writes
 # C_out). (What is small is left out: the padding, the weights, and the bias.)
 #
 # **im2col**: all that an output voxel sees, in one column; then the whole convolution is ONE matrix
-# product, at which computers are best. Bytes: 27 C_in numbers a voxel are read, written, and read
+# product, at which computers are best. Bytes: 27 C_in numbers per voxel are read, written, and read
 # again; C_out are written. The price is memory: 27 copies of x.
 
 
@@ -100,7 +100,7 @@ def by_im2col(x, w):
 # at a time, small enough to stay in the processor's cache. Of the 27 taps it copies only 3, those
 # along y: a plane's neighbours along z are its neighbours in memory, and the 3 taps along x are
 # taken after the product, by adding its rows one voxel to the left and to the right. Bytes: 3 C_in
-# numbers a voxel are read and written, then read by the product, which writes 3 C_out; three
+# numbers per voxel are read and written, then read by the product, which writes 3 C_out; three
 # additions (the bias and the two neighbours) read 5 C_out and write 3 C_out.
 
 # %%
@@ -256,7 +256,7 @@ for name, intensity in gpu.items():
 # ## The picture
 #
 # Left: how often each voxel of a slice of x is loaded. Right: the roofline. A program with few FLOP
-# a byte is held down by the slanting roof, intensity x memory speed; with many, by the flat one,
+# per byte is held down by the slanting roof, intensity x memory speed; with many, by the flat one,
 # the arithmetic. Filled marks are measured on this computer; a mark above the slanting roof gets
 # its bytes from a cache, which is faster than memory. Open marks are counted ceilings on the GPU.
 

@@ -397,5 +397,5 @@ print("picture: runs/tutorials/11_scoring.png")
 
 # %% [markdown]
 # **Try.** Match with radius 2 and 4 and see how far the rates move: a TPR without its radius says
-# nothing. Then hand `spacing_mm` to `match_detections`: is 3 mm stricter than 3 voxels? Write the
+# nothing. Then pass `spacing_mm` to `match_detections`: is 3 mm stricter than 3 voxels? Write the
 # matching, the rates and the interval yourself: exercise set `11_scoring`.
