@@ -7,13 +7,13 @@ it to: whoever needs more raises the number on purpose, in the same change.
     layers/conv/   1900  the one hard layer: the plain pair, the fast one, the CUDA ladder
     model.py        270  the network: forward, backward and heatmap written out
     gpu/            400  which device holds an array, and how a kernel is started there
-    data/          1000  scans and counts: volumes, cohort tables, section 2.1, simulated scans
+    data/          1620  scans and counts: volumes, cohort tables, section 2.1, simulated scans
     training/       700  settings, random transforms, the training step and loop, checkpoints
     detection/      400  from heatmap and count to detections; test-time augmentation
     evaluation/     450  sensitivity, false positives, FROC, confidence intervals: one evaluator
     compare/        950  the paper's six methods and the fully supervised upper bound; statistics
     figures/        700  every picture, and the report
     bench/         1000  how fast it is beside PyTorch; whether a GPU computes what numpy does
-    util/           350  one-line errors, whole files, processes, resuming
+    util/           580  one-line errors, whole files, processes, resuming
     *.py            750  the commands: train, predict, evaluate, preprocess, study
 """
