@@ -196,7 +196,6 @@ def test_parts_side_by_side_give_the_tables_of_one_run(cohort, no_pictures, caps
     assert run(cohort, "out", "--part", "2/3") == 0
     assert run(cohort, "out") == 0
     assert run(cohort, "whole") == 0
-    (cohort / "out" / ".writing-abc").unlink()
     assert contents(cohort / "out") == contents(cohort / "whole")
 
 

@@ -46,17 +46,12 @@ def compile_file(file, real, architecture):
         raise RuntimeError(f"{file}.cu ({real}, {architecture}) does not compile:\n{log}") from None
     log = nvrtc.getProgramLog(program).replace("\0", "")
     nvrtc.destroyProgram(program)
-    rows = [
-        {
-            "kernel": entry["kernel"],
-            "real": real,
-            "architecture": architecture,
-            "registers": int(entry["registers"]),
-            "shared_bytes": int((re.findall(r"(\d+) bytes smem", entry["rest"]) or [0])[0]),
-            "spill_bytes": int(entry["stores"]) + int(entry["loads"]),
-        }
-        for entry in _ENTRY.finditer(log)
-    ]
+    rows = []
+    for entry in _ENTRY.finditer(log):
+        shared = re.findall(r"(\d+) bytes smem", entry["rest"]) or [0]
+        row = {"kernel": entry["kernel"], "real": real, "architecture": architecture}
+        row |= {"registers": int(entry["registers"]), "shared_bytes": int(shared[0])}
+        rows.append(row | {"spill_bytes": int(entry["stores"]) + int(entry["loads"])})
     warnings = [line for line in log.splitlines() if "warning" in line and "deprecated" not in line]
     return rows, warnings
 
@@ -74,16 +69,13 @@ def _nvrtc():
 
 
 def compile_all():
-    """Compile every .cu file for every architecture, in float and double, and print the figures:
-    per kernel and dtype one line, registers by architecture. Returns the rows.
-    """
+    """Compile every .cu file for all it is for, print the registers, and return the rows."""
     jobs = [(file, *target) for file in cuda_source.cu_files() for target in targets(file)]
     rows = []
     for job in progress(jobs, "compile"):
         compiled, warnings = compile_file(*job)
         rows += compiled
-        for line in warnings:
-            print(line)
+        print(*warnings, sep="\n", end="\n" * bool(warnings))
     print_registers(rows)
     return rows
 
@@ -94,7 +86,7 @@ def print_registers(rows):
     print("| --- " * (len(ARCHITECTURES) + 4) + "|")
     for kernel, real in dict.fromkeys((row["kernel"], row["real"]) for row in rows):
         own = [row for row in rows if (row["kernel"], row["real"]) == (kernel, real)]
-        registers = {row["architecture"]: str(row["registers"]) for row in own}
+        registers = {row["architecture"]: row["registers"] for row in own}
         cells = [kernel, real, *(registers.get(sm, "-") for sm in ARCHITECTURES)]
-        cells += [str(max(row[key] for row in own)) for key in ("shared_bytes", "spill_bytes")]
-        print("| " + " | ".join(cells) + " |")
+        cells += [max(row[key] for row in own) for key in ("shared_bytes", "spill_bytes")]
+        print("| " + " | ".join(map(str, cells)) + " |")

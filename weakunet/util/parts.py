@@ -16,7 +16,7 @@ import functools
 import sys
 
 from weakunet.util import resume
-from weakunet.util.cli import InputError, progress
+from weakunet.util.cli import InputError, clear_leftovers, progress
 from weakunet.util.processes import map_processes
 
 
@@ -70,8 +70,9 @@ def works_beside_others(args, path):
 
 
 def clear_parts(args, path):
-    """Remove the tables of parts once that of all scans is written."""
+    """Remove what the parts left once the table of all scans is written."""
     if part_table(args, path) == path:
+        clear_leftovers(path.parent)
         for kind in ("part", "subject"):
             for table in path.parent.glob(f"{path.stem}.{kind}-*{path.suffix}"):
                 table.unlink(missing_ok=True)

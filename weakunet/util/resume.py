@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 
-from weakunet.util.cli import WRITING, InputError, clear_leftovers, write_json
+from weakunet.util.cli import WRITING, InputError, clear_leftovers, one_line, write_json
 
 VERSION = 1  # of what the program writes; raise it where the same inputs give other results
 FOLDER = ".done"
@@ -127,7 +127,8 @@ def _as_json(value):
 
 def _differences(earlier, settings):
     names = [name for name in earlier | settings if earlier.get(name) != settings.get(name)]
-    return ", ".join(f"{name} {earlier.get(name)!r} (now {settings.get(name)!r})" for name in names)
+    told = (f"{name} {earlier.get(name)!r} (now {settings.get(name)!r})" for name in names)
+    return one_line(", ".join(told), 300)
 
 
 def _read(path):
