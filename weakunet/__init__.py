@@ -10,9 +10,9 @@ it to: whoever needs more raises the number on purpose, in the same change.
     data/          1620  scans and counts: volumes, cohort tables, section 2.1, simulated scans
     training/       700  settings, random transforms, the training step and loop, checkpoints
     detection/      500  from heatmap and count to detections; test-time augmentation
-    evaluation/     450  sensitivity, false positives, FROC, confidence intervals: one evaluator
-    compare/        950  the paper's six methods and the fully supervised upper bound; statistics
-    figures/        700  every picture, and the report
+    evaluation/     650  sensitivity, false positives, FROC, confidence intervals: one evaluator
+    compare/       1110  the paper's six methods and the fully supervised upper bound; statistics
+    figures/       1010  every picture, and the report
     bench/         1000  how fast it is beside PyTorch; whether a GPU computes what numpy does
     util/           580  one-line errors, whole files, processes, parts, resuming
     *.py            750  the commands: train, predict, evaluate, preprocess, study
