@@ -441,12 +441,12 @@ def test_damaged_predictions_table_is_refused_by_name(text, fault, tmp_path):
     assert str(path) in str(refused.value)
 
 
-@pytest.mark.parametrize("option", ["--radius", "--radius-mm"])
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "wide"])
-def test_radius_that_is_not_positive_is_refused(option, value, folders):
+@pytest.mark.parametrize("option", ["--radius", "--radius-mm", "--seed"])
+@pytest.mark.parametrize("value", ["-1", "nan", "wide"])
+def test_radius_or_seed_that_is_none_is_refused(option, value, folders, capsys):
     with pytest.raises(SystemExit) as stopped:
         evaluate(folders, f"{option}={value}")
-    assert stopped.value.code == 2
+    assert stopped.value.code == 2 and f"argument {option}: invalid" in capsys.readouterr().err
 
 
 def test_two_processes_give_the_bytes_of_one(folders, pictures):

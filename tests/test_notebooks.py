@@ -1,141 +1,93 @@
-"""Tutorials as notebooks: the same cells in the same order, and they run."""
+"""Notebooks hold every line of their scripts and run; the kernels' page shows the sources."""
 
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from weakunet.gpu import cuda_source
+
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
 SCRIPTS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
-SCRIPT = '''\
-"""What comes before the first mark is code."""
+sys.path.insert(0, str(TUTORIALS))
 
-# %% [markdown]
-# # A title
-#
-# Text with *stars*,
-#     indented, and "quotes" \u2260 ASCII.
-
-# %%
-import sys
-from pathlib import Path
-
-root = Path(__file__).resolve().parent
-x = [1,
-
-     2]
-
-# %% with a title
-# a comment stays
-print(sum(x), root.name)
-
-# %%
-
-# %% [markdown] The end
-'''
+import kernel_page  # noqa: E402
+import to_notebooks  # noqa: E402
 
 
-@pytest.fixture
-def to_notebooks(monkeypatch):
-    monkeypatch.syspath_prepend(TUTORIALS)
-    import to_notebooks
-
-    yield to_notebooks
-    sys.modules.pop("to_notebooks")
-
-
-def convert(to_notebooks, script, out):
-    to_notebooks.main([str(script), "--out", str(out)])
-    path = out / f"{script.stem}.ipynb"
-    return path, json.loads(path.read_text(encoding="utf-8"))
-
-
-def run_cells(path):
-    """Run a notebook's code cells in order, in its folder, as Jupyter would; what they print."""
+def cells_of(path):
+    """(kind, text) of a notebook's cells; the first is the set-up."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    sources = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
-    sources = [source.replace("%matplotlib inline", "") for source in sources]
-    run = f"space = {{'__name__': '__main__'}}\nfor source in {sources!r}:\n    exec(source, space)"
-    environment = {**os.environ, "MPLBACKEND": "Agg"}
-    environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", run]
-    ran = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, env=environment)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in content["cells"]]
 
 
-def test_cells_are_those_of_the_script(to_notebooks, tmp_path):
-    script = tmp_path / "scripts" / "00_sample.py"
-    script.parent.mkdir()
-    script.write_text(SCRIPT, encoding="utf-8")
-    path, content = convert(to_notebooks, script, tmp_path / "out")
-    setup, *cells = [(c["cell_type"], "".join(c["source"])) for c in content["cells"]]
-    assert "'../scripts/00_sample.py'" in setup[1]
-    assert cells == [
-        ("code", '"""What comes before the first mark is code."""'),
-        ("markdown", '# A title\n\nText with *stars*,\n    indented, and "quotes" \u2260 ASCII.'),
-        (
-            "code",
-            "import sys\nfrom pathlib import Path\n\n"
-            "root = Path(__file__).resolve().parent\nx = [1,\n\n     2]",
-        ),
-        ("code", "# with a title\n# a comment stays\nprint(sum(x), root.name)"),
-        ("markdown", "The end"),
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebooks")
+    to_notebooks.main(["--out", str(folder)])
+    return folder
+
+
+def test_cells_are_those_of_the_script():
+    text = (
+        "# %% [markdown]\n# # A title\n#\n# a *star*,\n#     indented\n\n# %%\nx = [1,\n\n 2]\n\n"
+    )
+    text += "# %%\n\n# %% [markdown]\n# The end \u2260 ASCII\n"
+    assert list(to_notebooks.cells(text)) == [
+        ("markdown", "# A title\n\na *star*,\n    indented"),
+        ("code", "x = [1,\n\n 2]"),
+        ("markdown", "The end \u2260 ASCII"),
     ]
-    assert run_cells(path) == "3 scripts\n"
-    ids = [c["id"] for c in content["cells"]]
-    assert len(set(ids)) == len(ids)
 
 
-def test_code_in_a_text_cell_is_refused_with_its_line(to_notebooks, tmp_path, capsys):
-    script = tmp_path / "01_wrong.py"
-    script.write_text("# %% [markdown]\n# text\nx = 1\n")
-    with pytest.raises(SystemExit, match="2"):
-        to_notebooks.main([str(script), "--out", str(tmp_path)])
-    assert f"{script}: line 3: code in a text cell" in capsys.readouterr().err
-    assert not (tmp_path / "01_wrong.ipynb").exists()
-
-
-def test_missing_script_is_refused(to_notebooks, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        to_notebooks.main([str(tmp_path / "99_none.py"), "--out", str(tmp_path)])
-    assert "99_none.py: no such file" in capsys.readouterr().err
-
-
-def test_notebooks_of_all_tutorials_hold_every_line_of_their_scripts(to_notebooks, tmp_path):
-    to_notebooks.main(["--out", str(tmp_path)])
-    assert sorted(path.stem for path in tmp_path.iterdir()) == [path.stem for path in SCRIPTS]
+def test_notebooks_of_all_tutorials_hold_every_line_of_their_scripts(notebooks):
+    assert sorted(path.stem for path in notebooks.iterdir()) == [path.stem for path in SCRIPTS]
     for script in SCRIPTS:
-        content = json.loads((tmp_path / f"{script.stem}.ipynb").read_text(encoding="utf-8"))
-        lines = [
-            line for cell in content["cells"][1:] for line in "".join(cell["source"]).split("\n")
-        ]
-        wanted = [line for line in script.read_text(encoding="utf-8").splitlines() if line.strip()]
-        wanted = [line for line in wanted if not to_notebooks.MARK.fullmatch(line)]
-        kept = {line.strip() for line in lines}
+        kept = "\n".join(text for _, text in cells_of(notebooks / f"{script.stem}.ipynb")[1:])
+        kept = {line.strip() for line in kept.split("\n")}
+        lines = [line for line in script.read_text(encoding="utf-8").split("\n") if line.strip()]
+        wanted = [line for line in lines if not line.startswith("# %%")]
         missing = [x for x in wanted if x.strip() not in kept and x[1:].strip() not in kept]
         assert missing == [], script.name
 
 
-@pytest.mark.skipif(len(SCRIPTS) < 2, reason="fewer than two tutorials are there yet")
-@pytest.mark.parametrize("script", SCRIPTS[:2], ids=lambda script: script.stem)
-def test_notebook_of_a_tutorial_runs(script, to_notebooks, tmp_path):
-    path, _ = convert(to_notebooks, script, tmp_path)
-    assert run_cells(path).strip()
+def test_a_notebook_runs_and_writes_where_the_page_says(tmp_path):
+    clone = tmp_path / "clone"  # without a package: the installed one is found
+    (clone / "tutorials").mkdir(parents=True)
+    (clone / "weakunet").symlink_to(TUTORIALS.parent / "weakunet")
+    script = clone / "tutorials" / SCRIPTS[0].name
+    script.write_text(SCRIPTS[0].read_text(encoding="utf-8"), encoding="utf-8")
+    notebook = to_notebooks.notebook(script, clone / "tutorials" / "notebooks")
+    sources = ["".join(c["source"]) for c in json.loads(notebook)["cells"] if "outputs" in c]
+    relative = os.path.relpath(TUTORIALS.parent, clone / "tutorials" / "notebooks")
+    sources[0] = sources[0].replace("%matplotlib inline", "").replace(relative, str(clone))
+    run = f"space = {{'__name__': '__main__'}}\nfor source in {sources!r}:\n    exec(source, space)"
+    ran = subprocess.run(
+        [sys.executable, "-c", run], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "MPLBACKEND": "agg"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert (clone / "runs" / "tutorials" / f"{script.stem}.png").is_file()
 
 
-def test_jupyter_itself_takes_a_notebook(to_notebooks, tmp_path):
-    nbformat = pytest.importorskip("nbformat", reason="nbformat (Jupyter) is not installed")
-    nbclient = pytest.importorskip("nbclient", reason="nbclient (Jupyter) is not installed")
-    pytest.importorskip("ipykernel", reason="ipykernel (Jupyter) is not installed")
-    script = tmp_path / "00_sample.py"
-    script.write_text(SCRIPT, encoding="utf-8")
-    path, _ = convert(to_notebooks, script, tmp_path)
-    content = nbformat.read(path, as_version=4)
-    nbformat.validate(content)
-    nbclient.NotebookClient(content, resources={"metadata": {"path": tmp_path}}).execute()
-    printed = [o.text for cell in content.cells for o in cell.get("outputs", []) if "text" in o]
-    assert printed == [f"3 {tmp_path.name}\n"]
+def test_the_page_shows_every_layers_equation_functions_and_kernels(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kernel_page.main([])
+    page = (tmp_path / "kernels.html").read_text(encoding="utf-8")
+    assert "kernels.html" in capsys.readouterr().out
+    assert "src=" not in page and "url(" not in page  # no network
+    assert "white-space: pre-wrap" in page  # lines wrap: nothing is cut off at any width
+    text = html.unescape(re.sub(r"<[^>]*>", "", page))
+    for file in cuda_source.cu_files():
+        module = kernel_page.PACKAGE / f"{file}.py"
+        for kernel in cuda_source.kernels(file) if module.exists() else []:
+            assert f"{kernel}(" in text, f"{kernel} of {file}.cu"
+        if module.exists() and file in kernel_page.SECTIONS:
+            functions = re.findall(r"^def ([a-z]\w+)_cuda\(", module.read_text(), re.M)
+            assert all(f"def {name}(" in text for name in functions), file
+    assert "_cuda(" not in text

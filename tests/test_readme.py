@@ -28,9 +28,10 @@ BLOCK = re.compile(r"^```\n(.*?)^```", flags=re.M | re.S)
 ELSEWHERE = {
     r"python3 -m venv \.venv && \.venv/bin/pip install -r requirements\.txt && .*": ".ci/run",
     r"python -m pytest -m slow": ".ci/run",
-    r"pip install (-r data_tools/requirements\.txt|torch)": ".ci/run",
+    r"pip install (-r data_tools/requirements\.txt|torch|-e \.)": ".ci/run",
     r"python tutorials/\d\d_\w+\.py": "tests/test_tutorials.py",
-    r"python tutorials/to_notebooks\.py": "tests/test_notebooks.py",
+    r"python tutorials/(to_notebooks|kernel_page)\.py": "tests/test_notebooks.py",
+    r"python tutorials/exercises/(grade|handout)\.py.*": "tests/test_grade.py",
     r"python -m pytest tutorials/exercises.*": "tests/test_exercises.py",
 }
 COMPARISON = r"python -m weakunet\.(compare|study).*"

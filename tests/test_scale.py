@@ -153,6 +153,9 @@ def test_other_model_or_settings_are_refused(cohort, no_pictures, monkeypatch, c
     assert "begun with other settings, invert False (now True)" in capsys.readouterr().err
     save_checkpoint(cohort / "m.npz", WeakUNet((2, 3), rng=np.random.default_rng(1)))
     assert run(cohort, "out") == 2
+    assert run(cohort, "new") == 0  # and in this process it is read anew
+    heatmaps = [(folder / "s00_heatmap.nii.gz").read_bytes() for folder in (out, cohort / "new")]
+    assert heatmaps[0] != heatmaps[1]
     assert len(before) == 2 and contents(out / ".done") == before
 
 

@@ -102,7 +102,7 @@ print("the first lesion in that file: (i, j, k) =", lesion_ijk.round(2))
 
 # %% [markdown]
 # `read_volume` undoes it: it flips and permutes (it never interpolates) until x grows to the right,
-# y to the front and z to the top, and hands back `(z, y, x)`. Nothing else in weakunet needs to
+# y to the front and z to the top, and returns `(z, y, x)`. Nothing else in weakunet needs to
 # know how a file keeps its axes. Voxels and affine are again those we started with, and the volume
 # remembers how it was stored, so that results can be written on the file's own grid.
 

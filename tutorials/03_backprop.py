@@ -35,8 +35,8 @@ rng = np.random.default_rng(3)
 #
 #     dx[s] = sum_t T[t, s] dy[t],        that is,  dx = T^T dy
 #
-# Where forward gathers from the neighbours, backward hands back to them. T^T is a convolution
-# again, with the kernel turned round.
+# Where forward gathers from the neighbours, backward sends back to them. T^T is a convolution
+# again, with the kernel flipped.
 
 # %%
 print("\n## One dimension: the transpose")
@@ -95,7 +95,7 @@ for name, ours, theirs in zip(("dx", "dw", "db"), by_hand, library, strict=True)
 #
 # Two forward passes for each weight: far too slow for training, just right for a test. The loss
 # may be anything smooth. We take L = sum log(1 + e^y), so that dy = 1 / (1 + e^-y), which differs
-# from voxel to voxel. That matters: with dy = 1 everywhere, a backward pass that hands gradients to
+# from voxel to voxel. That matters: with dy = 1 everywhere, a backward pass that sends gradients to
 # the wrong places can pass the test (lesson 4 shows one).
 
 
@@ -129,7 +129,7 @@ print(f"dw{index}: backward {dw[index]:.8f}, slope {slope(w, index, 1e-6):.8f}")
 # of relative size eps, is divided by h, and the error GROWS as 1 / h. The best h lies between. In
 # float32 even that is bad; hence all gradient checks run in float64.
 #
-# A wrong backward pass has an error that no h mends. Ours forgets which axis is which: it swaps z
+# A wrong backward pass has an error that no h removes. Ours forgets which axis is which: it swaps z
 # and x of every kernel. Shapes fit and nothing crashes; only the numbers are wrong.
 
 # %%

@@ -5,8 +5,8 @@
 # and how far does one place of its maps see?
 #
 # **You will see** the network's shapes and where its parameters are; the receptive field worked out
-# with 15 lines, and the same measured by the gradient in the image. The last picture shows how much
-# each voxel really counts inside that field.
+# with 15 lines, and the same measured by the gradient with respect to the image. The last picture
+# shows how much each voxel really counts inside that field.
 #
 # **Takes** about 5 seconds on 2 cores. Lessons 2 to 4 explain the layers.
 

@@ -36,7 +36,7 @@ set_threads(1)  # one core: so that the rungs differ in what they do, not in how
 # ## What must be done
 #
 # Each output number is a sum over C_in k^3 products: a multiplication and an addition each, 2 FLOP.
-# The least that must move is x and w in, y out, 4 bytes a number (float32). FLOP a byte, the
+# The least that must move is x and w in, y out, 4 bytes per number (float32). FLOP per byte, the
 # **intensity**, says how much is made of a byte that was fetched; for a convolution it can be high.
 
 
@@ -55,7 +55,7 @@ flop, least = count_work(C_IN, C_OUT, SHAPE)
 layer = bench_counts.Layer("conv3d", C_IN, C_OUT, (1, *SHAPE))
 assert (flop, least) == bench_counts.cost(layer, "forward")
 print(f"{C_IN} -> {C_OUT} maps of {SHAPE}: {flop / 1e6:.0f} million FLOP, {least / 1e6:.1f} MB,")
-print(f"at best {flop / least:.0f} FLOP a byte")
+print(f"at best {flop / least:.0f} FLOP per byte")
 
 # %% [markdown]
 # ## The ladder
@@ -64,11 +64,11 @@ print(f"at best {flop / least:.0f} FLOP a byte")
 #
 # **27 shifted products** (`conv3d_forward`, the package's reference): per tap, one matrix product
 # of w's tap with the shifted x. Bytes: per tap numpy copies the shifted x (reads and writes C_in
-# numbers a voxel), multiplies (reads C_in, writes C_out), and adds to y (reads 2 C_out, writes
+# numbers per voxel), multiplies (reads C_in, writes C_out), and adds to y (reads 2 C_out, writes
 # C_out). (What is small is left out: the padding, the weights, and the bias.)
 #
 # **im2col**: all that an output voxel sees, in one column; then the whole convolution is ONE matrix
-# product, at which computers are best. Bytes: 27 C_in numbers a voxel are read, written, and read
+# product, at which computers are best. Bytes: 27 C_in numbers per voxel are read, written, and read
 # again; C_out are written. The price is memory: 27 copies of x.
 
 
@@ -100,7 +100,7 @@ def by_im2col(x, w):
 # at a time, small enough to stay in the processor's cache. Of the 27 taps it copies only 3, those
 # along y: a plane's neighbours along z are its neighbours in memory, and the 3 taps along x are
 # taken after the product, by adding its rows one voxel to the left and to the right. Bytes: 3 C_in
-# numbers a voxel are read and written, then read by the product, which writes 3 C_out; three
+# numbers per voxel are read and written, then read by the product, which writes 3 C_out; three
 # additions (the bias and the two neighbours) read 5 C_out and write 3 C_out.
 
 # %%
@@ -158,7 +158,7 @@ peak = 2 * 1024**3 / seconds(lambda: matrix @ matrix)
 bandwidth = 2 * large.nbytes / seconds(lambda: np.copyto(copy, large))
 print(f"here: {peak / 1e9:.0f} GFLOP/s in matrix products, copies at {bandwidth / 1e9:.1f} GB/s")
 
-points = {}  # FLOP a byte, FLOP/s
+points = {}  # FLOP per byte, FLOP/s
 for name, (convolve, numbers_per_voxel) in rungs.items():
     own_x, own_w = small if name == "loops" else (x, w)
     c_in, c_out, shape = len(own_x), len(own_w), own_x.shape[1:]
@@ -168,7 +168,7 @@ for name, (convolve, numbers_per_voxel) in rungs.items():
     points[name] = own_flop / moved, own_flop / took
     print(
         f"{name:20s} {own_flop / 1e6:6.1f} MFLOP, {moved / 1e6:6.1f} MB,"
-        f" {own_flop / moved:6.2f} FLOP a byte, {took:.3f} s: {own_flop / took / 1e9:.4f} GFLOP/s"
+        f" {own_flop / moved:6.2f} FLOP per byte, {took:.3f} s: {own_flop / took / 1e9:.4f} GFLOP/s"
     )
 
 # %% [markdown]
@@ -245,7 +245,7 @@ device_peak, _, device_bandwidth = bench_counts.DEVICES["h200"]
 for name, intensity in gpu.items():
     ceiling = min(device_peak, intensity * device_bandwidth)
     print(
-        f"{name}: {intensity:5.2f} FLOP a byte; on an H200, without caches, at most "
+        f"{name}: {intensity:5.2f} FLOP per byte; on an H200, without caches, at most "
         f"{ceiling / 1e12:.1f} TFLOP/s: {1e6 * flop / ceiling:.0f} microseconds"
     )
 
@@ -256,7 +256,7 @@ for name, intensity in gpu.items():
 # ## The picture
 #
 # Left: how often each voxel of a slice of x is loaded. Right: the roofline. A program with few FLOP
-# a byte is held down by the slanting roof, intensity x memory speed; with many, by the flat one,
+# per byte is held down by the slanting roof, intensity x memory speed; with many, by the flat one,
 # the arithmetic. Filled marks are measured on this computer; a mark above the slanting roof gets
 # its bytes from a cache, which is faster than memory. Open marks are counted ceilings on the GPU.
 
@@ -289,7 +289,7 @@ for (name, own, speed, how, style), (colour, _, marker) in zip(marks, LINES, str
     roof.plot(own, speed / 1e9, marker, color=colour, label=f"{name} ({how})", **style)
 roof.axvline(flop / least, ymin=0.3, color="grey", linestyle=":")
 roof.text(flop / least * 1.1, 3e2, "at best: each\nbyte moves once", color="dimgrey")
-roof.set(title="roofline of one layer", xlabel="intensity (FLOP a byte)", ylabel="GFLOP/s")
+roof.set(title="roofline of one layer", xlabel="intensity (FLOP per byte)", ylabel="GFLOP/s")
 roof.set_ylim(5e-5, 2e5)
 roof.legend(frameon=False, loc="lower right")
 save_figure(figure, "runs/tutorials/07_fast_convolution.png")

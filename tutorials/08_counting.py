@@ -2,7 +2,7 @@
 # # 8. What a network learns from a count
 #
 # **Question.** All that the network is told about a scan is one number. How can it learn to count
-# from that, and why does it so often learn to answer the mean count and nothing else?
+# from that, and why does it so often learn to predict the mean count and nothing else?
 #
 # **You will see** what the squared error asks for; what three poolings can tell about a number of
 # spots; how large the features of an untrained network are beside what they say; and four small
@@ -54,7 +54,7 @@ print(f"mean {counts['train'].mean():.2f}")
 # ## What the loss asks for
 #
 # The mean squared error L = 1/N sum (y - t)^2 of predicted counts y and true counts t, and its
-# gradient. Somebody who knows nothing of a scan does best to answer the mean of the counts: then
+# gradient. Somebody who knows nothing of a scan does best to predict the mean of the counts: then
 # the error is their variance. That is the bar. R2 says how far one is above it,
 #
 #     R2 = 1 - error / variance        1: perfect, 0: no better than the mean, below 0: worse
@@ -86,7 +86,7 @@ assert np.allclose(mse_by_hand(y, t)[1], mse_backward(y, t))
 # it after the pooling? The maximum says that there IS one, and then nothing more: it saturates. The
 # mean adds up, and so does the mean of local maxima, as long as no two lesions share a block.
 #
-# Backward, the maximum hands all of its gradient to one voxel of a map (of equal ones, the first).
+# Backward, the maximum sends all of its gradient to one voxel of a map (ties go to the first).
 
 
 # %%
@@ -163,7 +163,9 @@ NETWORKS = {  # the pooling, and how the last layer starts
 
 
 def untrained(pooling, first):
-    model = WeakUNet((8, 8, 8), pooling=pooling, block=BLOCK, rng=np.random.default_rng([SEED, 0]))
+    # region=False: blocks side by side, and the count of the whole box, as written out above
+    rng = np.random.default_rng([SEED, 0])
+    model = WeakUNet((8, 8, 8), pooling=pooling, block=BLOCK, region=False, rng=rng)
     if first == "start":
         model.start((volumes["train"][i : i + 1] for i in range(32)), counts["train"].mean())
     return model
@@ -224,21 +226,19 @@ for name, how in NETWORKS.items():
 # Watch r and R2 together. For a long time the error is about that of the mean, whether a network
 # will learn or never will. But r tells them apart: it rises first, because a feature that answers
 # to lesions comes before the last layer gives it the right size. While r stays low there is nothing
-# to scale: the network has collapsed to the mean, or has not left it yet. (The Gaussian start is
-# late, not lost: its r still rises. The mean's push reaches every voxel alike, lesson 9; what
+# to scale: the network has collapsed to the mean, or has not left it yet. (Late is not lost: see
+# whether r still rises at the end. The mean's push reaches every voxel alike, lesson 9; what
 # answers to lesions is hardly singled out.)
 #
-# What varies? Data, first weights and order hang on SEED. In the four seeds that we tried, local
-# maxima with `start` came first each time, their Gaussian start behind them, and the mean stayed
-# near R2 = 0; which of the other two came second changed. So did the hour: with the maximum, r may
-# lie low for half of the steps and then be up within a hundred. And part of it is luck: with the
-# maximum, a Gaussian start lost in three of the seeds and was a little ahead in the fourth.
+# What varies? Data, first weights and order follow SEED, and on another computer the last digits
+# differ. Then another network may come first, or take off later: with the maximum, r may lie low
+# for half of the steps and rise within a hundred. Before you believe an order, train several seeds.
 #
 # ## The picture
 #
 # Left and middle: R2 and r of the 60 scans. Right: what scans with so many lesions are given; small
 # dots are scans, large marks their means. The maximum flattens: 8 maps, each of which says little
-# more than "there is one", run out of ways to count further. The mean answers nearly the same for
+# more than "there is one", run out of ways to count further. The mean predicts nearly the same for
 # every scan.
 
 # %%

@@ -92,7 +92,7 @@ assert np.allclose(network.heatmap(f[None])[0, 0], M)  # there, M is a 1 x 1 x 1
 # of the heatmap plus b. The maximum of a sum is not the sum of the maxima (the maps have theirs at
 # different places), and so the other two disagree above.
 #
-# But in one way all three are alike. Each takes a weighted mean of a map's voxels v, with shares
+# But in one way all three are alike. Each takes a weighted mean of a map's voxels v, with weights
 # a_i(v) >= 0 that add up to 1:
 #
 #     G(f_i) = sum_v a_i(v) f_i(v)       max:   a = 1 at the largest voxel, 0 elsewhere
@@ -100,7 +100,7 @@ assert np.allclose(network.heatmap(f[None])[0, 0], M)  # there, M is a 1 x 1 x 1
 #                                        lmax:  a = 1 / blocks, at the largest voxel of each block
 #
 # Put that into eq. 2, and the count becomes a sum over voxels of the terms of eq. 3, each with its
-# share:
+# weight:
 #
 #     y - b = sum_v C(v),      C(v) = sum_i a_i(v) w_i f_i(v)
 #
@@ -113,7 +113,7 @@ print("\n## Equation 2 is equation 3, pooled")
 
 
 def where_from(f, w, mode, k):
-    """Gradients df (C, D, H, W) of the count in f, and C (D, H, W), by the package's layers."""
+    """Gradients df (C, D, H, W) of the count with respect to f, and C (D, H, W)."""
     pool = GlobalPool3D(mode, k)
     x = pool.forward(f[None])
     dx, _, _ = linear_backward(np.ones(1, f.dtype), x, w)
@@ -124,7 +124,7 @@ def where_from(f, w, mode, k):
 for mode in POOLINGS:
     df, contributions = where_from(f, w, mode, 4)
     assert np.isclose(contributions.sum() + b, w @ pool_by_hand(f, mode) + b)
-    assert np.allclose(df.sum(axis=(1, 2, 3)), w)  # each map hands out its w, in shares
+    assert np.allclose(df.sum(axis=(1, 2, 3)), w)  # each map spreads its w over voxels
 assert np.allclose(where_from(f, w, "mean", 4)[1], M / M.size)
 
 # %% [markdown]
@@ -145,7 +145,9 @@ for split, scans in cohort.items():
     assert (centres >= 0).all() and (centres <= np.subtract(volumes[split].shape[1:], 1)).all()
     counts[split] = np.array([scan.count for scan in scans], np.float32)
 
-model = WeakUNet((8, 8, 8), pooling=POOLING, block=BLOCK, rng=np.random.default_rng([0, 0]))
+# region=False: blocks side by side, as above; by default they overlap (globalpool3d.py)
+shape = {"pooling": POOLING, "block": BLOCK, "region": False}
+model = WeakUNet((8, 8, 8), **shape, rng=np.random.default_rng([0, 0]))
 model.start((volumes["train"][i : i + 1, None] for i in range(32)), counts["train"].mean())
 optimizer = Adadelta(model.params, eps=1e-6)
 order = np.concatenate([rng.permutation(200) for _ in range(STEPS * BATCH // 200)])
@@ -166,7 +168,8 @@ print("w =", w.round(2), f"b = {b:.2f}")
 # %% [markdown]
 # ## Which voxels learn
 #
-# Its last maps on one of these scans, and the gradient of the count in them, by all three poolings.
+# Its last maps on one of these scans, and the gradient of the count with respect to them, by all
+# three poolings.
 # The maximum sends each map's whole weight to ONE voxel: the network is corrected by what it made
 # of that place, and of no other. The mean gives every voxel the same tiny push, lesion or not. The
 # mean of local maxima gives a push to one voxel in each block, the best candidate of each
@@ -209,9 +212,9 @@ print(f"in {near_voxels / volumes['test'].size:.0%} of the scans' voxels")
 # ## The picture
 #
 # One scan, seen along z, its lesions ringed (3 voxels). Top: the scan (mean along z); the heatmap M
-# (highest along z); C, where the count comes from, a dot a voxel, the larger the more. Below: where
-# a gradient arrives in any of the maps, by each of the three poolings; red where only closed ReLUs
-# get one.
+# (highest along z); C, where the count comes from, a dot per voxel, the larger the more. Below:
+# where a gradient arrives in any of the maps, by each of the three poolings; red where only closed
+# ReLUs get one.
 
 # %%
 print("\n## The picture")

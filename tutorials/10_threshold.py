@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10. The threshold that leaves as many components as were counted
 #
-# **Question.** The network says: five lesions, and hands over a heatmap. At which level must the
+# **Question.** The network says: five lesions, and returns a heatmap. At which level must the
 # map be cut so that it falls into five pieces? And why may one not search for that level by halves?
 #
 # **You will see** islands in a falling sea, a bisection that ends at the wrong one of several
@@ -261,8 +261,8 @@ print(f"in {larger} its components have more than twice the sweep's voxels")
 # Top left: the landscape at the two levels with three islands. Top right: the scan's number of
 # components at every level (the sea falls from left to right); numbered squares are bisection's
 # tries. Below: what the two cut out of the same heatmap (each voxel shows the highest value along
-# z), a colour a component, with the true lesions ringed. Bisection has as many components as the
-# sweep, but its largest is the ventricle, grown together with what is near it. The sweep cannot
+# z), one colour per component, with the true lesions ringed. Bisection has as many components as
+# the sweep, but its largest is the ventricle, grown together with what is near it. The sweep cannot
 # repair the map: it, too, spends components on the ventricle, which this filter takes for lesions.
 
 # %%
@@ -293,7 +293,7 @@ curve.set(ylabel="number of components", xlim=(heatmap.max() * 1.05, lowest))
 for panel in (sea, curve):
     panel.legend(frameon=False, loc="upper right")
 
-# transparent, then a colour a component (no black: it would not be seen)
+# transparent, then one colour per component (no black: it would not be seen)
 colours = np.array([(0, 0, 0, 0), *(to_rgba(c, 0.85) for c, *_ in LINES if c != "#000000")])
 _, dy, dx = scan.volume.spacing_mm
 place = {"extent": (0, heatmap.shape[2] * dx, 0, heatmap.shape[1] * dy), "origin": "lower"}

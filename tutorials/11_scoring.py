@@ -338,7 +338,11 @@ for name, places in marked[i].items():
     style |= {"linestyle": "none", "color": colour, "path_effects": OUTLINE}
     y, x = near_slice(places, z)[:, 1:].T * [[dy], [dx]]
     panel.plot(x, y, marker, label=f"{name}:\n{len(places)} in the scan", **style)
-panel.set(title=f"spots, slice z = {z} and its neighbours", xlabel="x (mm)", ylabel="y (mm)")
+panel.set(
+    title=f"spots, slice z = {z} and its neighbours\n(dotted: 3 voxels around a lesion)",
+    xlabel="x (mm)",
+    ylabel="y (mm)",
+)
 panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, labelspacing=1.5)
 
 panel = panels[0, 1]
@@ -393,5 +397,5 @@ print("picture: runs/tutorials/11_scoring.png")
 
 # %% [markdown]
 # **Try.** Match with radius 2 and 4 and see how far the rates move: a TPR without its radius says
-# nothing. Then hand `spacing_mm` to `match_detections`: is 3 mm stricter than 3 voxels? Write the
+# nothing. Then pass `spacing_mm` to `match_detections`: is 3 mm stricter than 3 voxels? Write the
 # matching, the rates and the interval yourself: exercise set `11_scoring`.

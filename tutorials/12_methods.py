@@ -28,7 +28,7 @@ from weakunet.compare import baselines
 from weakunet.compare.methods import METHODS, PAPER
 from weakunet.data.phantom import simulate_cohort
 from weakunet.detection.detect import detect_lesions, whole_count
-from weakunet.detection.predict_scan import predict_scan
+from weakunet.detection.predict_scan import from_network, predict_scan, to_network
 from weakunet.evaluation import metrics
 from weakunet.evaluation.froc import froc_by_count
 from weakunet.evaluation.metrics import count_hits
@@ -86,9 +86,9 @@ for name, model in (("fcn", fcn), ("coarse", coarse)):
 # %% [markdown]
 # ## Asking the gradient: (b) and (c)
 #
-# A **saliency map** (Simonyan et al. 2014) is the gradient of the count in the image, without its
-# sign: how much does the count change if this voxel does? It is one backward pass, all the way to
-# the image. (b) asks the coarse network, (c) the FCN.
+# A **saliency map** (Simonyan et al. 2014) is the gradient of the count with respect to the image,
+# without its sign: how much does the count change if this voxel does? It is one backward pass, all
+# the way to the image. (b) asks the coarse network, (c) the FCN.
 
 
 # %%
@@ -96,15 +96,15 @@ print("\n## Asking the gradient: (b) and (c)")
 
 
 def saliency_by_hand(model, scan):
-    model.forward(scan.volume.array[None, None])
+    placed, _ = to_network(model, scan.volume)  # the region's box, padded to sizes that divide
+    model.forward(placed)
     dimage = model.backward(np.ones(1, np.float32), to_image=True)  # d count / d image
-    return np.abs(dimage[0, 0])
+    return from_network(model, np.abs(dimage), scan.volume)
 
 
 for model in (fcn, coarse):
-    inside = test[0].volume.array > 0  # outside the region a map has its lowest value inside
     ours, theirs = saliency_by_hand(model, test[0]), baselines.saliency(model, test[0].volume)
-    assert np.array_equal(ours[inside], theirs[inside])
+    assert np.array_equal(ours, theirs)
 print("saliency by hand and weakunet: equal")
 
 # %% [markdown]
@@ -112,7 +112,7 @@ print("saliency by hand and weakunet: equal")
 #
 # The count is w . G(f) + b, with the pooled last maps G(f). Leave the pooling out, and the same
 # weights give a map, M = sum w_i f_i (eq. 3; lesson 9). (e) is the M of the FCN. (d) is the M of
-# the coarse network, brought up to the scan's size by linear interpolation: one number for each 4 x
+# the coarse network, upsampled to the scan's size by linear interpolation: one number for each 4 x
 # 4 x 4 voxels, and many a lesion is no larger than that.
 
 
@@ -121,16 +121,15 @@ print("\n## Asking the last maps: (d) and (e)")
 
 
 def heatmap_by_hand(model, scan):
-    f = model.features(scan.volume.array[None, None])[0]
+    f = model.features(to_network(model, scan.volume)[0])[0]
     m = np.tensordot(model.linear.params["w"], f, axes=1)
-    return m, enlarge3d(m[None, None], model.coarseness)[0, 0]
+    return m, from_network(model, enlarge3d(m[None, None], model.coarseness), scan.volume)
 
 
 for model in (fcn, coarse):
     m, full = heatmap_by_hand(model, test[0])
     print(f"M is {m.shape}, the scan {test[0].volume.array.shape}")
-    inside = test[0].volume.array > 0
-    assert np.allclose(full[inside], predict_scan(model, test[0].volume)[1][inside], atol=1e-5)
+    assert np.allclose(full, predict_scan(model, test[0].volume)[1], atol=1e-5)
 
 # %% [markdown]
 # ## Not asking at all: (a), and both at once: (f)
@@ -237,7 +236,7 @@ print(f"the FCN counts {sum(map(whole_count, counts['fcn']))} in all")
 #
 # Is it the resolution, one number for 4 x 4 x 4 voxels? Then no map of that resolution could do
 # better. Make the ideal one: a soft spot on each lesion, averaged over the 4 x 4 x 4 voxels of each
-# cell, brought up as (d) is, cut at the true count.
+# cell, upsampled as (d) is, cut at the true count.
 
 
 # %%
@@ -343,12 +342,13 @@ sweep.set(title="(f); stars: chosen on validation", ylabel="TPR (% of the lesion
 sweep.set(xlabel="weight: 0 is (a), 1 is (e)")
 sweep.legend(frameon=False)
 sweep.grid(alpha=0.3)
+figure.suptitle("ringed: true lesions; outlined: what reaches the method's threshold")
 save_figure(figure, "runs/tutorials/12_methods.png")
 
 best = max(METHODS, key=lambda name: table[name]["tpr"])
 low, high = table[best]["tpr_ci95"]
 print(f"most lesions are found by {METHODS[best]}: {table[best]['tpr']:.1%}", end=" ")
-print(f"[{low:.1%}, {high:.1%}] at {table[best]['fp_per_scan']:.2f} false positives a scan")
+print(f"[{low:.1%}, {high:.1%}] at {table[best]['fp_per_scan']:.2f} false positives per scan")
 print("picture: runs/tutorials/12_methods.png")
 
 # %% [markdown]

@@ -327,7 +327,7 @@ temporary.cleanup()
 
 rates = judged["regression_fcn"]
 print(f"{len(new)} new scans: TPR {rates['tpr']:.1%} [{rates['tpr_ci95'][0]:.1%},", end=" ")
-print(f"{rates['tpr_ci95'][1]:.1%}], {rates['fp_per_scan']:.2f} false positives a scan;", end=" ")
+print(f"{rates['tpr_ci95'][1]:.1%}], {rates['fp_per_scan']:.2f} false positives per scan;", end=" ")
 print(f"R2 of the count {rates['count_r2']:.2f}")
 print("picture: runs/tutorials/13_your_own_scans.png")
 

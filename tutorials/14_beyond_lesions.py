@@ -26,8 +26,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
-from weakunet.detection.detect import detect_lesions, fill_outside, whole_count
-from weakunet.detection.predict_scan import predict_scan
+from weakunet.detection.detect import detect_lesions, whole_count
+from weakunet.detection.predict_scan import from_network, predict_scan, to_network
 from weakunet.evaluation.froc import froc_by_count
 from weakunet.evaluation.metrics import count_hits, count_metrics, detection_metrics
 from weakunet.figures import drawing, marks
@@ -86,11 +86,11 @@ print(f"correlation of label and ink: {np.corrcoef(ink, counts['train'])[0, 1]:.
 print("\n## A 2-D image is a volume of one slice")
 
 
-def predict_by_hand(model, image):
-    """image (1, H, W) in (0, 1], H and W divide by `multiple` -> count, heatmap (1, H, W)."""
-    padded = np.pad(image, [(0, model.multiple - 1), (0, 0), (0, 0)])
-    count, heatmap = model.predict(padded[None, None])
-    return count[0], fill_outside(heatmap[0, 0, :1], image > 0)
+def predict_by_hand(model, sheet):
+    """count, heatmap (1, H, W) of a sheet, a volume (1, H, W) in (0, 1]."""
+    placed, _ = to_network(model, sheet.volume)  # padded with zeros to sizes that divide
+    count, heatmap = model.predict(placed)
+    return count[0], from_network(model, heatmap, sheet.volume)
 
 
 def new_network(settings):
@@ -101,7 +101,7 @@ def new_network(settings):
 settings = Settings(seed=14, epochs=6, flips="", block=8, eps=1e-6)
 model = new_network(settings)
 sheet = sheets["test"][0]
-count, heatmap = predict_by_hand(model, sheet.volume.array)
+count, heatmap = predict_by_hand(model, sheet)
 assert count == predict_scan(model, sheet.volume)[0]
 assert np.array_equal(heatmap, predict_scan(model, sheet.volume)[1])
 print(f"{sheet.volume.array.shape} -> heatmap {heatmap.shape}; untrained, it counts {count:.2f}")
@@ -199,13 +199,13 @@ for k, (name, each) in enumerate(maps.items()):
     curve = froc_by_count(each, [count for count, _ in predicted], centres)
     points = [(point["fp_per_scan"], 100 * point["tpr"]) for point in curve]
     panels[1, 3].plot(*np.transpose(points), label=name, **drawing.line_style(k, markersize=5))
-panels[1, 3].set(xlabel="false positives a sheet", ylabel="threes found (%)", ylim=(0, 103))
+panels[1, 3].set(xlabel="false positives per sheet", ylabel="threes found (%)", ylim=(0, 103))
 panels[1, 3].legend(frameon=False, loc="center right")
 drawing.save_figure(figure, "runs/tutorials/14_beyond_lesions.png")
 
 print(f"R2 of the count on {len(predicted)} sheets by other writers: {agreement['count_r2']:.2f}")
 for name, rate in rates.items():
-    print(f"threes found by {name}: {rate['tpr']:.1%}; {rate['fp_per_scan']:.2f} wrong a sheet")
+    print(f"threes found by {name}: {rate['tpr']:.1%}; {rate['fp_per_scan']:.2f} wrong per sheet")
 print("picture: runs/tutorials/14_beyond_lesions.png")
 
 # %% [markdown]

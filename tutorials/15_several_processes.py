@@ -52,6 +52,7 @@ from weakunet.util.threads import set_threads
 # By hand, in one process: two networks with equal weights take 3 scans and 1 of a batch of 4.
 
 # %%
+print("\n## Where can a batch be cut?")
 scans = simulate_cohort("tiny", {"train": 4}, seed=15)["train"]
 batch = np.stack([scan.volume.array for scan in scans])[:, None]  # (N, 1, D, H, W)
 counts = np.array([scan.count for scan in scans], np.float32)
@@ -112,6 +113,9 @@ print(f"the same, weighted with 3 scans and 1: {difference(weighted, whole):.0%}
 
 
 # %%
+print("\n## The same by the package")
+
+
 class Table:
     """What `Ranks` needs of MPI: lay your array on the table, wait for the others, take all."""
 
@@ -158,6 +162,9 @@ assert difference(results[0], whole) < 1e-5
 
 
 # %%
+print("\n## What is sent, in bytes")
+
+
 def sizes_in_bytes(channels, convs, shape):
     """4 bytes per number: parameters; one scan; the maps that one scan's forward pass makes."""
     parameters = sum(value.size for value in new_network(channels, convs).params.values())
@@ -192,6 +199,9 @@ for name, each in sizes.items():
 
 
 # %%
+print("\n## When does the exchange cost nothing?")
+
+
 def seconds_per_step(threads, steps=5):
     """Median time of forward and backward for the batch of 4; the first, which warms up, aside."""
     set_threads(threads)
@@ -219,10 +229,12 @@ for name, bandwidth in CABLES.items():
 # 4 and receives all gradients: the exchange is in the time.
 #
 # Beside it, the other way to use several cores: one process with several threads, which the layers
-# use by themselves. Inside one computer that is as good, and `mpirun` is needed for several
-# computers, or several GPUs.
+# use by themselves. They share the scans' memory, and are no use beyond one computer or for several
+# GPUs. But they wait for each other in every layer, and processes only twice in a step: with scans
+# as small as these, that can matter more than what is sent.
 
 # %%
+print("\n## As measured")
 WORKER = """
 import statistics, sys, time
 sys.path.insert(0, {root!r})
@@ -285,6 +297,7 @@ else:
 # their memory, or are busy with something else.
 
 # %%
+print("\n## The picture")
 figure, panels = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
 for k, (name, each) in enumerate(sizes.items()):
     panels[0].plot(each.keys(), each.values(), label=name, **line_style(k, linestyle="none"))
@@ -330,6 +343,7 @@ most = max(by_processes or by_threads)
 faster = step / (by_processes or by_threads)[most]
 print(f"{most} {'processes' if by_processes else 'threads'}: {faster:.2f} times as fast as one")
 print(f"each sends {small:,} bytes of gradients per step")
+print("picture: runs/tutorials/15_several_processes.png")
 
 # %% [markdown]
 # **Try.** Train a network by two processes, then by one, and compare the logs:

@@ -33,6 +33,14 @@ def positive(text):
     return value
 
 
+def seed(text):
+    """Parse an option that must be a whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         "python -m weakunet.evaluate",
@@ -49,7 +57,7 @@ def parse_arguments(argv):
     radius.add_argument("--radius", type=positive, default=RADIUS_VOX, help=text)
     text = "the same in mm, instead of --radius"
     radius.add_argument("--radius-mm", type=positive, help=text)
-    add("--seed", type=int, default=0, help="random seed of the bootstrap intervals")
+    add("--seed", type=seed, default=0, help="random seed of the bootstrap intervals")
     add("--jobs", type=int, default=cores(), help="processes, each with one scan in memory")
     text = "succeed even if scans of the split have no prediction"
     add("--allow-missing", action="store_true", help=text)

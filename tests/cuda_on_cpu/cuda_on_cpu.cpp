@@ -21,7 +21,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 #include <map>
 #include <string>
 #include <tuple>
@@ -205,7 +204,7 @@ struct Thread {
     void* mine = nullptr;
     Collective compute = nullptr;
     bool vote = false;
-    std::deque<AsyncCopy> copies;  // on their way
+    int first_copy = 0, last_copy = 0;  // those on their way, in `copies`
 };
 using Threads = std::vector<Thread*>;
 
@@ -286,13 +285,25 @@ void wait_for_warp(int line, const char* name, unsigned mask, void* mine, Collec
     wait(Thread::AT_WARP, line, named ? name : "a warp operation whose mask leaves them out");
 }
 
-void start_copy(const AsyncCopy& copy) { running->thread->copies.push_back(copy); }
+// How many copies of a thread can be on their way, and room for those of all threads: were it
+// allocated by the threads, ThreadSanitizer would see them race for it.
+constexpr int COPIES = 1024;
+static std::vector<AsyncCopy> copies;
+
+static AsyncCopy* copies_of(const Thread& thread) {
+    return copies.data() + (&thread - threads.data()) * COPIES;
+}
+
+void start_copy(const AsyncCopy& copy) {
+    Thread& thread = *running->thread;
+    if (thread.last_copy == COPIES) { fputs("cuda_on_cpu: too many copies\n", stderr); abort(); }
+    copies_of(thread)[thread.last_copy++] = copy;
+}
 
 bool next_copy(AsyncCopy& copy) {
-    auto& copies = running->thread->copies;
-    if (copies.empty()) return false;
-    copy = copies.front();
-    copies.pop_front();
+    Thread& thread = *running->thread;
+    if (thread.first_copy == thread.last_copy) return thread.first_copy = thread.last_copy = 0;
+    copy = copies_of(thread)[thread.first_copy++];
     return true;
 }
 
@@ -438,7 +449,10 @@ static std::string run_block() {
 #endif
     poison_shared();
     synchronise({&host}, idle);
-    for (Thread& thread : threads) thread.state = Thread::READY, thread.copies.clear();
+    for (Thread& thread : threads) {
+        thread.state = Thread::READY;
+        thread.first_copy = thread.last_copy = 0;
+    }
     shuffle_order(order);
     shuffle_order(warps);
     for (started = 0; started < order.size();) start_one();
@@ -470,6 +484,7 @@ extern "C" EXPORTED int cuda_on_cpu_launch(
     blockDim = {sizes[3], sizes[4], sizes[5]};
     dynamic_bytes = sizes[6];
     threads.assign(size_t(blockDim.x) * blockDim.y * blockDim.z, Thread());
+    if (dynamic_bytes) copies.resize(std::max(copies.size(), threads.size() * COPIES));
     order.clear();
     warps.clear();
     for (size_t t = 0; t < threads.size(); t += 32) warps.push_back(t);

@@ -159,9 +159,17 @@ def _what_stopped(what, error, text, where):
     return error, f"{what} stops with {error}: {text}{where}"
 
 
-def _imports(text):
+_parsing = threading.Lock()  # Python 3.11's parser counts the recursions of all threads as one
+
+
+def _parse(text):
+    with _parsing:
+        return ast.parse(text)
+
+
+def _imports(tree):
     """(line, name) of everything that a program imports; `from a import b` is a.b."""
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -177,16 +185,15 @@ def _what_it_may_import(folder):
     path, stub = folder / "exercise.py", HERE / folder.name / "exercise.py"
     if not path.is_file():
         raise Stopped("missing", f"{path}: no such file; an answer keeps folder's and file's name")
-    given = [name for _, name in _imports(stub.read_text(encoding="utf-8"))]
+    given = [name for _, name in _imports(_parse(stub.read_text(encoding="utf-8")))]
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        imported, tree = list(_imports(text)), ast.parse(text)
+        tree = _parse(path.read_bytes().decode("utf-8-sig"))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         where = f", line {line}" if line else ""
         raise Stopped("SyntaxError", f"exercise.py{where} is no Python: {error}") from None
     scipy = any(name.startswith("scipy.") for name in given)
-    for line, name in imported:
+    for line, name in _imports(tree):
         top = name.partition(".")[0]
         of_python = top in sys.stdlib_module_names and top not in NEVER
         if not (of_python or top == "numpy" or name in given or (top == "scipy" and scipy)):

@@ -3,7 +3,6 @@
 import numpy as np
 
 from weakunet.compare.methods import EXTRA, NAMES, PAPER
-from weakunet.compare.statistics import mean_curve
 from weakunet.compare.tables import (
     COLUMNS,
     HEAD,
@@ -68,7 +67,7 @@ def write_all(out, cohort, settings, results, tables, cost):
     write_json(out / "metrics.json", flat_metrics(tables))
     write_csv(out / "per_scan.csv", PER_SCAN, per_scan_rows(results))
     write_json(out / "cost.json", cost)
-    pictures = draw(out, results)
+    pictures = draw(out, results, tables)
     runs = next(iter(results.values()))
     facts = [
         ("cohort", cohort),
@@ -114,7 +113,7 @@ def shown_scan(result):
     return shown | {"centres_zyx": scan.centres_zyx, "spacing_mm": scan.volume.spacing_mm}
 
 
-def draw(out, results):
+def draw(out, results, tables):
     """Figures 2 and 3, FROC and counts; list of (path, caption)."""
     first, runs = next(iter(results.items()))
     i, scan, maps = runs[0].example
@@ -125,9 +124,8 @@ def draw(out, results):
     method_maps(out / "figure3_maps.png", scan.volume.array, named, levels, *truth)
     # the extra methods are left out: twelve curves could not be read
     curves = {name: [r.curves[name] for r in runs] for name in maps if name not in EXTRA}
-    means = {name: mean_curve(own) for name, own in curves.items()}
-    at_count = {name: next(p for p in curve if p["scale"] == 1) for name, curve in means.items()}
-    operating = {NAMES[name]: (p["fp_per_scan"], p["tpr"]) for name, p in at_count.items()}
+    at_count = {name: tables[first][name] for name in curves}
+    operating = {NAMES[name]: (own["fp_per_scan"], own["tpr"]) for name, own in at_count.items()}
     paper = {NAMES[name]: (fp, tpr / 100) for name, (tpr, fp, _) in PAPER.items()}
     curves = {NAMES[name]: own for name, own in curves.items()}
     froc_curves(out / "figure3.png", curves, operating, paper)

@@ -9,7 +9,6 @@ draws for both, since both saw the same scans.
 import numpy as np
 
 from weakunet.evaluation.evaluator import MAIN, NO_NETWORK, known_counts
-from weakunet.evaluation.froc import SCALES
 from weakunet.evaluation.metrics import count_metrics, interval, rates
 
 RESAMPLES = 2000
@@ -92,15 +91,3 @@ def summarise(results, best=MAIN):
 def _hits(results, method, name):
     """(R, S, 3): TP, FP, FN of every seed's test scans."""
     return np.array([[getattr(score, name) for score in r.scores[method]] for r in results])
-
-
-def mean_curve(curves):
-    """One FROC from several seeds': the mean TPR and FPav at each factor of the count."""
-    return [
-        {
-            "scale": scale,
-            "tpr": float(np.mean([curve[k]["tpr"] for curve in curves])),
-            "fp_per_scan": float(np.mean([curve[k]["fp_per_scan"] for curve in curves])),
-        }
-        for k, scale in enumerate(SCALES)
-    ]

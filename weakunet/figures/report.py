@@ -7,7 +7,6 @@ part `report_viewer.html`; what stands in double braces there is filled in here.
 
 import base64
 import json
-import math
 import re
 import zlib
 from html import escape
@@ -19,34 +18,29 @@ from matplotlib import colormaps
 from weakunet.evaluation.metrics import RADIUS_VOX
 from weakunet.figures.drawing import ABOVE, busiest_slices
 from weakunet.figures.marks import MARKS, MEANING, TRUTH, judge_detections
-from weakunet.util.cli import InputError, write_text
+from weakunet.util.cli import write_text
 
 HERE = Path(__file__).parent
 # levels of grey and of heat: more would not be seen, and fewer make a smaller file
 GREYS, HEATS = 128, 64
 SHAPES = {"o": "circles", "s": "squares", "^": "triangles", "D": "diamonds"}
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_report(path, title, intro, tables, pictures, viewer=None):
     """Write a self-contained HTML page.
 
-    All text is escaped. Numbers in tables are printed with four digits, None and NaN as a dash.
+    All text is escaped.
 
     Parameters
     ----------
     path : of the .html file, written atomically
     title : str
     intro : str
-    tables : list of (caption, header, rows)
+    tables : list of (caption, header, rows), all text
     pictures : list of (path of a PNG, caption)
     viewer : dict of one scan, or None: image (D, H, W) in [0, 1], heatmap (D, H, W), labels
         (D, H, W) as in `Detections`, centres_zyx (m, 3) voxel indices (None: truth not known),
         spacing_mm (z, y, x)
-
-    Raises
-    ------
-    InputError: a picture is missing or not a PNG, or the viewer's arrays differ in shape.
     """
     parts = {
         "title": escape(title),
@@ -66,11 +60,11 @@ def _fill(template, parts):
 
 def _table(caption, header, rows):
     kind = ' class="pairs"' if len(header) == 2 else ""
-    cells = "".join(f'<th scope="col">{_cell(name)}</th>' for name in header)
+    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     lines = [f"<thead><tr>{cells}</tr></thead><tbody>"]
     for first, *rest in rows:
-        cells = "".join(f"<td>{_cell(value)}</td>" for value in rest)
-        lines.append(f'<tr><th scope="row">{_cell(first)}</th>{cells}</tr>')
+        cells = "".join(f"<td>{escape(value)}</td>" for value in rest)
+        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
     body, caption = "\n".join(lines), escape(caption)
     table = f'<table{kind} aria-label="{caption}">{body}</tbody></table>'
     # a wide table is scrolled in its own frame, which the keyboard must be able to reach
@@ -78,19 +72,8 @@ def _table(caption, header, rows):
     return f"<h3>{caption}</h3>\n{frame}{table}</div>"
 
 
-def _cell(value):
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
-
-
 def _picture(path, caption):
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; draw the picture again") from None
-    if not content.startswith(PNG):
-        raise InputError(f"{path}: not a PNG picture; draw it again")
+    content = path.read_bytes()
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     size = f'width="{width}" height="{height}"'  # the page does not jump while it loads
@@ -99,9 +82,6 @@ def _picture(path, caption):
 
 
 def _viewer(image, heatmap, labels, centres_zyx, spacing_mm):
-    if not np.shape(image) == np.shape(heatmap) == np.shape(labels):
-        shapes = ", ".join(str(np.shape(array)) for array in (image, heatmap, labels))
-        raise InputError(f"report: image, heatmap and labels have shapes {shapes}; make them equal")
     marks, _ = judge_detections(labels, centres_zyx, spacing_mm)
     truth = np.reshape(() if centres_zyx is None else centres_zyx, (-1, 3))
     low, high = (float(end) for end in np.percentile(heatmap, [1, 99.9]))

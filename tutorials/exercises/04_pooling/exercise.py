@@ -21,7 +21,7 @@ def maxpool_backward(dy, x):
     """dx (D, H, W) from dy (D/2, H/2, W/2): the block's maximum gets all of dy, the others 0.
 
     When several voxels of a block share the maximum, the FIRST in memory order gets it.
-    Hint: np.argmax returns the first of equals. Loops over the blocks are fine.
+    Hint: np.argmax breaks ties towards the first. Loops over the blocks are fine.
     """
     raise NotImplementedError("maxpool_backward is yours to write")
 

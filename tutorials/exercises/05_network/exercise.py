@@ -25,7 +25,7 @@ def map_shapes(channels, shape):
 
 
 def n_parameters(channels):
-    """How many numbers the network learns, one 3x3x3 convolution a level.
+    """How many numbers the network learns, one 3x3x3 convolution per level.
 
     Encoder: 1 -> channels[0] -> channels[1] -> ... (pooling learns nothing). Decoder, from below:
     the maps of the level below, upsampled, are put behind the encoder's maps of this level, and a

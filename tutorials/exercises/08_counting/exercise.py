@@ -7,7 +7,8 @@ import numpy as np  # noqa: F401
 
 
 def mse(y, t):
-    """The mean squared error of counts y (N,) against the true t (N,), and its gradient in y.
+    """The mean squared error of counts y (N,) against the true t (N,), and its gradient
+    with respect to y.
 
     Returns loss (a number) and dy (N,). Hint: L = 1/N sum (y - t)^2; what is dL/dy_n?
     """

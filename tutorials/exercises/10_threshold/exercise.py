@@ -35,6 +35,6 @@ def choose_level(levels, numbers, count):
     The number is not monotone: hills that appeared join again lower down. A bisection assumes that
     it is, and may end at a much lower level, where the hills have grown into each other.
     Hint: cut levels and numbers behind the first that reaches the count, then np.argmin of the
-    distance to the count (it returns the first of equals).
+    distance to the count (it breaks ties towards the first).
     """
     raise NotImplementedError("choose_level is yours to write")

@@ -22,7 +22,7 @@ def count_hits(detections, lesions, radius):
 def rates(hits):
     """(TPR, FPav, FDR) over scans: hits (S, 3) holds each scan's TP, FP, FN.
 
-    TPR pools all lesions, sum TP / sum (TP + FN); FPav = sum FP / S is the false positives a scan;
+    TPR pools all lesions, sum TP / sum (TP + FN); FPav = sum FP / S, the false positives per scan;
     FDR = sum FP / sum (TP + FP). There is at least one lesion and one detection.
     """
     raise NotImplementedError("rates is yours to write")
@@ -32,7 +32,7 @@ def bootstrap_interval(hits, rng, resamples):
     """The 95 % bootstrap interval (low, high) of the TPR.
 
     Lesions of one scan come and go together, so SCANS are drawn: S of them with replacement,
-    rng.integers(S, size=(resamples, S)), one row a resample; then the TPR of each, and its 2.5th
+    rng.integers(S, size=(resamples, S)), one row per resample; then the TPR of each, and its 2.5th
     and 97.5th percentile (np.percentile). Every resample here holds a lesion.
     """
     raise NotImplementedError("bootstrap_interval is yours to write")

@@ -32,6 +32,6 @@ def choose_weight(weights, tpr, splits):
     """The weight whose mean TPR over VALIDATION scans is best, and its mean TPR over TEST scans.
 
     weights (K,); tpr (K, S), the TPR of each weight on each scan; splits, S words 'val' or 'test'.
-    Returns (weight, TPR on test). Of equally good weights the first. Hint: two boolean masks.
+    Returns (weight, TPR on test). Ties go to the first weight. Hint: two boolean masks.
     """
     raise NotImplementedError("choose_weight is yours to write")

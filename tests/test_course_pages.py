@@ -1,0 +1,69 @@
+"""The course's pages name files, functions and commands that exist, and pictures that are small."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TUTORIALS = ROOT / "tutorials"
+ROAD = TUTORIALS / "paper_to_code.md"
+NAMES = ("README.md", "lecturers.md", "paper_to_code.md", "exercises/README.md")
+PAGES = [TUTORIALS / name for name in NAMES]
+RUN_BY = {  # what a page's commands look like -> the test that runs them
+    r"python tutorials/\d\d_\w+\.py": "test_tutorials.py",
+    r"python tutorials/(to_notebooks|kernel_page)\.py": "test_notebooks.py",
+    r"python -m pytest tutorials/exercises\S*( --answers \S+)?": "test_exercises.py",
+    r"python tutorials/exercises/(grade|handout)\.py.*": "test_grade.py",
+    r"python -m weakunet\.(study|compare|bench|train)\b.*": "test_readme.py",
+    r"python data_tools/make_digits\.py.*": "test_readme.py",
+    r"(python -m )?pip install .*": "../.ci/run",
+}
+
+
+def names_in(path):
+    """Functions, classes, methods and constants of a module: 'f', 'C', 'C.m', 'X'."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+            body = node.body if isinstance(node, ast.ClassDef) else []
+            names |= {f"{node.name}.{m.name}" for m in body if isinstance(m, ast.FunctionDef)}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_every_sentence_leads_to_code_that_exists():
+    rows = [line for line in ROAD.read_text(encoding="utf-8").splitlines() if "](../" in line]
+    assert len(rows) >= 70
+    for row in rows:
+        for link, rest in re.findall(r"\]\((\.\./[^)]+\.py)\)((?: `[\w.]+`,?)+)", row):
+            names = re.findall(r"`([\w.]+)`", rest)
+            missing = set(names) - names_in((TUTORIALS / link).resolve())
+            assert names and not missing, (link, missing)
+        assert len(re.findall(r"\]\(\.\./[^)]+\.py\) `", row)) == row.count("](../"), row
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_link_to_what_exists_and_name_commands_that_are_tested(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / link).exists(), link
+    for name in re.findall(r"`((?:weakunet|tutorials|tests|data_tools)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
+    commands = re.findall(r"(?:^|`)((?:python|pip) [^`\n]+)", text, re.M)
+    for command in commands:
+        assert any(re.fullmatch(rule, command) for rule in RUN_BY), command
+    assert all((ROOT / "tests" / test).exists() for test in RUN_BY.values())
+
+
+def test_each_lesson_has_a_small_picture_on_the_students_page():
+    page = PAGES[0].read_text(encoding="utf-8")
+    pictures = sorted((TUTORIALS / "images" / "lessons").iterdir())
+    lessons = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
+    assert [path.stem for path in pictures] == [path.stem for path in lessons]
+    assert sum(path.stat().st_size for path in pictures) < 2e6
+    for path in pictures:
+        assert f"images/lessons/{path.name}" in page, path.name
