@@ -57,3 +57,13 @@ def test_pages_link_to_what_exists_and_name_commands_that_are_tested(page):
     for command in commands:
         assert any(re.fullmatch(rule, command) for rule in RUN_BY), command
     assert all((ROOT / "tests" / test).exists() for test in RUN_BY.values())
+
+
+def test_each_lesson_has_a_small_picture_on_the_students_page():
+    page = PAGES[0].read_text(encoding="utf-8")
+    pictures = sorted((TUTORIALS / "images" / "lessons").iterdir())
+    lessons = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
+    assert [path.stem for path in pictures] == [path.stem for path in lessons]
+    assert sum(path.stat().st_size for path in pictures) < 2e6
+    for path in pictures:
+        assert f"images/lessons/{path.name}" in page, path.name

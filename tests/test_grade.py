@@ -29,6 +29,7 @@ STOPPED = {  # what an answer to set 9 does instead of its task -> what its cell
     "import solutions": "it imports solutions",
     "import grading; grading.compare = print": "it imports grading",
     "__import__('weakunet.model')": "no other files",
+    "__import__('scipy.ndimage').label(f[0])": "no other files",
     "retur n": "is no Python",
 }
 
@@ -58,7 +59,7 @@ def mark(students, *options, out="marks.csv"):
 @pytest.mark.parametrize("does", STOPPED)
 def test_nothing_but_a_right_answer_passes(does, tmp_path, monkeypatch):
     monkeypatch.setattr(grading, "SECONDS", 2)
-    monkeypatch.setattr(grading, "WAIT", 5)
+    monkeypatch.setattr(grading, "WAIT", 15)
     monkeypatch.setattr(grading, "MEGABYTES", 700)
     name = SETS[8]
     hand_in(tmp_path, name, "return np.tensordot(w, f, axes=1)", does)

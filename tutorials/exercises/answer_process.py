@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LARGEST = 50e6  # bytes of one reply
+DO_THE_TASK = "weakunet", "scipy", "skimage", "sklearn", "torch", "cupy", "tensorflow", "jax"
 PLAIN = "biufU"  # dtypes: bool, integers, floats, text
 STARTS_A_PROGRAM = (
     "os.exec os.fork os.forkpty os.posix_spawn os.spawn os.startfile os.system subprocess.Popen "
@@ -126,9 +127,14 @@ def _limit(seconds, megabytes):
 
 
 def _guard(folder):
-    """From here on, refuse to open files outside `folder` and Python, and to start programs."""
+    """From here on, refuse to open files outside `folder` and Python, and to start programs.
+
+    Of the installed packages those that do a set's task are closed, if they are not loaded yet.
+    """
     paths = [*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix]
     readable = [Path(path).resolve() for path in (folder, *paths, os.devnull)]
+    packages = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]
+    closed = [path / name for path in packages for name in DO_THE_TASK if name not in sys.modules]
     refused = []
 
     def watch(event, args):
@@ -137,7 +143,8 @@ def _guard(folder):
         elif event == "open" and isinstance(args[0], (str, bytes)):
             path, flags = Path(os.fsdecode(args[0])).resolve(), args[2] or 0
             writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if writes or not any(path.is_relative_to(known) for known in readable):
+            known = any(path.is_relative_to(place) for place in readable)
+            if writes or not known or any(path.is_relative_to(place) for place in closed):
                 refused.append(f"it opens {path}: an answer reads and writes no other files")
             else:
                 return
