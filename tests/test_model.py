@@ -260,3 +260,15 @@ def test_maps_and_gradients_on_cuda_are_those_of_numpy(cuda_on_cpu, monkeypatch,
     for ours, reference in zip(on_cuda, passes(), strict=True):
         atol = 1e-12 * np.abs(reference).max()
         np.testing.assert_allclose(ours, reference, rtol=0, atol=atol)
+
+
+def test_set_level_moves_b_alone_until_the_mean_prediction_is_the_mean_count():
+    model, rng = network("lmax")
+    model.global_pool.blocks = 0.7  # these regions are larger than those it was trained on
+    batches = [rng.random((3, 1, 8, 8, 8)), rng.random((3, 1, 8, 8, 8))]
+    before = {name: value.copy() for name, value in model.params.items()}
+    model.set_level(batches, 4.0)
+    counts = np.concatenate([model.predict(scans)[0] for scans in batches])
+    assert counts.mean() == pytest.approx(4.0, rel=1e-12)
+    changed = [name for name in before if not np.array_equal(before[name], model.params[name])]
+    assert changed == ["linear.b"]

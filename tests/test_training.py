@@ -17,9 +17,12 @@ import pytest
 from weakunet import train
 from weakunet.data import load
 from weakunet.data.cohort import LoadedScan
+from weakunet.data.phantom import simulate_cohort
 from weakunet.data.volumes import Volume
 from weakunet.model import WeakUNet
 from weakunet.training import loop as training
+from weakunet.training import start
+from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import (
     Run,
     common_shape,
@@ -200,6 +203,13 @@ def test_folder_that_holds_a_run_is_refused(cohort, finished, capsys):
     assert str(finished[0]) in line and "--resume" in line
 
 
+def test_folder_that_is_a_file_or_below_one_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.delattr(train, "load_scans")
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/run", "file/runs/run"):
+        assert "file: not a folder" in fails(capsys, "--out", tmp_path / out, "--device", "cpu")
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "missing"])
 def test_damaged_last_checkpoint_is_refused_by_name(finished, tmp_path, capsys, damage):
     shutil.copytree(finished[0], tmp_path / "run")
@@ -378,10 +388,10 @@ def test_device_cuda_without_a_gpu_is_refused(cohort, tmp_path, capsys, monkeypa
     "predicted, used, remedy",
     [
         ([0.5, 3.5, 9.5], {}, None),
-        ([4.0, 4.0, 4.1], {}, "--start-from"),
-        ([90.0, 30.0, 0.0], {}, "--start-from"),  # spread, but wrong
+        ([4.0, 4.0, 4.1], {}, "--epochs 32"),
+        ([90.0, 30.0, 0.0], {}, "--epochs 32"),  # spread, but wrong
         ([4.0, 4.0, 4.1], {"pool": "max"}, "--pool lmax"),
-        ([4.0, 4.0, 4.1], {"start_from": "best.npz"}, "--epochs 32"),
+        ([4.0, 4.0, 4.1], {"start_from": "none"}, "--start-from auto"),
     ],
 )
 def test_counts_that_were_not_learned_are_called_out_with_a_remedy(capsys, predicted, used, remedy):
@@ -479,6 +489,37 @@ def test_start_from_takes_the_weights_of_the_same_network_only(cohort, finished,
     options = ("--data", cohort, "--out", tmp_path / "other", "--start-from", best)
     assert "another network" in fails(capsys, *options)
     assert "no such checkpoint" in fails(capsys, *options[:-1], tmp_path / "none.npz")
+
+
+def test_large_volumes_start_from_weights_that_learned_on_small_ones(tmp_path, capsys, monkeypatch):
+    settings = Settings()
+    scans = simulate_cohort("tiny", {"train": 2}, 0)["train"]
+    where = tmp_path, "cpu", "fp32", lambda: False
+
+    def starts(settings):
+        return start.starting_weights(settings, scans, *where)
+
+    assert starts(settings) is None and starts(Settings(start_from="here.npz")).name == "here.npz"
+    monkeypatch.setattr(start, "LARGE_VOX", scans[0].volume.array.size)
+    assert starts(settings) == start.SHIPPED and "--start-from none" in capsys.readouterr().out
+    run = training.Run(start.new_network(settings), settings, tmp_path)
+    run.start_from(start.SHIPPED)
+    assert run.learned_elsewhere and run.model.global_pool.blocks > 1
+    assert starts(Settings(start_from="none")) is starts(Settings(gaussian_head=True)) is None
+
+
+def test_other_networks_learn_on_small_scans_first_and_once(tmp_path, monkeypatch):
+    small = simulate_cohort("tiny", {"train": 4, "val": 2}, 0)
+    monkeypatch.setattr(start, "LARGE_VOX", 1)
+    loaded = []
+    monkeypatch.setattr(start, "load_scans", lambda *asked: loaded.append(asked) or small)
+    settings = Settings(channels=(2, 3), epochs=5)
+    wanted = settings, small["train"], tmp_path, "cpu", "fp32"
+    assert start.starting_weights(*wanted, lambda: True) is None  # interrupted
+    path = start.starting_weights(*wanted, lambda: False)
+    assert path == tmp_path / "start-2-3-x1-lmax8" / "best.npz" and len(loaded) == 2
+    assert load_model(path).settings["channels"] == [2, 3]
+    assert start.starting_weights(*wanted, lambda: False) == path and len(loaded) == 2
 
 
 def test_learning_rate_falls_at_70_and_90_percent():

@@ -164,15 +164,13 @@ class WeakUNet:
         up: y = w . x + b size, where size is the region's blocks over their mean in training.
         """
         known = self.settings["region"] and self.global_pool.blocks is not None
-        return b * (self.global_pool.size - 1) if known else 0
+        return b * (self.global_pool.size - 1 if known else 0)
 
-    def start(self, batches, count, slabs=None, keep_w=False):
+    def start(self, batches, count, slabs=None):
         """Set the last layer so that the mean prediction over `batches` is the mean `count`.
 
         w_i = count / (C mean x_i), b = 0, with x = G(f) over all scans of the batches (iterable of
-        (n, 1, D, H, W); slabs: where each was counted). keep_w: w stays, and b makes up for the
-        rest, for a network that has learned on other scans what a lesion is. Else every feature map
-        contributes an equal
+        (n, 1, D, H, W); slabs: where each was counted): every feature map contributes an equal
         share, but a map that is weaker than the average gets no larger weight for it: where a map
         is 0 almost everywhere, its first stirring would otherwise be a jump of the count.
         """
@@ -181,13 +179,22 @@ class WeakUNet:
             for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False)
         ]
         level = np.concatenate(pooled).mean(axis=0)
-        if keep_w:
-            b = count - to_host(self.linear.params["w"]) @ level
-            self.load(self.params | {"linear.b": b[None]})
-            return
         w = 1 / np.maximum(level, level.mean()) if level.any() else np.ones(level.shape)
         w *= count / (w @ level) if level.any() else 1 / len(w)
         self.load(self.params | {"linear.w": w, "linear.b": np.zeros(1)})
+
+    def set_level(self, batches, count, slabs=None):
+        """Set b alone so that the mean prediction over `batches` is the mean `count`.
+
+        For a network that has learned on other scans what a lesion is, and goes on with these.
+        """
+        predicted, sizes = [], []
+        for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False):
+            predicted.append(to_host(self.predict(scans, counted=counted)[0]))
+            sizes.append(1 + to_host(self._bias_of_more(self.linear.params["b"] * 0 + 1)))
+        missing = count - np.concatenate(predicted).mean()
+        b = to_host(self.linear.params["b"]) + missing / np.mean(sizes)
+        self.load(self.params | {"linear.b": b})
 
     def backward(self, dcount, to_image=False, guided=False):
         """Set all gradients, from the loss's gradient dcount (N,) with respect to the counts.
@@ -195,7 +202,9 @@ class WeakUNet:
         Returns the gradient with respect to the scans (N, 1, D, H, W) if `to_image`, else None.
         """
         df = self.global_pool.backward(self.linear.backward(dcount))
-        self.linear.grads["b"] += np.sum(self._bias_of_more(dcount))
+        self.linear.grads["b"] = self.linear.grads["b"] + self._bias_of_more(dcount).sum(
+            keepdims=True
+        )
         return self.backward_features(df, to_image, guided)
 
     def backward_features(self, df, to_image=False, guided=False):

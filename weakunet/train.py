@@ -24,11 +24,11 @@ from weakunet.figures.evaluation import draw_evaluation
 from weakunet.figures.training import training_curves
 from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import pick_precision
-from weakunet.model import WeakUNet
 from weakunet.training import mpi
 from weakunet.training.checkpoint import load_model
-from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.loop import Run, train
 from weakunet.training.settings import Settings, add_options, resumed_settings
+from weakunet.training.start import new_network, starting_weights
 from weakunet.util.cli import Help, InputError, command, progress, write_csv, write_json
 from weakunet.util.resume import array_digest
 
@@ -49,7 +49,7 @@ def parse_arguments(argv):
     given = vars(parser.parse_args(argv))
     args = argparse.Namespace(**{name: given.pop(name) for name in ("out", "device", "resume")})
     for name in ("data", "start_from"):
-        if name in given:
+        if given.get(name) not in (None, "auto", "none"):
             given[name] = os.path.abspath(given[name])  # found from any folder when it is resumed
     args.given = given
     return args
@@ -63,7 +63,10 @@ def open_run(args):
         out = Path("runs") / f"{data}-{settings.pool}-seed{settings.seed}"
     if args.resume:
         return resumed_settings(out / "settings.json", args.given), out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    ground = next(path for path in (out, *out.parents) if path.exists())
+    if not ground.is_dir():  # said now, not when the first file is written
+        raise InputError(f"{ground}: not a folder; choose another --out")
+    if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: already holds something; add --resume, or give another --out")
     return settings, out
 
@@ -135,27 +138,15 @@ def require_same_scans(path, rows):
         )
 
 
-def same_network(path, model):
-    """The network of the checkpoint `path`; InputError if it is not of `model`'s kind."""
-    trained = load_model(path)
-    if trained.settings != model.settings:
-        raise InputError(
-            f"{path}: holds another network ({trained.settings}); "
-            f"give the options that make it the same ({model.settings})"
-        )
-    return trained
-
-
-def begin_or_resume(run, scans, resume):
-    """Take up the state of the run's folder, or of --start-from; note settings and scans."""
+def begin_or_resume(run, scans, args, device, precision, stop):
+    """Take up the state of the run's folder, or its first weights; note settings and scans."""
     rows = table_of_scans(scans)
-    if resume and run.started():
+    if args.resume and run.started():
         require_same_scans(run.out / "split.csv", rows)
         run.load()
-    elif run.settings.start_from:
-        trained = same_network(run.settings.start_from, run.model)
-        run.model.load(trained.params)
-        run.model.global_pool.blocks = trained.global_pool.blocks  # w belongs to it
+    else:
+        kept_in = run.out.parent, device, precision
+        run.start_from(starting_weights(run.settings, scans["train"], *kept_in, stop))
     write_json(run.out / "settings.json", dataclasses.asdict(run.settings))
     write_csv(run.out / "split.csv", SPLIT_COLUMNS, rows)
 
@@ -175,21 +166,14 @@ def run_training(argv, ranks):
     precision = pick_precision(settings.precision, device)
     print(f"device: {backend.device_name(device)}, {precision}; run: {out}", flush=True)
     scans = ranks.first(load_scans, settings, ("train", "val"))
-    model = WeakUNet(
-        settings.channels,
-        settings.convs_per_level,
-        settings.pool,
-        settings.block,
-        rng=np.random.default_rng([settings.seed, WEIGHTS]),
-    )
-    model.to(device, precision)
+    model = new_network(settings).to(device, precision)
     if ranks.size == 1:
         run = Run(model, settings, out)
     else:
         run = mpi.SharedRun(model, settings, out, ranks)
-    ranks.first(begin_or_resume, run, scans, args.resume)
     with backend.explain_out_of_memory(), Interrupt() as stop:
-        stopped = train(run, scans, lambda: ranks.any(stop()))
+        ranks.first(begin_or_resume, run, scans, args, device, precision, stop)
+        stopped = ranks.any(stop()) or train(run, scans, lambda: ranks.any(stop()))
     if stopped:
         print(f"stopped; go on with: python -m weakunet.train --out {out} --resume")
         sys.exit(130)

@@ -22,11 +22,11 @@ COHORTS = {
     "quick": Cohort("tiny", QUICK, {}, 5),
     # In a larger scan a lesion is a smaller part of the pooled features, and when learning takes
     # off is a matter of luck: after 1 to 8 epochs. From small scans' weights it is there at once.
-    "standard": Cohort("standard", QUICK, {"epochs": 8, "restart": 0}, 5, small_first=True),
+    "standard": Cohort("standard", QUICK, {"epochs": 8}, 5, small_first=True),
     "paper": Cohort(
         "paper",
         {"train": 1289, "val": 323, "test": 30},
-        {"channels": (32, 64, 128), "convs_per_level": 2, "batch": 1, "flips": "yx", "restart": 0},
+        {"channels": (32, 64, 128), "convs_per_level": 2, "batch": 1, "flips": "yx"},
         1,
         small_first=True,
     ),

@@ -21,7 +21,6 @@ from weakunet.data.cohort import read_cohort
 from weakunet.data.load import load_scans
 from weakunet.data.phantom import simulate_cohort
 from weakunet.model import WeakUNet
-from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import WEIGHTS, Run, train
 from weakunet.training.settings import Settings
 from weakunet.util import resume
@@ -91,7 +90,7 @@ def plan(args, device):
             for kind in kinds:
                 first = None
                 if simulated and cohort.small_first and kind != "voxelwise":
-                    small = dataclasses.replace(settings, phantom="tiny", epochs=16, restart=6)
+                    small = dataclasses.replace(settings, phantom="tiny", epochs=16)
                     first = Job(kind, small, QUICK, args.out / "small", device)
                 n = cohort.n if simulated else {}
                 by_kind[kind] = Job(kind, settings, n, args.out, device, first)
@@ -137,8 +136,6 @@ def train_network(job, stop_file=None):
         upsampling=job.kind != "coarse",
         rng=np.random.default_rng([settings.seed, WEIGHTS]),
     ).to(job.device)
-    if job.first is not None:
-        model.load(load_model(job.first.folder / "best.npz").params)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
     with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
@@ -146,6 +143,7 @@ def train_network(job, stop_file=None):
         if run.started():
             run.load()
         else:
+            run.start_from(job.first and job.first.folder / "best.npz")
             job.note("begun", made_from)
         stopped = train(run, scans, stop_file.exists)
     if not stopped:

@@ -25,7 +25,7 @@ from weakunet.gpu import backend
 from weakunet.layers.loss import mse_backward
 from weakunet.layers.optim import Adadelta
 from weakunet.training.augment import draw_transform, warp
-from weakunet.training.checkpoint import load_checkpoint, save_checkpoint
+from weakunet.training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from weakunet.util.cli import InputError, one_line, progress, write_csv
 
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "train_worst", "seconds")
@@ -60,6 +60,7 @@ class Run:
         self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
         # split -> (n, 1, D, 1, 1) bool, the slice that was counted; None: all of the ROI
         self.slabs = {"train": None, "val": None}
+        self.learned_elsewhere = False  # True: its first weights can tell lesions
         self.common, self.bound = 1.0, np.inf  # of the loss: the paper's
         self.epoch = self.batch = 0
         self.history = []  # a row of COLUMNS per finished epoch
@@ -121,6 +122,23 @@ class Run:
             raise InputError(
                 f"{path}: cannot be resumed ({one_line(error)}); train into another folder"
             ) from None
+
+    def start_from(self, path):
+        """Take the weights of the checkpoint `path`, if any, of a network that learned elsewhere.
+
+        Raises InputError if it is of another kind.
+        """
+        if path is None:
+            return
+        trained = load_model(path)
+        if trained.settings != self.model.settings:
+            raise InputError(
+                f"{path}: holds another network ({trained.settings}); "
+                f"give the options that make it the same ({self.model.settings})"
+            )
+        self.model.load(trained.params)
+        self.model.global_pool.blocks = trained.global_pool.blocks  # w belongs to it
+        self.learned_elsewhere = True
 
     def prepare(self, scans, volumes):
         """Get ready to train on `volumes` (split -> (n, D, H, W)), which are the scans, padded."""
@@ -264,8 +282,9 @@ def start_last_layer(run, volumes, counts):
     first = [slice(i, i + 1) for i in range(min(START_ON, len(counts)))]
     scans = (_batch(run.model, volumes[i]) for i in first)
     slabs = (_slabs(run.model, run.slabs["train"], i) for i in first)
-    learned_elsewhere = run.settings.start_from is not None and run.epoch == 0
-    run.model.start(scans, float(counts.mean()), slabs, keep_w=learned_elsewhere)
+    again = run.learned_elsewhere and run.epoch == 0  # w is right, its level may not be
+    start = run.model.set_level if again else run.model.start
+    start(scans, float(counts.mean()), slabs)
     run.optimizer.reset()
 
 
@@ -392,6 +411,6 @@ def _remedy(settings):
         return "to leave out --gaussian-head"
     if settings.pool != "lmax":
         return "--pool lmax"
-    if settings.start_from is None:
-        return "--start-from the best.npz of a run on small simulated scans"
+    if settings.start_from == "none":
+        return "--start-from auto"
     return f"--epochs {2 * settings.epochs}, or more scans"

@@ -92,6 +92,7 @@ class SharedRun(Run):
         bcast, pool = self.ranks.comm.bcast, self.model.global_pool
         state = self.epoch, self.batch, self.history, self.predicted, pool.blocks
         self.epoch, self.batch, self.history, self.predicted, pool.blocks = bcast(state)
+        self.learned_elsewhere = bcast(self.learned_elsewhere)
         self.model.load(bcast(self.model.params))
         for average in self.optimizer.state.values():
             average[...] = bcast(average)

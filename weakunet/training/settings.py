@@ -34,7 +34,8 @@ class Settings:
     block: int = option(8, "edge of the blocks of lmax, in voxels; even", 1)
     gaussian_head: bool = option(False, "draw the last layer from a Gaussian too, as the paper")
     restart: int = option(0, "epoch after which the last layer is re-initialised; 0: never", 0)
-    start_from: str | None = option(None, "start from the weights of this best.npz, same network")
+    start_from: str = option("auto", "a best.npz whose weights to start from; none: random, as "
+                             "the paper; auto: where volumes are large, those of small phantoms")
     lr: float = option(1.0, "learning rate; x0.3 and x0.1 after 70 and 90 %% of the epochs", 1e-30)
     rho: float = option(0.95, "Adadelta's decay of its running averages", 0, 0.9999)
     eps: float = option(1e-7, "Adadelta's epsilon; it sets the size of the first steps", 1e-30)
