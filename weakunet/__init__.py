@@ -13,7 +13,7 @@ it to: whoever needs more raises the number on purpose, in the same change.
     evaluation/     650  sensitivity, false positives, FROC, confidence intervals: one evaluator
     compare/       1110  the paper's six methods and the fully supervised upper bound; statistics
     figures/       1010  every picture, and the report
-    bench/         1000  how fast it is beside PyTorch; whether a GPU computes what numpy does
+    bench/         1070  how fast it is beside PyTorch; whether a GPU computes what numpy does
     util/           580  one-line errors, whole files, processes, parts, resuming
     *.py            750  the commands: train, predict, evaluate, preprocess, study
 """
