@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IN_ALL = {"weakunet": 9500, "tests": 10_000, "tutorials": 7900}
+IN_ALL = {"weakunet": 9500, "tests": 10_000, "tutorials": 8500}
 SUFFIXES = (".py", ".cu", ".cuh", ".h", ".cpp", ".html", ".md")
-GENERATED = "kernels.html"
 
 
 def package_map():
@@ -38,7 +37,7 @@ def main():
     rows = [(f"weakunet/{place}", count(files_of(place)), most) for place, most, _ in package_map()]
     for folder, most in IN_ALL.items():
         paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
-        rows.append((folder, count(path for path in paths if path.name != GENERATED), most))
+        rows.append((folder, count(paths), most))
     for name, lines, most in rows:
         print(f"{name:24}{lines:7} of {most:6}{'  TOO MANY' if lines > most else ''}")
     sys.exit(any(lines > most for _, lines, most in rows))

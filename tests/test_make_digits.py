@@ -102,4 +102,4 @@ def test_without_scikit_learn_one_line_says_how_to_get_it(tmp_path, monkeypatch,
         make_digits.main(["--out", str(tmp_path / "out")])
     message = capsys.readouterr().err
     assert end.value.code == 2 and message.count("\n") == 1 and not (tmp_path / "out").exists()
-    assert "scikit-learn" in message and "pip install -r" in message
+    assert "scikit-learn" in message and "pip install scikit-learn" in message

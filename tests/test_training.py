@@ -198,6 +198,13 @@ def test_folder_that_holds_a_run_is_refused(cohort, finished, capsys):
     assert str(finished[0]) in line and "--resume" in line
 
 
+def test_folder_that_is_a_file_or_below_one_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.delattr(train, "load_scans")
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/run", "file/runs/run"):
+        assert "file: not a folder" in fails(capsys, "--out", tmp_path / out, "--device", "cpu")
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "missing"])
 def test_damaged_last_checkpoint_is_refused_by_name(finished, tmp_path, capsys, damage):
     shutil.copytree(finished[0], tmp_path / "run")

@@ -229,8 +229,9 @@ for name, bandwidth in CABLES.items():
 # 4 and receives all gradients: the exchange is in the time.
 #
 # Beside it, the other way to use several cores: one process with several threads, which the layers
-# use by themselves. Inside one computer that is as good, and `mpirun` is needed for several
-# computers, or several GPUs.
+# use by themselves. They share the scans' memory, and are no use beyond one computer or for several
+# GPUs. But they wait for each other in every layer, and processes only twice in a step: with scans
+# as small as these, that can matter more than what is sent.
 
 # %%
 print("\n## As measured")

@@ -152,15 +152,15 @@ class WeakUNet:
         pool.blocks = float(np.concatenate(touching).mean())
 
     def forward(self, scans, counted=None):
-        """Predicted counts (N,) of scans (N, 1, D, H, W); remembers what backward needs (eq. 2)."""
+        """Predicted counts (N,) of scans (N, 1, D, H, W); keeps what backward needs (eq. 2)."""
         f = self.features(scans, keep=True)
         count = self.linear.forward(self.global_pool.forward(f, self.region(scans, counted)))
         return count + self._bias_of_more(self.linear.params["b"])
 
     def _bias_of_more(self, b):
-        """What a scan whose region is larger or smaller than usual has more of b than one b.
+        """b (size - 1): what a scan with a larger region than usual has of the bias beyond one b.
 
-        Each block brings its share of the bias (ours), or the counts of two regions would not add
+        Each block brings its part of the bias (ours), or the counts of two regions would not add
         up: y = w . x + b size, where size is the region's blocks over their mean in training.
         """
         known = self.settings["region"] and self.global_pool.blocks is not None
@@ -170,9 +170,9 @@ class WeakUNet:
         """Set the last layer so that the mean prediction over `batches` is the mean `count`.
 
         w_i = count / (C mean x_i), b = 0, with x = G(f) over all scans of the batches (iterable of
-        (n, 1, D, H, W); slabs: where each was counted): every feature map contributes an equal
-        share, but a map that is weaker than the average gets no larger weight for it: where a map
-        is 0 almost everywhere, its first stirring would otherwise be a jump of the count.
+        (n, 1, D, H, W); slabs: where each was counted): every feature map contributes equally, but
+        a map weaker than the average gets no larger weight: where a map is 0 almost everywhere, its
+        first activation would otherwise make the count jump.
         """
         pooled = [
             to_host(self.global_pool.forward(self.features(scans), self.region(scans, counted)))
@@ -253,29 +253,22 @@ class WeakUNet:
     # -- the parameters -----------------------------------------------------------------------
 
     def _learning_layers(self):
-        for i, level in enumerate(self.encoder):
-            yield from ((f"encoder{i}.conv{j}", conv) for j, conv in enumerate(level.convs))
-        for i, level in enumerate(self.decoder):
-            yield from ((f"decoder{i}.conv{j}", conv) for j, conv in enumerate(level.convs))
+        for path, levels in (("encoder", self.encoder), ("decoder", self.decoder)):
+            for i, level in enumerate(levels):
+                yield from ((f"{path}{i}.conv{j}", conv) for j, conv in enumerate(level.convs))
         yield "linear", self.linear
 
     @property
     def params(self):
         """name -> array of every learnt parameter, the arrays themselves."""
-        return {
-            f"{layer_name}.{name}": value
-            for layer_name, layer in self._learning_layers()
-            for name, value in layer.params.items()
-        }
+        layers = self._learning_layers()
+        return {f"{at}.{name}": a for at, layer in layers for name, a in layer.params.items()}
 
     @property
     def grads(self):
         """name -> gradient, as the last backward set it."""
-        return {
-            f"{layer_name}.{name}": value
-            for layer_name, layer in self._learning_layers()
-            for name, value in layer.grads.items()
-        }
+        layers = self._learning_layers()
+        return {f"{at}.{name}": a for at, layer in layers for name, a in layer.grads.items()}
 
     def load(self, arrays):
         """Copy `arrays` (name -> array, as `params`) into the network.

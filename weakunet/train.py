@@ -64,7 +64,10 @@ def open_run(args):
         out = Path("runs") / f"{data}-{settings.pool}-seed{settings.seed}"
     if args.resume:
         return resumed_settings(out / "settings.json", args.given), out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    ground = next(path for path in (out, *out.parents) if path.exists())
+    if not ground.is_dir():  # said now, not when the first file is written
+        raise InputError(f"{ground}: not a folder; choose another --out")
+    if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: already holds something; add --resume, or give another --out")
     return settings, out
 

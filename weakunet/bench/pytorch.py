@@ -6,6 +6,7 @@ CUDA graphs.
 """
 
 import itertools
+import math
 
 import torch
 from torch.nn import functional
@@ -105,8 +106,7 @@ def network_run(what, model, scans, counts, layout, device="cpu", autocast=None,
 
     def forward(params, scans):
         maps = features(params, settings, scans)
-        pooled = functional.max_pool3d(maps, settings["block"], ceil_mode=True).mean(dim=(2, 3, 4))
-        predicted = pooled @ params["linear.w"] + params["linear.b"]
+        predicted = pool(maps, settings) @ params["linear.w"] + params["linear.b"]
         if what == "step":
             return predicted
         return predicted, functional.conv3d(maps, params["linear.w"].view(1, -1, 1, 1, 1))
@@ -154,6 +154,17 @@ def features(params, settings, scans):
         h = functional.interpolate(h, scale_factor=2, mode="nearest")
         h = level(torch.cat((skips.pop(), h), dim=1), f"decoder{i}")
     return h
+
+
+def pool(maps, settings):
+    """(N, C): the sum of local maxima, as layers/globalpool3d.py has it, of scans without a 0.
+
+    Where all of a scan is ROI, nothing is masked either: PyTorch is spared that.
+    """
+    k, overlap = settings["block"], 2 if settings["region"] else 1
+    blocks = math.prod(-(-size // k) for size in maps.shape[2:])
+    maxima = functional.max_pool3d(maps, k, k // overlap, k - k // overlap, ceil_mode=True)
+    return maxima.sum(dim=(2, 3, 4)) / (blocks * overlap**3)
 
 
 def peak_mb(run):

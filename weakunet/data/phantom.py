@@ -1,19 +1,18 @@
 """Simulated scans of the basal ganglia with a known number of lesions at known places.
 
-A scan is the same anatomy in every subject (the scans are registered, paper section 2.1) up to a
-small smooth warp, with texture, a bias field, partial volume and Rician noise; its lesions are
-bent bright tubes. Bright and dark things that are not lesions (a ventricle, a thin sheet, blobs,
-spikes, voids) come in numbers that do not depend on the count, so that nothing but the lesions
-tells it. The ventricle fills more than 2 % of the mask: with less, trimming the highest 1 % would
-make an image's gain depend on its lesions, and a network could count without looking. The phantom
-is ours; the paper's scans are not public.
+Every scan shows the same anatomy (the paper's scans are registered, section 2.1) up to a small
+smooth warp, with texture, a bias field, partial volume and Rician noise. Lesions are bent bright
+tubes. Bright and dark things that are not lesions (a ventricle, a thin sheet, blobs, spikes, voids)
+come in numbers that do not depend on the count, so only the lesions reveal it. The ventricle fills
+more than 2 % of the mask: with less, trimming the highest 1 % would make an image's gain depend on
+its lesions, and a network could count without looking. The phantom is ours; the paper's scans are
+not public.
 
-Where a preset is `sliced`, lesions are everywhere as before, but only those visible in one slice
-are counted and listed, as in the paper: a tube that adds at least half its contrast to a voxel of
-it. The lesions next to the slice, seen faintly or not at all, are what a network must not count.
+In a `sliced` preset, lesions are everywhere, but only those visible in one slice are counted and
+listed, as in the paper: tubes that add at least half their contrast to a voxel of the slice. A
+network must not count the lesions beside the slice, which are seen faintly or not at all.
 
-Intensities are given relative to a full scale of 1 (white matter .40); lengths are in
-millimetres.
+Intensities are relative to a full scale of 1 (white matter .40); lengths are in millimetres.
 """
 
 import functools
@@ -33,8 +32,8 @@ from weakunet.util.cli import progress
 from weakunet.util.processes import map_processes
 
 SPACING_MM = (0.8, 0.49, 0.49)  # z, y, x, as the paper's scans
-MARGIN_VOX = 2  # what the raw image shows around the box that preprocessing crops
-WORTH_PROCESSES_VOX = 10**7  # voxels of a cohort below which starting processes takes longer
+MARGIN_VOX = 2  # shown by the raw image around the box that preprocessing crops
+WORTH_PROCESSES_VOX = 10**7  # in smaller cohorts, starting processes takes longer
 BLOB_REACH_MM = 16.0  # beyond it a blob adds less than float32 can hold
 
 # centre, half axes (x right, y anterior, z superior; the box is -1..1), angle about z, contrast
@@ -54,14 +53,14 @@ class Preset:
     shape: tuple  # (D, H, W) after preprocessing
     mean_count: float  # of the negative binomial that the numbers of lesions are drawn from
     max_count: int
-    blobs: int  # at most so many smooth bright blobs
-    spikes: int  # at most so many single bright voxels
-    voids: int  # at most so many dark blobs
+    blobs: int  # maximum number of smooth bright blobs
+    spikes: int  # maximum number of single bright voxels
+    voids: int  # maximum number of dark blobs
     contrast: tuple = (0.24, 0.42)  # range of the lesions' brightness
     ventricle: tuple = VENTRICLE
-    sides: int = 1  # 2: the left one, too, mirrored
+    sides: int = 1  # 2: the left side, too, mirrored
     sliced: bool = False  # only the slice above the middle is counted
-    slab_mm: float | None = None  # keep only what is so close to that slice
+    slab_mm: float | None = None  # keep only what lies this close to that slice
 
     @property
     def slice_index(self):
@@ -116,7 +115,7 @@ def _blur_matrix(size, sd_vox):
 
 
 def _ellipsoid(grid, centre, half_axes, degrees, softness):
-    """Part of every voxel inside an ellipsoid; `grid` (3, D, H, W): x, y, z."""
+    """The fraction of every voxel inside an ellipsoid; `grid` (3, D, H, W): x, y, z."""
     turn = np.deg2rad(degrees)
     x, y, z = (axis - c for axis, c in zip(grid, centre, strict=True))
     a = (np.cos(turn) * x + np.sin(turn) * y) / half_axes[0]
@@ -184,7 +183,7 @@ def simulate_scan(preset, rng):
 
 
 def _confounders(rng, kind, grid, half_mm, tissue):
-    """Return what looks like lesions to a threshold and is none: a sheet, blobs, voids, spikes."""
+    """Add what a threshold takes for lesions but is not: a sheet, blobs, voids, spikes."""
     x, y, _ = grid
     sheet_mm = (x - 0.76 + 0.15 * y**2) * half_mm[0]
     added = rng.uniform(0.15, 0.25) * np.exp(-0.5 * (sheet_mm / 0.35) ** 2)
@@ -206,7 +205,7 @@ def _confounders(rng, kind, grid, half_mm, tissue):
 
 
 def scan_rng(seed, split, i):
-    """Return the generator of scan `i` of a split: independent of how many scans are drawn."""
+    """The generator of scan `i` of a split; it does not depend on how many scans are drawn."""
     return np.random.default_rng([seed, SPLITS.index(split), i])
 
 
@@ -224,7 +223,7 @@ def simulate_cohort(preset, n, seed, n_jobs=1, show=False):
     ----------
     preset : a name in PRESETS
     n : dict split -> number of scans, for example {"train": 400, "val": 100, "test": 30}
-    seed : integer; scan i of a split is the same however many others are drawn
+    seed : integer; scan i of a split does not depend on how many others are drawn
     n_jobs : processes that share the scans, where there is enough to do; the bits are the same.
         Only below `if __name__ == "__main__"`, or a script's processes begin processes of their own
     show : with a bar

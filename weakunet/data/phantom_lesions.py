@@ -1,9 +1,9 @@
-"""Simulated lesions: how many, and bent bright tubes at places apart (see phantom.py; ours)."""
+"""Simulated lesions: their number, and bent bright tubes apart from each other (ours)."""
 
 import numpy as np
 from scipy import ndimage
 
-VISIBLE = 0.5  # of its contrast, that a lesion must add to a slice to be counted in it
+VISIBLE = 0.5  # fraction of its contrast that a lesion must add to a slice to count in it
 
 
 def draw_count(rng, mean, largest, dispersion=1.8):
@@ -14,7 +14,7 @@ def draw_count(rng, mean, largest, dispersion=1.8):
 def draw_lesions(
     rng, count, inside, spacing_mm, apart_mm=2.5, contrast=(0.24, 0.42), slice_index=None
 ):
-    """Draw bent tubes (radius .5-.9 mm, length 1.8-4 mm, round ends) with their middles in a mask.
+    """Draw bent tubes (radius .5-.9 mm, length 1.8-4 mm, round ends) with middles in a mask.
 
     Parameters
     ----------
@@ -23,12 +23,12 @@ def draw_lesions(
     spacing_mm : (z, y, x)
     apart_mm : least distance between two middles
     contrast : range of the lesions' brightness
-    slice_index : along z; then only what is visible in that slice is listed, where it is there
+    slice_index : along z; then only what is visible in that slice is listed, at its place there
 
     Returns
     -------
-    added : (D, H, W) float32, what the lesions add to the image; a voxel partly inside gets part
-    centres_zyx : (n, 3) float64, the tubes' middles in voxels; n < count where no more find room.
+    added : (D, H, W) float32, what the lesions add to the image, with partial volume
+    centres_zyx : (n, 3) float64, the tubes' middles in voxels; n < count if there is no more room.
         With slice_index: of the tubes that add at least VISIBLE of their contrast to a voxel of
         that slice, the centre of mass of what they add to it.
     """
@@ -45,7 +45,9 @@ def draw_lesions(
         centres = np.vstack([centres, centre])
         brightness = rng.uniform(*contrast)
         box, part = _draw_tube(rng, centre, np.asarray(spacing_mm), added.shape)
-        added[box] = np.maximum(added[box], brightness * part)  # the brighter, where two overlap
+        added[box] = np.maximum(
+            added[box], brightness * part
+        )  # where two overlap, the brighter one
         if slice_index is not None and box[0].start <= slice_index < box[0].stop:
             here = part[slice_index - box[0].start]
             if here.max() >= VISIBLE:
@@ -55,7 +57,7 @@ def draw_lesions(
 
 
 def _draw_tube(rng, centre_zyx, spacing_mm, shape):
-    """One bent tube: its box in an array of `shape`, and the part of each of its voxels inside."""
+    """Draw a bent tube: its box in an array of `shape`, and each voxel's fraction inside."""
     radius, length = rng.uniform(0.5, 0.9), rng.uniform(1.8, 4.0)
     along, across = np.linalg.qr(rng.standard_normal((3, 2)))[0].T  # two orthonormal directions
     t = np.linspace(-1, 1, 9)[:, None]

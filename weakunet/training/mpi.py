@@ -4,10 +4,7 @@
 
 A rank, as MPI calls a process, predicts the counts of its own scans and sends them to all others,
 because the loss looks at the whole batch. Then it sends dL/dcount back through its own scans. What
-a weight gets from a batch is a sum over the scans, so it can be cut anywhere:
-
-    dw = sum_r dw_r
-
+a weight gets from a batch is a sum over the scans, so it can be cut anywhere: dw = sum_r dw_r.
 Every rank sends its dw_r to all others, adds up all of them in the order of the ranks and takes the
 same step. So the weights stay equal, bit for bit, and are not sent. Rank 0 alone reads and writes.
 """
@@ -41,13 +38,11 @@ class Ranks:
 
     def settle(self, batch, device):
         """Check the batch's size; take this process's GPU, or its fair number of cores."""
-        if self.size == 1:
-            return
         if batch < self.size:
             raise InputError(f"--batch {batch}: raise it to at least the {self.size} processes")
-        if device == "cuda":
+        if self.comm and device == "cuda":
             self.gather = backend.join_gpus(self.rank, self.size, self.node.rank)
-        else:  # ranks that may use the same cores divide them
+        elif self.comm:  # ranks that may use the same cores divide them
             allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
             set_threads(max(1, cores() // self.node.allgather(allowed).count(allowed)))
 
@@ -128,7 +123,10 @@ def join():
     try:
         comm, node = _connect(size)
         yield Ranks(comm, node)
-    except Exception as error:  # not SystemExit (--help, Ctrl-C): all ranks leave together
+    except SystemExit:  # --help, Ctrl-C
+        comm.Barrier()  # the first to leave ends all: when rank 0 has saved
+        raise
+    except Exception as error:
         time.sleep(rank > 0)  # where all fail alike, rank 0 says it and ends the others
         if comm is None:
             raise
@@ -146,6 +144,6 @@ def _connect(size):
         why = f"{size} processes were started, but mpi4py cannot be used ({one_line(error)})"
         raise InputError(f"{why}; pip install mpi4py, or start one process") from None
     if MPI.COMM_WORLD.size != size:
-        why = f"{size} processes were started, but mpi4py sees {MPI.COMM_WORLD.size}"
-        raise InputError(f"{why}; use the mpirun of {one_line(MPI.Get_library_version(), 30)}")
+        why, library = f"mpi4py sees {MPI.COMM_WORLD.size}", one_line(MPI.Get_library_version(), 30)
+        raise InputError(f"{size} processes were started, but {why}; use the mpirun of {library}")
     return MPI.COMM_WORLD, MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)

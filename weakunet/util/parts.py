@@ -96,7 +96,8 @@ def go_over(scans, work, kept, n_jobs, what, joining=False):
         print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
     new = map_processes(functools.partial(_try, work), todo, n_jobs)
     if joining:
-        new = (InputError(f"{scan.subject} is missing; run its part again") for scan in todo)
+        remedy = "run its part again, or --subjects"
+        new = (InputError(f"{s.subject} is missing; {remedy} {s.subject}") for s in todo)
     for i, _ in enumerate(progress(scans, what)):
         results[i] = next(new) if results[i] is None else results[i]
     if len(results) > 1:
