@@ -22,6 +22,7 @@ from weakunet.layers.loss import mse_backward
 from weakunet.layers.optim import Adadelta
 from weakunet.model import WeakUNet
 from weakunet.training import loop as training
+from weakunet.training.run import Run
 from weakunet.training.settings import Settings
 
 
@@ -166,7 +167,7 @@ def trained(gpu, precision, steps, tmp_path, **settings):
     rng = np.random.default_rng(0)
     settings = Settings(channels=[8, 16], batch=2, gaussian_head=True, **settings)
     model = WeakUNet(settings.channels, rng=rng).to("cuda", precision)
-    run = training.Run(model, settings, tmp_path)
+    run = Run(model, settings, tmp_path)
     volumes = gpu.to_device(rng.random((2 * steps, 4, 6, 10), np.float32), "cuda")
     counts = rng.integers(0, 9, 2 * steps).astype(np.float32)
     gpu.sent = gpu.read = 0
@@ -211,7 +212,7 @@ def two_epochs(gpu, folder, stop_at=None):
     rng = np.random.default_rng(0)
     settings = Settings(channels=[8, 16], batch=2, epochs=4, restart=0, rotate_deg=5.0)
     model = WeakUNet(settings.channels, rng=rng).to("cuda", "tf32")
-    run = training.Run(model, settings, folder)
+    run = Run(model, settings, folder)
     volumes = gpu.to_device(rng.random((7, 4, 6, 10), np.float32), "cuda")
     counts = rng.integers(0, 9, 7).astype(np.float32)
     for run.epoch in (2, 3):
@@ -236,7 +237,7 @@ def test_a_step_as_one_graph_has_the_bits_of_its_kernels(stop_at, gpu, monkeypat
 
 
 def test_large_batches_and_runs_that_ask_the_host_take_no_graph(gpu, monkeypatch, tmp_path):
-    assert not VoxelwiseRun.one_graph and training.Run.one_graph
+    assert not VoxelwiseRun.one_graph and Run.one_graph
     monkeypatch.setattr(training, "SMALL", 2 * 4 * 6 * 10)  # as large as a batch
     two_epochs(gpu, tmp_path)
     assert gpu.stream.replays == 0

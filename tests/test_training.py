@@ -22,15 +22,10 @@ from weakunet.data.volumes import Volume
 from weakunet.model import WeakUNet
 from weakunet.training import loop as training
 from weakunet.training import start
+from weakunet.training.batches import common_shape, common_spacing, pad_together
 from weakunet.training.checkpoint import load_model
-from weakunet.training.loop import (
-    Run,
-    common_shape,
-    learning_rate,
-    pad_together,
-    train_epoch,
-    warn_if_nothing_learned,
-)
+from weakunet.training.loop import learning_rate, train_epoch
+from weakunet.training.run import Run, warn_if_nothing_learned
 from weakunet.training.settings import Settings
 from weakunet.util import cli
 
@@ -416,9 +411,9 @@ def test_scans_of_different_voxel_sizes_are_refused(cohort, tmp_path, capsys):
         LoadedScan(f"s{i}", Volume(rng.random((4, 4, 4)), np.diag([*mm[::-1], 1])), i)
         for i, mm in enumerate(sizes)
     ]
-    assert training.common_spacing(scans[:2]) == pytest.approx(sizes[0])
+    assert common_spacing(scans[:2]) == pytest.approx(sizes[0])
     with pytest.raises(cli.InputError, match="s2: .* --spacing-mm 0.8 0.5 0.5"):
-        training.common_spacing(scans)
+        common_spacing(scans)
 
 
 def test_volumes_are_padded_at_the_end_to_sizes_that_divide():
@@ -446,7 +441,7 @@ def test_scans_of_one_slice_are_moved_within_it_only(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "warp", keep)
     settings = Settings(epochs=4, batch=2, channels=(2, 3, 4), block=2)
     model = WeakUNet(settings.channels, rng=np.random.default_rng(0))
-    training.train(training.Run(model, settings, tmp_path), {"train": scans, "val": scans})
+    training.train(Run(model, settings, tmp_path), {"train": scans, "val": scans})
     assert len(seen) == 16
     for volume in seen:  # padded to four slices; at most two lines and columns are shifted out
         assert volume.shape == (4, 8, 8) and not volume[[0, 1, 3]].any()
@@ -502,7 +497,7 @@ def test_large_volumes_start_from_weights_that_learned_on_small_ones(tmp_path, c
     assert starts(settings) is None and starts(Settings(start_from="here.npz")).name == "here.npz"
     monkeypatch.setattr(start, "LARGE_VOX", scans[0].volume.array.size)
     assert starts(settings) == start.SHIPPED and "--start-from none" in capsys.readouterr().out
-    run = training.Run(start.new_network(settings), settings, tmp_path)
+    run = Run(start.new_network(settings), settings, tmp_path)
     run.start_from(start.SHIPPED)
     assert run.learned_elsewhere and run.model.global_pool.blocks > 1
     assert starts(Settings(start_from="none")) is starts(Settings(gaussian_head=True)) is None

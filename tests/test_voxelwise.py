@@ -11,8 +11,9 @@ from weakunet.data.volumes import Volume
 from weakunet.layers.gradcheck import check_direction
 from weakunet.model import WeakUNet
 from weakunet.training.augment import draw_transform, warp
+from weakunet.training.batches import place_slices
 from weakunet.training.checkpoint import load_checkpoint, load_model
-from weakunet.training.loop import place_slices, train
+from weakunet.training.loop import train
 from weakunet.training.settings import Settings
 from weakunet.util.cli import InputError
 

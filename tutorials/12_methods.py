@@ -37,7 +37,8 @@ from weakunet.figures.marks import draw_rings
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
-from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.loop import train
+from weakunet.training.run import WEIGHTS, Run
 from weakunet.training.settings import Settings
 
 # %% [markdown]

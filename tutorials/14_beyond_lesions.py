@@ -33,7 +33,8 @@ from weakunet.evaluation.metrics import count_hits, count_metrics, detection_met
 from weakunet.figures import drawing, marks
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
-from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.loop import train
+from weakunet.training.run import WEIGHTS, Run
 from weakunet.training.settings import Settings
 from weakunet.util.cli import InputError
 

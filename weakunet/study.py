@@ -29,7 +29,8 @@ from weakunet.evaluation.metrics import rates
 from weakunet.figures.counts import study_lines
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model, save_checkpoint
-from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.loop import train
+from weakunet.training.run import WEIGHTS, Run
 from weakunet.training.settings import Settings
 from weakunet.util import resume
 from weakunet.util.cli import Help, InputError, command, progress, write_csv

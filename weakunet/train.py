@@ -26,7 +26,8 @@ from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import pick_precision
 from weakunet.training import mpi
 from weakunet.training.checkpoint import load_model
-from weakunet.training.loop import Run, train
+from weakunet.training.loop import train
+from weakunet.training.run import Run
 from weakunet.training.settings import Settings, add_options, resumed_settings
 from weakunet.training.start import new_network, starting_weights
 from weakunet.util.cli import Help, InputError, command, progress, write_csv, write_json
@@ -173,7 +174,7 @@ def run_training(argv, ranks):
         run = mpi.SharedRun(model, settings, out, ranks)
     with backend.explain_out_of_memory(), Interrupt() as stop:
         ranks.first(begin_or_resume, run, scans, args, device, precision, stop)
-        stopped = ranks.any(stop()) or train(run, scans, lambda: ranks.any(stop()))
+        stopped = ranks.any(stop.asked) or train(run, scans, lambda: ranks.any(stop()))
     if stopped:
         print(f"stopped; go on with: python -m weakunet.train --out {out} --resume")
         sys.exit(130)

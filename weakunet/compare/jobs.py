@@ -21,7 +21,8 @@ from weakunet.data.cohort import read_cohort
 from weakunet.data.load import load_scans
 from weakunet.data.phantom import simulate_cohort
 from weakunet.model import WeakUNet
-from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.loop import train
+from weakunet.training.run import WEIGHTS, Run
 from weakunet.training.settings import Settings
 from weakunet.util import resume
 from weakunet.util.cli import progress

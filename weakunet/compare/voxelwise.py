@@ -20,7 +20,7 @@ from weakunet.evaluation.metrics import correlation
 from weakunet.gpu import backend
 from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
 from weakunet.training.augment import warp
-from weakunet.training.loop import Run
+from weakunet.training.run import Run
 from weakunet.util.cli import InputError
 
 LABEL_RADIUS_MM = 0.85

@@ -17,7 +17,7 @@ import traceback
 
 from weakunet.gpu import backend
 from weakunet.layers.loss import mse_backward
-from weakunet.training.loop import Run
+from weakunet.training.run import Run
 from weakunet.util.cli import InputError, one_line
 from weakunet.util.processes import cores
 from weakunet.util.threads import set_threads

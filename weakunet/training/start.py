@@ -18,7 +18,8 @@ import numpy as np
 from weakunet.data.load import load_scans
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
-from weakunet.training.loop import WEIGHTS, Run, train
+from weakunet.training.loop import train
+from weakunet.training.run import WEIGHTS, Run
 from weakunet.training.settings import Settings
 from weakunet.util import resume
 

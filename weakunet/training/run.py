@@ -1,0 +1,211 @@
+"""The state of a training run: how far it is, what it logged, how it is saved and resumed.
+
+Every random number comes from a generator seeded by (seed, purpose, epoch, scan), none from one
+that runs through the whole training. So the state is the weights, the optimizer's averages, and how
+far the run is. A run that was killed resumes from its last epoch, one that was interrupted from its
+last batch, with the same bits as if it had not stopped.
+"""
+
+import numpy as np
+
+from weakunet.evaluation.metrics import correlation
+from weakunet.gpu import backend
+from weakunet.layers.loss import mse_backward
+from weakunet.layers.optim import Adadelta
+from weakunet.training.batches import predict_counts, slabs_of_batch
+from weakunet.training.checkpoint import load_checkpoint, load_model, save_checkpoint
+from weakunet.util.cli import InputError, one_line, write_csv
+
+WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
+
+COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "train_worst", "seconds")
+
+
+class Run:
+    """All that a training run knows; OUT/last.npz is this, saved after every epoch.
+
+    What is learned is decided by `prepare`, `learn`, `validate` and `finish_epoch`; compare's
+    VoxelwiseRun overrides them.
+    """
+
+    columns = COLUMNS  # of log.csv
+    one_graph = True  # `learn` only queues work on the GPU, so that a CUDA graph can replay it
+
+    def __init__(self, model, settings, out):
+        self.model, self.settings, self.out = model, settings, out
+        self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
+        self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
+        # split -> (n, 1, D, 1, 1) bool, the slice that was counted; None: all of the ROI
+        self.slabs = {"train": None, "val": None}
+        self.learned_elsewhere = False  # True: its first weights can tell lesions
+        self.common, self.bound = 1.0, np.inf  # of the loss: the paper's
+        self.epoch = self.batch = 0
+        self.history = []  # a row of COLUMNS per finished epoch
+        # counts of this epoch's training scans, in the order of training; 0 for those to come
+        self.predicted = np.zeros(0, np.float32)
+
+    def best_epoch(self):
+        """Index of the epoch with the lowest validation error; None before the first."""
+        errors = [row[COLUMNS.index("val_mse")] for row in self.history]
+        return int(np.argmin(errors)) if errors else None
+
+    def stale(self):
+        """True if the last `patience` epochs brought no better one."""
+        patience = self.settings.patience
+        return (
+            patience > 0 and bool(self.history) and self.epoch - 1 - self.best_epoch() >= patience
+        )
+
+    def order(self, n):
+        """The order in which this epoch takes the n training scans."""
+        return np.random.default_rng([self.settings.seed, ORDER, self.epoch]).permutation(n)
+
+    def save(self):
+        """Write last.npz."""
+        state = {"epoch": self.epoch, "batch": self.batch, "predicted": self.predicted}
+        state["history"] = np.array(self.history, np.float64).reshape(-1, len(COLUMNS))
+        averages = {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
+        save_checkpoint(self.out / "last.npz", self.model, state | averages)
+
+    def started(self):
+        """True if `out` holds more than settings.json: then last.npz must be there."""
+        return any((self.out / name).exists() for name in ("last.npz", "best.npz", "log.csv"))
+
+    def load(self):
+        """Take up the state of last.npz.  Raises InputError when it is damaged or incomplete."""
+        path, device = self.out / "last.npz", self.model.device
+        model, state = load_checkpoint(path)
+        try:
+            if model.settings != self.model.settings:
+                raise ValueError("it is of another network than settings.json")
+            self.model.load(model.params)
+            self.model.global_pool.blocks = model.global_pool.blocks
+            self.epoch, self.batch = state["epoch"].item(), state["batch"].item()
+            history, predicted = state["history"], state["predicted"]
+            if not (type(self.epoch) is type(self.batch) is int and self.batch >= 0):
+                raise ValueError("its epoch is no number")
+            if history.shape != (self.epoch, len(COLUMNS)) or predicted.ndim != 1:
+                raise ValueError("its epochs and its history differ")
+            rows = history.astype(float, casting="safe").tolist()
+            self.history = [(int(epoch), *row) for epoch, *row in rows]
+            self.predicted = backend.to_device(predicted.astype("f4", casting="safe"), device)
+            for name, value in self.optimizer.state.items():
+                average = state[f"optimizer.{name}"]
+                same = (average.shape, average.dtype) == (value.shape, value.dtype)
+                if not same or not np.isfinite(average).all() or (average < 0).any():
+                    raise ValueError(f"optimizer.{name} is damaged")
+                value[...] = backend.to_device(average, device)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be resumed ({one_line(error)}); train into another folder"
+            ) from None
+
+    def start_from(self, path):
+        """Take the weights of the checkpoint `path`, if any, of a network that learned elsewhere.
+
+        Raises InputError if it is of another kind.
+        """
+        if path is None:
+            return
+        trained = load_model(path)
+        if trained.settings != self.model.settings:
+            raise InputError(
+                f"{path}: holds another network ({trained.settings}); "
+                f"give the options that make it the same ({self.model.settings})"
+            )
+        self.model.load(trained.params)
+        self.model.global_pool.blocks = trained.global_pool.blocks  # w belongs to it
+        self.learned_elsewhere = True
+
+    def prepare(self, scans, volumes):
+        """Get ready to train on `volumes` (split -> (n, D, H, W)), which are the scans, padded."""
+
+    def learn(self, scans, targets, places, matrices):
+        """The gradients of one batch; returns what is predicted for each scan (N,).
+
+        scans (N, 1, D, H, W), transformed; targets (N,), true counts; places (N,), indices of the
+        scans; matrices (N, 3, 4), their transforms.
+        """
+        predicted = self.forward(scans, places)
+        self.model.backward(mse_backward(predicted, targets, self.common, self.bound))
+        return predicted
+
+    def forward(self, scans, places):
+        """Predicted counts (N,) of training scans (N, 1, D, H, W); backward may follow."""
+        # scans whose slice was counted move within it only, so the slabs stay
+        return self.model.forward(scans, slabs_of_batch(self.model, self.slabs["train"], places))
+
+    def validate(self, volumes):
+        """Predicted counts (n,), on the host, of the validation scans."""
+        return predict_counts(self.model, volumes, self.settings.batch, self.slabs["val"])
+
+    def finish_epoch(self, counts, val_predicted, seconds):
+        """Log the epoch just trained; keep its weights if they are the best; save."""
+        order = self.order(len(counts["train"]))
+        train_error = backend.to_host(self.predicted) - counts["train"][order]
+        val_error = val_predicted - counts["val"]
+        r = correlation(counts["val"], val_predicted)
+        errors = (train_error**2).mean(), (val_error**2).mean(), r, abs(train_error).max()
+        row = self.keep_epoch(*errors, seconds)
+        print(
+            f"epoch {self.epoch}/{self.settings.epochs}  squared error of the count: training "
+            f"{row[2]:.2f}, validation {row[3]:.2f} (the mean count's: {counts['val'].var():.2f})  "
+            f"r {row[4]:.2f}  {seconds:.1f} s",
+            flush=True,
+        )
+
+    def keep_epoch(self, train_error, val_error, r, train_worst, seconds):
+        """Add the epoch's row of `columns` to the history and save; returns the row."""
+        if not np.isfinite(val_error):
+            raise InputError(
+                f"{self.out}: training diverged in epoch {self.epoch + 1}, its outputs are no "
+                "numbers any more; train into another folder with a lower --lr or --eps"
+            )
+        errors = float(train_error), float(val_error), r, float(train_worst)
+        row = (self.epoch + 1, self.optimizer.lr, *errors, round(seconds, 2))
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.save_epoch()
+        return row
+
+    def save_epoch(self):
+        """Write best.npz if the last epoch is the best, then last.npz and log.csv."""
+        if self.best_epoch() == len(self.history) - 1:
+            save_checkpoint(self.out / "best.npz", self.model)
+        self.save()
+        write_csv(self.out / "log.csv", self.columns, self.history)
+
+
+def warn_if_nothing_learned(settings, predicted, counts):
+    """Say so in one line when the validation counts were not learned, with a remedy not yet in use.
+
+    predicted: of the validation scans; counts: dict split -> true counts, `train` and `val`.
+    """
+    true = counts["val"]
+    if np.ptp(counts["train"]) == 0:
+        print(
+            f"warning: nothing to learn, every training scan has the count {counts['train'][0]:g}; "
+            "check the table's column count",
+            flush=True,
+        )
+        return
+    if np.ptp(true) == 0:
+        return  # one scan, or equal counts: they cannot tell
+    r2 = 1 - ((predicted - true) ** 2).mean() / true.var()
+    if r2 < 0.1 or predicted.std() < 0.1 * true.std():
+        print(
+            f"warning: the counts were not learned (R2 {r2:.2f} on the validation scans, the "
+            f"predictions' spread is {predicted.std() / true.std():.0%} of the counts'), so the "
+            f"heatmaps mean nothing; try {_remedy(settings)}",
+            flush=True,
+        )
+
+
+def _remedy(settings):
+    if settings.gaussian_head:
+        return "to leave out --gaussian-head"
+    if settings.pool != "lmax":
+        return "--pool lmax"
+    if settings.start_from == "none":
+        return "--start-from auto"
+    return f"--epochs {2 * settings.epochs}, or more scans"
