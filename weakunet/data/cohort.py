@@ -58,8 +58,7 @@ class LoadedScan:
 def read_cohort(path):
     """Read and check the table, but not the files that it names.
 
-    What is blank is None. Raises InputError naming the table and
-    the line.
+    What is blank is None. Raises InputError naming the table and the line.
     """
     path = Path(path)
     scans, seen = [], {}
