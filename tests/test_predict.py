@@ -50,7 +50,7 @@ def stub(monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out what takes longest."""
-    monkeypatch.setattr("weakunet.detection.prediction.overlay", lambda *arguments: None)
+    monkeypatch.setattr("weakunet.predict.overlay", lambda *arguments: None)
 
 
 def raw_head():

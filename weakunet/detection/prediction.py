@@ -11,15 +11,14 @@ from weakunet.data.volumes import index_to_file, index_to_world, require_spacing
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.output_files import output_paths, write_markups
 from weakunet.detection.predict_scan import predict_with_flips
-from weakunet.figures.overlay import overlay
 
 
-def write_prediction(model, scan, out, bids=False, **preparation):
+def write_prediction(model, scan, out, draw, bids=False, **preparation):
     """Predict on one scan and write its images, markups and picture to the folder `out`.
 
-    preparation: invert, slab_mm, spacing_mm of a raw scan, as for `read_scan`. Returns the row of
-    predictions.csv and the rows of detections.csv, the highest score first; detection n is the
-    label n of the label image.
+    draw: figures.overlay. preparation: invert, slab_mm, spacing_mm of a raw scan, for `read_scan`.
+    Returns the row of predictions.csv and the rows of detections.csv, the highest score first;
+    detection n is the label n of the label image.
     """
     volume, prepared = read_scan(scan, **preparation)
     require_spacing(prepared.volume, getattr(model, "spacing_mm", None), scan.image)
@@ -38,7 +37,7 @@ def write_prediction(model, scan, out, bids=False, **preparation):
     write_markups(paths["markups"], scan.subject, [row[5:8] for row in rows], found.scores)
     spacing_mm = counted.volume.spacing_mm
     shown = (counted.volume.array, heatmap, found.labels, counted.centres_zyx, spacing_mm)
-    overlay(paths["overlay"], *shown)
+    draw(paths["overlay"], *shown)
     return [scan.subject, count, len(rows), found.threshold], rows
 
 
