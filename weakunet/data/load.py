@@ -15,7 +15,7 @@ from weakunet.data.prepare import prepare, without_strays
 from weakunet.data.slices import cut_slab, find_slice
 from weakunet.data.volumes import Volume, read_mask, read_volume, require_same_grid, world_to_index
 from weakunet.util.cli import InputError, progress
-from weakunet.util.processes import cores
+from weakunet.util.threads import cores
 
 PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}
 RANGE_TOLERANCE = 1e-3
