@@ -11,7 +11,7 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from weakunet.data.cohort import read_centres
-from weakunet.data.headers import read_header
+from weakunet.data.headers import FORMS_APART_VOX, forms_apart, read_header
 from weakunet.data.load import RANGE_TOLERANCE, zero_nan
 from weakunet.data.prepare import TRIM
 from weakunet.data.slices import HALF_VOXEL, find_slice
@@ -21,7 +21,6 @@ from weakunet.util.cli import InputError
 LARGEST_REGION = 0.9  # fraction of the image: more is no mask
 MOST_LABELS = 4  # whole numbers above 0 in a mask: more is a segmentation
 SAME_PLACE_MM = 0.1
-FORMS_APART_VOX = 1.0  # qform and sform, at a corner
 
 
 @dataclasses.dataclass
@@ -98,14 +97,8 @@ def _check_image(report, scan, volume, region):
 
 
 def _check_forms(report, check, path):
-    """A NIfTI file may place its voxels twice, and programs differ in which one they believe."""
-    header = read_header(path)
-    if "sform_code" not in header or header["sform_code"] == 0 or header["qform_code"] == 0:
-        return
-    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(header["dim"][1:4])[:, None] - 1)
-    apart = (header.get_sform() - header.get_qform()) @ np.vstack([corners, np.ones(8)])
-    apart_mm = np.linalg.norm(apart[:3], axis=0).max()
-    if apart_mm > FORMS_APART_VOX * min(header.get_zooms()[:3]):
+    apart_mm, apart_vox = forms_apart(read_header(path))
+    if apart_vox > FORMS_APART_VOX:
         report.add(check, f"qform and sform place a corner {apart_mm:.1f} mm apart")
 
 
