@@ -50,7 +50,7 @@ from weakunet.detection.detect import components_above
 from weakunet.util import resume
 from weakunet.util.cli import Help, InputError, command, write_csv
 from weakunet.util.parts import add_part_arguments, choose_part, part_table, run_command
-from weakunet.util.processes import cores
+from weakunet.util.threads import cores
 
 MARKED = 0.5  # the lowest value of a lesion's voxel; masks may be soft
 LARGEST_FRACTION = 0.25  # of the voxels: more is not a mask of lesions

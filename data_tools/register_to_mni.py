@@ -38,7 +38,7 @@ from weakunet.data.volumes import Volume, index_to_world, read_volume, write_vol
 from weakunet.util import resume
 from weakunet.util.cli import Help, InputError, command, write_csv
 from weakunet.util.parts import choose_part, run_command
-from weakunet.util.processes import cores
+from weakunet.util.threads import cores
 
 PAPER_SPACING_MM = (0.49, 0.49, 0.8)  # x, y, z
 INSTALL = f"python -m pip install -r {Path(__file__).with_name('requirements.txt')}"

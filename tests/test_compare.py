@@ -12,6 +12,7 @@ from weakunet.compare import jobs, methods, tables
 from weakunet.compare.cohorts import COHORTS, Cohort
 from weakunet.data.cohort import LoadedScan
 from weakunet.data.volumes import Volume
+from weakunet.training import checkpoint
 from weakunet.training.settings import Settings
 from weakunet.util import resume
 
@@ -102,7 +103,7 @@ def test_small_first_starts_from_the_small_networks_weights(tmp_path):
     for j in (large, other):
         jobs.train_network(j)
     first, same, unlike = (
-        jobs.load_model(j.folder / "best.npz").params["encoder0.conv0.w"]
+        checkpoint.load_model(j.folder / "best.npz").params["encoder0.conv0.w"]
         for j in (small, large, other)
     )
     assert np.array_equal(first, same) and not np.array_equal(first, unlike)

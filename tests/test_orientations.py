@@ -56,7 +56,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("weakunet.detection.prediction.overlay", lambda *arguments: None)
+    monkeypatch.setattr("weakunet.predict.overlay", lambda *arguments: None)
 
 
 def predict_all(table, folder, out):

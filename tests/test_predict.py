@@ -16,6 +16,7 @@ from weakunet.data.slices import front_padding
 from weakunet.data.volumes import Volume, write_volume
 from weakunet.detection import tta
 from weakunet.detection.predict_scan import predict_scan
+from weakunet.detection.prediction import warn_of_larger_box
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import save_checkpoint
 
@@ -27,7 +28,7 @@ class Stub:
     """A stand-in for WeakUNet: counts three lesions; the closer to .7, the higher the heatmap."""
 
     multiple, shape, flips, device = 8, (1, 1, 1), "x", "cpu"
-    settings = {"region": False}
+    settings = {"region": False, "pooling": "max"}
     count = 3.2
 
     def to(self, device, precision):
@@ -49,7 +50,7 @@ def stub(monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out what takes longest."""
-    monkeypatch.setattr("weakunet.detection.prediction.overlay", lambda *arguments: None)
+    monkeypatch.setattr("weakunet.predict.overlay", lambda *arguments: None)
 
 
 def raw_head():
@@ -435,3 +436,18 @@ def test_scan_of_another_voxel_size_is_refused_with_the_remedy(no_pictures, tmp_
     assert run(tmp_path / "s.nii", *options, tmp_path / "one") == 0
     assert run(tmp_path / "half.nii", *options, tmp_path / "two") == 2
     assert "preprocess --spacing-mm 0.8 0.6 0.5" in capsys.readouterr().err
+
+
+def test_box_larger_than_in_training_is_called_out_where_the_count_depends_on_it():
+    volume, rng = prepared_volume(shape=(8, 8, 12)), np.random.default_rng(0)
+    for pooling, region, trained, said in (
+        ("lmax", False, (8, 8, 8), True),
+        ("mean", True, (8, 8, 8), True),  # the mean has no region
+        ("lmax", False, (8, 8, 12), False),
+        ("lmax", True, (8, 8, 8), False),
+        ("max", True, (8, 8, 8), False),
+    ):
+        model = WeakUNet((2, 3), pooling=pooling, region=region, rng=rng)
+        model.shape = trained
+        note = warn_of_larger_box(model, volume)
+        assert (note is not None and "(8, 8, 12)" in note) == said, (pooling, region, trained)

@@ -44,7 +44,7 @@ AFFINE = np.array(
 def test_predictions_on_prepared_scans_return_to_the_voxels_they_were_cropped_from(
     tmp_path, monkeypatch, codes, spacing
 ):
-    monkeypatch.setattr("weakunet.detection.prediction.overlay", lambda *arguments: None)
+    monkeypatch.setattr("weakunet.predict.overlay", lambda *arguments: None)
     rng = np.random.default_rng(0)
     xyz = rng.uniform(200, 900, (25, 23, 21)).astype(np.float32)
     roi = np.zeros(xyz.shape, np.uint8)

@@ -73,7 +73,7 @@ def no_pictures(monkeypatch):
     def touch(path, *arguments, **options):
         path.write_text("")
 
-    monkeypatch.setattr("weakunet.detection.prediction.overlay", touch)
+    monkeypatch.setattr("weakunet.predict.overlay", touch)
 
 
 # -- killed, and taken up again -------------------------------------------------------------------

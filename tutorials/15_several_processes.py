@@ -38,8 +38,7 @@ from weakunet.figures.drawing import line_style, save_figure
 from weakunet.layers.loss import mse_backward
 from weakunet.model import WeakUNet
 from weakunet.training.mpi import Ranks
-from weakunet.util.processes import cores
-from weakunet.util.threads import set_threads
+from weakunet.util.threads import cores, set_threads
 
 # %% [markdown]
 # ## Where can a batch be cut?

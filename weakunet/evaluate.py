@@ -22,7 +22,7 @@ from weakunet.evaluation.score_scan import Tolerance
 from weakunet.evaluation.tables import named, text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
 from weakunet.util.cli import Help, InputError, command
-from weakunet.util.processes import cores
+from weakunet.util.threads import cores
 
 
 def positive(text):

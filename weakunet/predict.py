@@ -25,12 +25,13 @@ from weakunet.detection.output_files import (
     require_bids_names,
 )
 from weakunet.detection.prediction import write_prediction
+from weakunet.figures.overlay import overlay
 from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import PRECISIONS, pick_precision
 from weakunet.training.checkpoint import load_model
 from weakunet.util import parts, resume
 from weakunet.util.cli import Help, InputError, command, write_csv
-from weakunet.util.processes import cores
+from weakunet.util.threads import cores
 
 
 def parse_arguments(argv):
@@ -89,7 +90,7 @@ def predict_rows(scan, model, out, **how):
     """Predict on a scan; its rows of the tables (see `write_prediction`)."""
     inputs = resume.inputs(*made_from(scan))
     with backend.explain_out_of_memory():
-        rows = write_prediction(load_once(*model), scan, out, **how)
+        rows = write_prediction(load_once(*model), scan, out, overlay, **how)
     resume.note(out, scan.subject, inputs, rows)
     return rows
 

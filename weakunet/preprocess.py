@@ -31,7 +31,7 @@ from weakunet.data.volumes import write_volume
 from weakunet.util import resume
 from weakunet.util.cli import Help, InputError, atomic_path, command
 from weakunet.util.parts import add_part_arguments, choose_part, run_command
-from weakunet.util.processes import cores
+from weakunet.util.threads import cores
 
 
 def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None, spacing_mm=None):

@@ -21,7 +21,7 @@ from weakunet.data.volumes import (
     world_to_index,
 )
 from weakunet.util.cli import InputError, progress
-from weakunet.util.processes import cores
+from weakunet.util.threads import cores
 
 PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}
 RANGE_TOLERANCE = 1e-3

@@ -1,5 +1,7 @@
 """From one scan's file to all that is written of its prediction."""
 
+import sys
+
 import numpy as np
 
 from weakunet.data.load import read_scan
@@ -9,18 +11,19 @@ from weakunet.data.volumes import index_to_file, index_to_world, require_spacing
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.output_files import output_paths, write_markups
 from weakunet.detection.predict_scan import predict_with_flips
-from weakunet.figures.overlay import overlay
 
 
-def write_prediction(model, scan, out, bids=False, **preparation):
+def write_prediction(model, scan, out, draw, bids=False, **preparation):
     """Predict on one scan and write its images, markups and picture to the folder `out`.
 
-    preparation: invert, slab_mm, spacing_mm of a raw scan, as for `read_scan`. Returns the row of
-    predictions.csv and the rows of detections.csv, the highest score first; detection n is the
-    label n of the label image.
+    draw: figures.overlay. preparation: invert, slab_mm, spacing_mm of a raw scan, for `read_scan`.
+    Returns the row of predictions.csv and the rows of detections.csv, the highest score first;
+    detection n is the label n of the label image.
     """
     volume, prepared = read_scan(scan, **preparation)
     require_spacing(prepared.volume, getattr(model, "spacing_mm", None), scan.image)
+    if note := warn_of_larger_box(model, prepared.volume):
+        print(f"note: {scan.image}: {note}", file=sys.stderr, flush=True)
     paths = output_paths(out, scan.subject, bids)
     count, heatmap = predict_with_flips(model, prepared.volume, prepared.slice_index)
     # from the prepared scan's grid to the file's
@@ -34,8 +37,19 @@ def write_prediction(model, scan, out, bids=False, **preparation):
     write_markups(paths["markups"], scan.subject, [row[5:8] for row in rows], found.scores)
     spacing_mm = counted.volume.spacing_mm
     shown = (counted.volume.array, heatmap, found.labels, counted.centres_zyx, spacing_mm)
-    overlay(paths["overlay"], *shown)
+    draw(paths["overlay"], *shown)
     return [scan.subject, count, len(rows), found.threshold], rows
+
+
+def warn_of_larger_box(model, volume):
+    """What to say of a scan whose box is larger than in training, where the count depends on it."""
+    sizes, trained = volume.array.shape, getattr(model, "shape", None)
+    averages = model.settings["pooling"] != "max" and not model.settings["region"]
+    if averages and trained and any(n > m for n, m in zip(sizes, trained, strict=True)):
+        return (
+            f"its box of {sizes} voxels is larger than the {tuple(trained)} of training, and this "
+            "network averages over the box: do not trust its count; crop the scan or train anew"
+        )
 
 
 def detection_rows(subject, found, part, volume):

@@ -19,8 +19,7 @@ from weakunet.gpu import backend
 from weakunet.layers.loss import mse_backward
 from weakunet.training.run import Run
 from weakunet.util.cli import InputError, one_line
-from weakunet.util.processes import cores
-from weakunet.util.threads import set_threads
+from weakunet.util.threads import cores, set_threads
 
 LAUNCHERS = (  # of Open MPI, MPICH, srun: how many processes there are, and which one this is
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),

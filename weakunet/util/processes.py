@@ -12,11 +12,7 @@ import signal
 import threading
 
 from weakunet.util.cli import InputError, one_line
-
-
-def cores():
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from weakunet.util.threads import cores, set_threads
 
 
 def map_processes(function, items, n_jobs):
@@ -70,8 +66,6 @@ def _start_worker(threads):
     threading.Thread(target=exit_with_parent, daemon=True).start()
     import numpy  # noqa: F401  its BLAS must be loaded before it can be limited
     from threadpoolctl import threadpool_limits
-
-    from weakunet.util.threads import set_threads
 
     threadpool_limits(threads, user_api="blas")
     set_threads(threads)

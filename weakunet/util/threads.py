@@ -5,17 +5,21 @@ side by side. The matrix products inside must then not start threads of their ow
 runs, the BLAS library is limited to one thread. Afterwards it has its threads back.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np  # noqa: F401  so that its BLAS is loaded when the controller looks for it
 from threadpoolctl import ThreadpoolController
 
-from weakunet.util.processes import cores
-
 _blas = ThreadpoolController()  # looked up once: entering a limit then takes 7 us, not 110
 one_blas_thread = _blas.wrap(limits=1, user_api="blas")  # a decorator
 _pool = None
 _threads = 1
+
+
+def cores():
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(count=None):
