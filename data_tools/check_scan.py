@@ -11,7 +11,7 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from weakunet.data.cohort import read_centres
-from weakunet.data.headers import FORMS_APART_VOX, forms_apart, read_header
+from weakunet.data.headers import forms_apart
 from weakunet.data.load import RANGE_TOLERANCE, zero_nan
 from weakunet.data.prepare import TRIM
 from weakunet.data.slices import HALF_VOXEL, find_slice
@@ -51,7 +51,8 @@ def check_scan(scan):
         region = _read_region(report, scan, volume)
     if volume is not None:
         _check_image(report, scan, volume, region)
-        _check_forms(report, "image", scan.image)
+        if about := forms_apart(scan.image):
+            report.add("image", about)
     if scan.roi is None and report.content is not None:
         region = volume.array > 0
     if volume is not None and region is not None:
@@ -96,17 +97,12 @@ def _check_image(report, scan, volume, region):
     report.content = content.hexdigest()
 
 
-def _check_forms(report, check, path):
-    apart_mm, apart_vox = forms_apart(read_header(path))
-    if apart_vox > FORMS_APART_VOX:
-        report.add(check, f"qform and sform place a corner {apart_mm:.1f} mm apart")
-
-
 def _read_region(report, scan, volume):
     try:
         roi = read_volume(scan.roi, nan_ok=True)
         region = mask_of(roi, scan.roi).array
-        _check_forms(report, "roi", scan.roi)
+        if about := forms_apart(scan.roi):
+            report.add("roi", about)
         if volume is not None:
             require_same_grid(volume, scan.image, roi, scan.roi)
     except InputError as error:

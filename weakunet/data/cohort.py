@@ -59,15 +59,13 @@ class LoadedScan:
 def read_cohort(path):
     """Read and check the table, but not the files that it names.
 
-    What is blank is None. Raises InputError naming the table and
-    the line.
+    What is blank is None. Raises InputError naming the table and the line.
     """
     path = Path(path)
     scans, seen = [], {}
     for line, row in read_table(path, REQUIRED, OPTIONAL):
         scan = _parse_row(f"{path}: line {line}", row, path.parent)
-        name = unicodedata.normalize("NFC", scan.subject).casefold()  # é may be e and an accent
-        first = seen.setdefault(name, line)
+        first = seen.setdefault(unicodedata.normalize("NFC", scan.subject).casefold(), line)
         if first != line:
             raise InputError(
                 f"{path}: line {line}: subject {scan.subject!r} is already on line {first} "

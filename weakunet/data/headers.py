@@ -25,7 +25,6 @@ MAX_HEADER = 2**24  # bytes before the voxels, extensions and all
 GOOD_RAS = slice(28, 30)  # where an .mgh file says whether it has a place in the world
 NOWHERE = "so its place in the world is unknown"
 SET_PLACE = "set its qform or sform, or convert it again from the scanner's files"
-FORMS_APART_VOX = 1.0  # qform and sform, at a corner: more is named
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's codes for metre, mm and micron
 
 # nibabel's remarks on odd headers would stand between our own one-line messages
@@ -141,14 +140,17 @@ def checked_affine(path, header):
     return affine
 
 
-def forms_apart(header):
-    """How far apart qform and sform place a corner, in mm and in voxels; 0 where only one is set.
+def forms_apart(path):
+    """How far qform and sform contradict each other at a corner, as text; None: within a voxel.
 
     Programs differ in which one they believe; nibabel, and so this package, takes the sform.
     """
+    header = read_header(path)
     if "sform_code" not in header or header["sform_code"] == 0 or header["qform_code"] == 0:
-        return 0.0, 0.0
+        return None
     corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(header["dim"][1:4])[:, None] - 1)
     apart = (header.get_sform() - header.get_qform()) @ np.vstack([corners, np.ones(8)])
-    apart_mm = float(np.linalg.norm(apart[:3], axis=0).max())
-    return apart_mm, apart_mm / float(min(header.get_zooms()[:3]))
+    apart_mm = np.linalg.norm(apart[:3], axis=0).max()
+    if apart_mm > min(header.get_zooms()[:3]):
+        return f"qform and sform place a corner {apart_mm:.1f} mm apart"
+    return None
