@@ -39,13 +39,7 @@ from cohort_files import Entry, find_files, prefix_hint, without_files
 from make_cohort import join, write_and_report
 
 from weakunet.data.slices import cut_volume, find_slice
-from weakunet.data.volumes import (
-    Volume,
-    index_to_world,
-    read_mask,
-    read_volume,
-    require_same_grid,
-)
+from weakunet.data.volumes import Volume, index_to_world, read_mask, read_volume, require_same_grid
 from weakunet.detection.detect import components_above
 from weakunet.util import resume
 from weakunet.util.cli import Help, InputError, command, write_csv

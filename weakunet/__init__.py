@@ -8,12 +8,12 @@ it to: whoever needs more raises the number on purpose, in the same change.
     model.py        310  the network: forward, backward and heatmap written out
     gpu/            430  which device holds an array, and how a kernel is started there
     data/          1635  scans and counts: volumes, cohort tables, section 2.1, simulated scans
-    training/       700  settings, random transforms, the training step and loop, checkpoints
-    detection/      500  from heatmap and count to detections; test-time augmentation
+    training/      1030  settings, random transforms, the training step and loop, checkpoints
+    detection/      510  from heatmap and count to detections; test-time augmentation
     evaluation/     650  sensitivity, false positives, FROC, confidence intervals: one evaluator
     compare/       1110  the paper's six methods and the fully supervised upper bound; statistics
     figures/       1010  every picture, and the report
     bench/         1070  how fast it is beside PyTorch; whether a GPU computes what numpy does
     util/           580  one-line errors, whole files, processes, parts, resuming
-    *.py            750  the commands: train, predict, evaluate, preprocess, study
+    *.py            810  the commands: train, predict, evaluate, preprocess, study
 """

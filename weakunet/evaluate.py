@@ -11,7 +11,6 @@ counted in one slice (the table's slice_z_mm), only that slice is evaluated.
 
 import argparse
 import functools
-import math
 from pathlib import Path
 
 from weakunet.data.cohort import SPLITS, read_cohort
@@ -21,16 +20,8 @@ from weakunet.evaluation.predictions import choose_scans, load_prediction, read_
 from weakunet.evaluation.score_scan import Tolerance
 from weakunet.evaluation.tables import named, text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
-from weakunet.util.cli import Help, InputError, command
+from weakunet.util.cli import Help, InputError, command, positive
 from weakunet.util.threads import cores
-
-
-def positive(text):
-    """Parse an option that must be a number above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
 
 
 def seed(text):
@@ -43,9 +34,7 @@ def seed(text):
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
-        "python -m weakunet.evaluate",
-        description=__doc__,
-        formatter_class=Help,
+        "python -m weakunet.evaluate", description=__doc__, formatter_class=Help
     )
     add = parser.add_argument
     add("--predictions", type=Path, required=True, help="folder that weakunet.predict wrote")

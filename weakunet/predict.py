@@ -14,7 +14,6 @@ from pathlib import Path
 
 from weakunet.data.cohort import read_cohort
 from weakunet.data.load import scans_from_files
-from weakunet.data.prepare import voxel_size
 from weakunet.data.slices import half_thickness
 from weakunet.detection.output_files import (
     DETECTIONS,
@@ -30,7 +29,7 @@ from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import PRECISIONS, pick_precision
 from weakunet.training.checkpoint import load_model
 from weakunet.util import parts, resume
-from weakunet.util.cli import Help, InputError, command, write_csv
+from weakunet.util.cli import Help, InputError, command, positive, write_csv
 from weakunet.util.threads import cores
 
 
@@ -48,7 +47,7 @@ def parse_arguments(argv):
     add("--slice-z-mm", type=float, help="those scans' slice, if lesions were counted in one")
     add("--invert", action="store_true", help=raw)
     add("--slab-mm", type=half_thickness, help=raw)
-    add("--spacing-mm", type=voxel_size, nargs=3, metavar=tuple("ZYX"), help=raw)
+    add("--spacing-mm", type=positive, nargs=3, metavar=tuple("ZYX"), help=raw)
     add("--bids", action="store_true", help="name the files as BIDS derivatives")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU, if any")
     add("--precision", choices=PRECISIONS, default="auto", help="as for train")

@@ -24,12 +24,11 @@ from weakunet.data.prepare import (
     change_spacing,
     crop_box,
     preparation_steps,
-    voxel_size,
 )
 from weakunet.data.slices import half_thickness
 from weakunet.data.volumes import write_volume
 from weakunet.util import resume
-from weakunet.util.cli import Help, InputError, atomic_path, command
+from weakunet.util.cli import Help, InputError, atomic_path, command, positive
 from weakunet.util.parts import add_part_arguments, choose_part, run_command
 from weakunet.util.threads import cores
 
@@ -92,7 +91,7 @@ def parse_arguments(argv):
     about = "keep only the slices within this distance of the one that was counted"
     parser.add_argument("--slab-mm", type=half_thickness, metavar="MM", help=about)
     about = "resample to voxels of this size in mm first"
-    parser.add_argument("--spacing-mm", type=voxel_size, nargs=3, metavar=tuple("ZYX"), help=about)
+    parser.add_argument("--spacing-mm", type=positive, nargs=3, metavar=tuple("ZYX"), help=about)
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     add_part_arguments(parser)
     args = parser.parse_args(argv)

@@ -13,11 +13,7 @@ import argparse
 
 from weakunet.bench import check, compile, counts
 from weakunet.gpu import backend
-from weakunet.util.cli import command, write_json
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the description as it stands, and every option's default."""
+from weakunet.util.cli import Help, command, write_json
 
 
 @command

@@ -39,9 +39,7 @@ def evaluate_all(jobs, n_jobs, extra):
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
-        "python -m weakunet.compare",
-        description=__doc__,
-        formatter_class=Help,
+        "python -m weakunet.compare", description=__doc__, formatter_class=Help
     )
     add, data = parser.add_argument, parser.add_mutually_exclusive_group()
     about = "simulated scans, and the networks that fit them"

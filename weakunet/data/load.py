@@ -13,13 +13,7 @@ from weakunet.data.headers import SUFFIXES, forms_apart
 from weakunet.data.phantom import simulate_cohort
 from weakunet.data.prepare import prepare, without_strays
 from weakunet.data.slices import cut_slab, find_slice
-from weakunet.data.volumes import (
-    Volume,
-    read_mask,
-    read_volume,
-    require_same_grid,
-    world_to_index,
-)
+from weakunet.data.volumes import Volume, read_mask, read_volume, require_same_grid, world_to_index
 from weakunet.util.cli import InputError, progress
 from weakunet.util.threads import cores
 

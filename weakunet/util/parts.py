@@ -64,11 +64,6 @@ def joins(args, path):
     return part_table(args, path) == path and any(path.parent.glob(f"{path.stem}.part-*-of-*"))
 
 
-def works_beside_others(args, path):
-    """Whether other processes may be writing into the folder of the table `path`."""
-    return part_table(args, path) != path or joins(args, path)
-
-
 def clear_parts(args, path):
     """Remove what the parts left once the table of all scans is written."""
     if part_table(args, path) == path:
@@ -130,7 +125,7 @@ def run_command(args, settings, work, kept, what, table, write, mixed=False):
     Raises InputError, at the end, where scans failed.
     """
     table = args.out / table
-    shared = works_beside_others(args, table)
+    shared = part_table(args, table) != table or joins(args, table)  # others may be writing, too
     resume.begin(args.out, settings, mixed=mixed, shared=shared)
     results = go_over(args.scans, work, kept, args.jobs, what, joins(args, table))
     done = [result for result in results if not isinstance(result, InputError)]
