@@ -40,6 +40,11 @@ def one_line(what, longest=80):
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
+def new_parser(about, prog=None):
+    """A command's parser; `prog` is how the command is called."""
+    return argparse.ArgumentParser(prog, description=about, formatter_class=Help)
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """--help keeps the lines of the description and shows each option's default, if it has one."""
 
