@@ -8,7 +8,6 @@ without one must be prepared already. Images are written on the scan file's own 
 same command keeps what is done and predicts on what is missing or changed.
 """
 
-import argparse
 import functools
 from pathlib import Path
 
@@ -29,15 +28,13 @@ from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import PRECISIONS, pick_precision
 from weakunet.training.checkpoint import load_model
 from weakunet.util import parts, resume
-from weakunet.util.cli import Help, InputError, command, positive, write_csv
+from weakunet.util.cli import InputError, command, new_parser, positive, write_csv
 from weakunet.util.threads import cores
 
 
 def parse_arguments(argv):
     """The command line as a namespace; `scans` are those of its part of the `cohort`."""
-    parser = argparse.ArgumentParser(
-        "python -m weakunet.predict", description=__doc__, formatter_class=Help
-    )
+    parser = new_parser(__doc__, "python -m weakunet.predict")
     add, raw = parser.add_argument, "as for preprocess, for raw scans"
     add("images", nargs="*", type=Path, help="scans, instead of --data")
     add("--model", type=Path, required=True, help="best.npz of a training run")

@@ -11,7 +11,6 @@ which tells errors of the map from errors of the count. Writes study_NAME.csv an
 into --out; finished networks are kept.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -33,7 +32,7 @@ from weakunet.training.run import Run
 from weakunet.training.settings import Settings
 from weakunet.training.start import new_network
 from weakunet.util import resume
-from weakunet.util.cli import Help, InputError, command, progress, write_csv
+from weakunet.util.cli import InputError, command, new_parser, progress, write_csv
 from weakunet.util.processes import cores, map_processes
 from weakunet.util.threads import set_threads
 
@@ -169,9 +168,7 @@ def draw(out, study, rows):
 @command
 def main(argv=None):
     """Study: see the module's first lines."""
-    parser = argparse.ArgumentParser(
-        "python -m weakunet.study", description=__doc__, formatter_class=Help
-    )
+    parser = new_parser(__doc__, "python -m weakunet.study")
     about = f"studies to run: {', '.join(STUDIES)} (default: all)"
     parser.add_argument("study", nargs="*", default=[], metavar="STUDY", help=about)
     about = "number of runs of every variant, each with a random seed of its own"

@@ -127,7 +127,7 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
     paper = paper or {}
     ends = [x for x, _ in [*operating.values(), *paper.values()] if np.isfinite(x)]
     furthest = furthest or 1.5 * max([1.0, *ends])
-    seeds = {method: _by_seed(curve) for method, curve in curves.items()}
+    seeds = {m: [c] if c and isinstance(c[0], dict) else c for m, c in curves.items()}
     figure = new_figure(8.8, 4.8)
     axes = figure.subplots()
     handles, fall = [], False
@@ -156,10 +156,6 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
         figure.supxlabel(textwrap.fill(WHY_IT_FALLS, 110), fontsize=8)
     axes.grid(alpha=0.3)
     save_figure(figure, path)
-
-
-def _by_seed(curve):
-    return [curve] if curve and isinstance(curve[0], dict) else list(curve)
 
 
 def _draw_curves(axes, seeds, furthest, style):

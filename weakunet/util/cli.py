@@ -40,6 +40,11 @@ def one_line(what, longest=80):
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
+def new_parser(about, prog=None):
+    """A command's parser; `prog` is how the command is called."""
+    return argparse.ArgumentParser(prog, description=about, formatter_class=Help)
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """--help keeps the lines of the description and shows each option's default, if it has one."""
 
@@ -74,6 +79,8 @@ def command(main):
             remedy = "free space or " if error.errno in FULL else ""
             where = error.filename or "output"
             message = f"{where}: {error.strerror}; {remedy}choose another folder"
+        except MemoryError as error:
+            message = f"not enough memory ({one_line(error)}); use smaller or fewer scans at once"
         except KeyboardInterrupt:
             print("interrupted; run the same command again", file=sys.stderr)
             sys.exit(130)
