@@ -113,7 +113,9 @@ def _read(path, dtype):
     affine = checked_affine(path, header)
     try:
         stored = _read_voxels(path, header, dtype)
-    except Exception as error:  # zlib, struct, EOF, OS, memory: nibabel lets them all through
+    except MemoryError:
+        raise InputError(f"{path}: not enough memory; use --jobs 1 or crop the image") from None
+    except Exception as error:  # zlib, struct, EOF, OS: nibabel lets them all through
         raise InputError(
             f"{path}: truncated or damaged ({one_line(error)}); copy or download it again"
         ) from None

@@ -79,6 +79,8 @@ def command(main):
             remedy = "free space or " if error.errno in FULL else ""
             where = error.filename or "output"
             message = f"{where}: {error.strerror}; {remedy}choose another folder"
+        except MemoryError as error:
+            message = f"not enough memory ({one_line(error)}); use smaller or fewer scans at once"
         except KeyboardInterrupt:
             print("interrupted; run the same command again", file=sys.stderr)
             sys.exit(130)
