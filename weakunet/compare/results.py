@@ -46,14 +46,8 @@ RUNS = (
     "Each run: correlation of predicted and true validation counts (a collapsed run has none), "
     "what (e) finds, and the weight of the heatmap in (f)"
 )
-RUNS_HEAD = (
-    "global pooling",
-    "random seed",
-    "r, (b) and (d)",
-    "r, (c), (e) and (f)",
-    "(e): TPR % / FPav",
-    "weight",
-)
+RUNS_HEAD = ("global pooling", "random seed", "r, (b) and (d)", "r, (c), (e) and (f)")
+RUNS_HEAD += ("(e): TPR % / FPav", "weight")
 
 
 def write_all(out, cohort, settings, results, tables, cost):
@@ -82,19 +76,10 @@ def write_all(out, cohort, settings, results, tables, cost):
         (f"Table 1, global pooling: {POOL_NAMES[pool]}", HEAD, printed_rows(table))
         for pool, table in tables.items()
     ]
-    every_run = [run_row(pool, r) for pool, own in results.items() for r in own]
-    write_report(
-        out / "report.html",
-        "Lesions from counts: the paper's Table 1",
-        INTRO,
-        [
-            *blocks,
-            (RUNS, RUNS_HEAD, every_run),
-            ("Settings and cost", ("what", "value"), [(name, str(v)) for name, v in facts]),
-        ],
-        pictures,
-        shown_scan(runs[0]),
-    )
+    blocks.append((RUNS, RUNS_HEAD, [run_row(p, r) for p, own in results.items() for r in own]))
+    blocks.append(("Settings and cost", ("what", "value"), [(name, str(v)) for name, v in facts]))
+    title = "Lesions from counts: the paper's Table 1"
+    write_report(out / "report.html", title, INTRO, blocks, pictures, shown_scan(runs[0]))
 
 
 def run_row(pool, result):
@@ -129,11 +114,8 @@ def draw(out, results, tables):
     paper = {NAMES[name]: (fp, tpr / 100) for name, (tpr, fp, _) in PAPER.items()}
     curves = {NAMES[name]: own for name, own in curves.items()}
     froc_curves(out / "figure3.png", curves, operating, paper)
-    pictures = [
-        (out / "figure2.png", FIGURE2),
-        (out / "figure3_maps.png", FIGURE3_LEFT),
-        (out / "figure3.png", FIGURE3_RIGHT),
-    ]
+    names = {"figure2": FIGURE2, "figure3_maps": FIGURE3_LEFT, "figure3": FIGURE3_RIGHT}
+    pictures = [(out / f"{name}.png", caption) for name, caption in names.items()]
     for pool, own in results.items():
         true, predicted = np.hstack([known_counts(r.scores[MAIN]) for r in own])
         path = out / ("counts.png" if pool == first else f"counts_{pool}.png")

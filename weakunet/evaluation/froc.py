@@ -88,9 +88,9 @@ def _hits_at(heatmap, levels, *truth):
 
 def froc_curve(name, settings, hits):
     """The curve's points from every scan's hits at every setting (see `hits_at_counts`)."""
-    return [_point(name, each, [scan[k] for scan in hits]) for k, each in enumerate(settings)]
-
-
-def _point(name, setting, hits):
-    found = rates(np.reshape(hits, (-1, 3)))
-    return {name: float(setting), **{key: float(found[key]) for key in ("tpr", "fp_per_scan")}}
+    points = []
+    for k, setting in enumerate(settings):
+        found = rates(np.reshape([scan[k] for scan in hits], (-1, 3)))
+        at = {"tpr": float(found["tpr"]), "fp_per_scan": float(found["fp_per_scan"])}
+        points.append({name: float(setting), **at})
+    return points

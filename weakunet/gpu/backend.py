@@ -32,20 +32,14 @@ def array_module(array):
 def pick_device(name="auto"):
     """'cpu' or 'cuda' for a user's `auto | cpu | cuda`; `auto` takes the GPU when there is one.
 
-    Raises
-    ------
-    InputError: `cuda` was asked for and no GPU (or no CuPy) is there.
+    Raises InputError where `cuda` was asked for and no GPU (or no CuPy) is there.
     """
-    if name == "cpu":
-        return "cpu"
-    problem = _no_gpu_because()
-    if problem is None:
-        return "cuda"
-    if name == "cuda":
+    problem = None if name == "cpu" else _no_gpu_because()
+    if name == "cuda" and problem:
         raise InputError(
             f"--device cuda: {problem}; use --device cpu, or auto to take what is there"
         )
-    return "cpu"
+    return "cpu" if name == "cpu" or problem else "cuda"
 
 
 def _no_gpu_because():
@@ -115,19 +109,13 @@ def compute_capability():
 
 
 def device_memory():
-    """Bytes of GPU memory: 'used_bytes' by arrays, 'held_bytes' by CuPy's pool for them (it never
-    shrinks, so at a run's end this is the run's peak), 'free_bytes' and 'total_bytes'.
+    """Bytes of GPU memory: 'free_bytes', and 'held_bytes' by CuPy's pool for our arrays (it never
+    shrinks, so at a run's end this is the run's peak).
     """
     import cupy
 
-    pool = cupy.get_default_memory_pool()
-    free, total = cupy.cuda.Device().mem_info
-    return {
-        "used_bytes": pool.used_bytes(),
-        "held_bytes": pool.total_bytes(),
-        "free_bytes": free,
-        "total_bytes": total,
-    }
+    held = cupy.get_default_memory_pool().total_bytes()
+    return {"held_bytes": held, "free_bytes": cupy.cuda.Device().mem_info[0]}
 
 
 def cache(volumes, device):
