@@ -12,7 +12,6 @@ under two names, or one person in two splits, which would leak from training int
 Exit code 0 when nothing is wrong, 1 when something is, 2 when the table itself cannot be read.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import numpy as np
 from check_scan import Report, check_scan
 
 from weakunet.data.cohort import SPLITS, person_of, read_cohort
-from weakunet.util.cli import Help, command, progress
+from weakunet.util.cli import command, new_parser, progress
 from weakunet.util.processes import cores, map_processes
 
 SPACING_FACTOR, VOLUME_FACTOR, LEVEL_FACTOR = 1.05, 2.0, 10.0  # allowed from the median
@@ -136,7 +135,7 @@ def print_table(reports):
 @command
 def main(argv=None):
     """Check the cohort; return 1 when anything is wrong and 0 when nothing is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = new_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="cohort table")
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)

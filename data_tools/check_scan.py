@@ -11,7 +11,7 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from weakunet.data.cohort import read_centres
-from weakunet.data.headers import read_header
+from weakunet.data.headers import forms_apart
 from weakunet.data.load import RANGE_TOLERANCE, zero_nan
 from weakunet.data.prepare import TRIM
 from weakunet.data.slices import HALF_VOXEL, find_slice
@@ -21,7 +21,6 @@ from weakunet.util.cli import InputError
 LARGEST_REGION = 0.9  # fraction of the image: more is no mask
 MOST_LABELS = 4  # whole numbers above 0 in a mask: more is a segmentation
 SAME_PLACE_MM = 0.1
-FORMS_APART_VOX = 1.0  # qform and sform, at a corner
 
 
 @dataclasses.dataclass
@@ -52,7 +51,8 @@ def check_scan(scan):
         region = _read_region(report, scan, volume)
     if volume is not None:
         _check_image(report, scan, volume, region)
-        _check_forms(report, "image", scan.image)
+        if about := forms_apart(scan.image):
+            report.add("image", about)
     if scan.roi is None and report.content is not None:
         region = volume.array > 0
     if volume is not None and region is not None:
@@ -97,23 +97,12 @@ def _check_image(report, scan, volume, region):
     report.content = content.hexdigest()
 
 
-def _check_forms(report, check, path):
-    """A NIfTI file may place its voxels twice, and programs differ in which one they believe."""
-    header = read_header(path)
-    if "sform_code" not in header or header["sform_code"] == 0 or header["qform_code"] == 0:
-        return
-    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(header["dim"][1:4])[:, None] - 1)
-    apart = (header.get_sform() - header.get_qform()) @ np.vstack([corners, np.ones(8)])
-    apart_mm = np.linalg.norm(apart[:3], axis=0).max()
-    if apart_mm > FORMS_APART_VOX * min(header.get_zooms()[:3]):
-        report.add(check, f"qform and sform place a corner {apart_mm:.1f} mm apart")
-
-
 def _read_region(report, scan, volume):
     try:
         roi = read_volume(scan.roi, nan_ok=True)
         region = mask_of(roi, scan.roi).array
-        _check_forms(report, "roi", scan.roi)
+        if about := forms_apart(scan.roi):
+            report.add("roi", about)
         if volume is not None:
             require_same_grid(volume, scan.image, roi, scan.roi)
     except InputError as error:

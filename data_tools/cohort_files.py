@@ -15,6 +15,7 @@ import dataclasses
 import glob
 import math
 import re
+import unicodedata
 from pathlib import Path
 
 from weakunet.data.tables import parse_count, parse_number, read_table
@@ -23,7 +24,7 @@ from weakunet.util.cli import InputError
 
 def subject_key(name):
     """The same text for all spellings of a subject."""
-    name = name.strip().casefold().removeprefix("sub-")
+    name = unicodedata.normalize("NFC", name.strip()).casefold().removeprefix("sub-")
     return (name.lstrip("0") or "0") if name.isdecimal() else name
 
 

@@ -25,7 +25,6 @@ slice, the one at that height in world mm, as in the paper.
 Writes OUT/counts.csv, OUT/SUBJECT_centres.csv and OUT/cohort.csv.
 """
 
-import argparse
 import dataclasses
 import functools
 import math
@@ -39,16 +38,10 @@ from cohort_files import Entry, find_files, prefix_hint, without_files
 from make_cohort import join, write_and_report
 
 from weakunet.data.slices import cut_volume, find_slice
-from weakunet.data.volumes import (
-    Volume,
-    index_to_world,
-    read_mask,
-    read_volume,
-    require_same_grid,
-)
+from weakunet.data.volumes import Volume, index_to_world, read_mask, read_volume, require_same_grid
 from weakunet.detection.detect import components_above
 from weakunet.util import resume
-from weakunet.util.cli import Help, InputError, command, write_csv
+from weakunet.util.cli import InputError, command, new_parser, write_csv
 from weakunet.util.parts import add_part_arguments, choose_part, part_table, run_command
 from weakunet.util.threads import cores
 
@@ -160,7 +153,7 @@ def kept_row(masks, out, **how):
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = new_parser(__doc__)
     parser.add_argument("--masks", required=True, help="pattern with {subject}, in quotes")
     parser.add_argument("--images", required=True, help="pattern of the scans")
     parser.add_argument("--rois", help="pattern of the regions in which lesions count")

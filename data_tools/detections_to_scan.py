@@ -14,7 +14,6 @@ detection too small for the original's voxels keeps the voxel at its centre. vol
 measured, because a rigid transform changes no volume.
 """
 
-import argparse
 import functools
 import math
 import os
@@ -44,7 +43,7 @@ from weakunet.detection.output_files import (
     write_markups,
 )
 from weakunet.util import resume
-from weakunet.util.cli import Help, InputError, command, write_csv
+from weakunet.util.cli import InputError, command, new_parser, write_csv
 from weakunet.util.parts import choose_part, run_command
 
 
@@ -110,7 +109,7 @@ def kept_rows(job, bids):
 
 def parse_arguments(argv):
     """The command line as a namespace, its original scans in `scans`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = new_parser(__doc__)
     add_scan_arguments(parser, "original scans, as given to register_to_mni.py")
     parser.add_argument("--predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--transforms", type=Path, help="folder of registered scans' matrices")

@@ -14,7 +14,6 @@ reason. The split into train, val and test is drawn here, once, so that training
 agree; edit the column for your own. Check the table with check_cohort.py.
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -31,7 +30,7 @@ from cohort_files import (
 )
 
 from weakunet.data.cohort import SPLITS, Scan, read_cohort, split_cohort, write_cohort
-from weakunet.util.cli import Help, InputError, command, one_line
+from weakunet.util.cli import InputError, command, new_parser, one_line
 
 SUFFIXES = ("PDw", "PD", "T2w", "T1w")
 
@@ -129,7 +128,7 @@ def write_and_report(path, scans, left_out, hints=()):
 @command
 def main(argv=None):
     """Write the cohort table the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = new_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", help="pattern of the scans, with {subject}, in quotes")
     source.add_argument("--bids", type=Path, help="folder of a BIDS dataset")

@@ -16,7 +16,6 @@ Writes SUBJECT.nii.gz and SUBJECT_centres.csv per canvas, and cohort.csv, ready 
 preparation. A mirrored digit is a different sign, so train with `--flips=` (none).
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from make_phantom import require_new, write_scan
 from weakunet.data.cohort import SPLITS, LoadedScan, write_cohort
 from weakunet.data.phantom import scan_rng
 from weakunet.data.volumes import Volume, index_to_world
-from weakunet.util.cli import Help, InputError, command, progress
+from weakunet.util.cli import InputError, command, new_parser, progress
 
 INSTALL = "python -m pip install scikit-learn"
 SPLITS_AT = (1029, 1415)  # of 1797 images: 8 writers to train on, 3 to validate, 3 to test
@@ -89,7 +88,7 @@ def make_canvas(digits, digit, seed, split, i):
 @command
 def main(argv=None):
     """Write the cohort the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--digit", type=int, choices=range(10), default=3, help="what is counted")
     for split, number in zip(SPLITS, (800, 100, 100), strict=True):

@@ -9,7 +9,6 @@ and, for the presets that count one slice (slice, paper), its height. The scans 
 weakunet.data.phantom.simulate_cohort with the same preset and seed.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 from weakunet.data.cohort import Scan, write_cohort
 from weakunet.data.phantom import PRESETS, SPLITS, raw_volumes, scan_rng, simulate_scan
 from weakunet.data.volumes import index_to_world, write_volume
-from weakunet.util.cli import Help, InputError, command, progress, write_csv
+from weakunet.util.cli import InputError, command, new_parser, progress, write_csv
 
 
 def write_scan(folder, subject, image, roi, centres_mm, split, slice_z_mm=None):
@@ -48,7 +47,7 @@ def require_new(folder):
 @command
 def main(argv=None):
     """Write the cohort the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="size of the scans")
     for split, number in zip(SPLITS, (400, 100, 30), strict=True):

@@ -14,7 +14,6 @@ is not a cohort: use it to try the whole path, not to measure how well a network
 other people. The example's files come with Debian's package mricron-data.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from weakunet.data.phantom import draw_count, draw_lesions, scan_rng, smooth_noi
 from weakunet.data.prepare import DILATION_VOX, dilate_mask, invert_contrast
 from weakunet.data.rigid import box_grid, move_points, resample, resample_image
 from weakunet.data.volumes import Volume, index_to_world, read_labels, read_mask, read_volume
-from weakunet.util.cli import Help, InputError, command, progress
+from weakunet.util.cli import InputError, command, new_parser, progress
 
 MARGIN_VOX = 2  # shown around the box that preprocessing crops
 WARP_MM, WARP_SMOOTH_MM = 0.7, 12.0  # sd of the displacement and how smooth it is
@@ -116,7 +115,7 @@ def draw_motion(rng):
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = new_parser(__doc__)
     parser.add_argument("--scan", type=Path, required=True, help="the scan (NIfTI, MGH)")
     parser.add_argument("--roi", type=Path, required=True, help="mask or label image, on any grid")
     parser.add_argument("--labels", type=int, nargs="+", help="labels of --roi that count")

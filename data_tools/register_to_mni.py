@@ -16,7 +16,6 @@ head is not a slice of the template. DIR/cohort.csv names all of it. Run again, 
 done.
 """
 
-import argparse
 import dataclasses
 import functools
 import importlib.metadata
@@ -36,7 +35,7 @@ from weakunet.data.load import read_raw
 from weakunet.data.rigid import box_grid, move_points, resample, write_matrix
 from weakunet.data.volumes import Volume, index_to_world, read_volume, write_volume
 from weakunet.util import resume
-from weakunet.util.cli import Help, InputError, command, write_csv
+from weakunet.util.cli import InputError, command, new_parser, write_csv
 from weakunet.util.parts import choose_part, run_command
 from weakunet.util.threads import cores
 
@@ -115,7 +114,7 @@ def write_registered(scan, template_path, spacing_mm, out):
 
 def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = new_parser(__doc__)
     add_scan_arguments(parser, "scans to register")
     parser.add_argument("--template", type=Path, required=True, help="the template's image")
     about = "size of the registered scans' voxels in mm"

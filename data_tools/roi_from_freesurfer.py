@@ -45,7 +45,7 @@ from weakunet.data.volumes import (
     write_volume,
 )
 from weakunet.util import resume
-from weakunet.util.cli import Help, InputError, command, one_line
+from weakunet.util.cli import InputError, command, new_parser, one_line
 from weakunet.util.parts import choose_part, run_command
 
 
@@ -175,7 +175,7 @@ class _ListNames(argparse.Action):
 
 def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = new_parser(__doc__)
     add_scan_arguments(parser, "scans whose grid the masks take")
     parser.add_argument("--labels", required=True, help="label image; {subject}: the scan's name")
     about = "structures, groups or numbers that make the region"

@@ -88,6 +88,14 @@ def test_path_that_cannot_be_written_ends_in_one_line(tmp_path, capsys):
     assert not list(tmp_path.glob(".writing-*"))
 
 
+def test_lack_of_memory_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    def allocate(path, text):
+        raise MemoryError("Unable to allocate 3 TiB")
+
+    monkeypatch.setattr(cli, "write_text", allocate)
+    assert "not enough memory (Unable to" in ends_in_one_line(capsys, tmp_path / "a.txt")
+
+
 def test_what_the_terminal_cannot_print_is_escaped(tmp_path, monkeypatch):
     """The code page of a Western Windows, and a Latin-1 file name on a UTF-8 system."""
     for encoding, name, shown in (

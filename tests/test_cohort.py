@@ -54,6 +54,9 @@ BAD_TABLES = {
     "unknown split": (HEADER + "a,b,1,validation\n", "split 'validation' is unknown"),
     "split of some": (HEADER + "a,b,1,train\nb,b,1,\n", "'b' has no split"),
     "too many cells": (HEADER + "a,b,1,train,x\n", "line 2 has 5 cells"),
+    "roi is the image": ("subject,image,roi\na,b.nii,b.nii\n", "the roi is the image itself"),
+    "é in two ways": (HEADER + "\xe9,b,1,\ne\u0301,c,1,\n", "is already on line 2"),
+    "underscore": ("subject,image,slice_z_mm\na,b,1_5\n", "slice_z_mm '1_5' is not a number"),
     "nul": (HEADER + "a,b\0,1,\n", "line"),
 }
 

@@ -467,6 +467,19 @@ def test_nan_outside_the_roi_is_0_and_inside_is_refused(cohort, tmp_path, capfd)
     assert "NaN or infinite voxels inside the ROI" in capfd.readouterr().err
 
 
+def test_qform_that_contradicts_the_sform_is_named(cohort, tmp_path, capfd):
+    """As in public cohorts whose sform says 1 mm whatever the voxels' size."""
+    scan = read_cohort(cohort)[1]
+    image = nibabel.load(scan.image)
+    image = nibabel.Nifti1Image(image.get_fdata(), image.affine)
+    image.set_qform(image.affine * [[2], [1], [1], [1]], 1)
+    nibabel.save(image, scan.image)
+    assert run(cohort, tmp_path / "out") == 0
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "qform" in line]
+    # x ends at 40 + 23 / 2 mm by the sform, twice that by the qform
+    assert line.startswith(f"note: {scan.image}: ") and " 51.5 mm apart; the sform is" in line
+
+
 def test_roi_that_splines_have_been_through_is_refused(cohort, tmp_path, capsys):
     scan = read_cohort(cohort)[2]
     _, roi = raw_scan(2)

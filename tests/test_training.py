@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -19,6 +20,7 @@ from weakunet.data import load
 from weakunet.data.cohort import LoadedScan
 from weakunet.data.phantom import simulate_cohort
 from weakunet.data.volumes import Volume
+from weakunet.gpu import backend
 from weakunet.model import WeakUNet
 from weakunet.training import loop as training
 from weakunet.training import start
@@ -28,6 +30,7 @@ from weakunet.training.loop import learning_rate, train_epoch
 from weakunet.training.run import Run, warn_if_nothing_learned
 from weakunet.training.settings import Settings
 from weakunet.util import cli
+from weakunet.util.cli import InputError
 
 OPTIONS = "--channels 2 3 --epochs 3 --restart 2 --batch 2 --block 2 --device cpu".split()
 
@@ -171,7 +174,7 @@ def test_ctrl_c_stops_after_the_batch_and_resumes_within_the_epoch(
 
     def stop(self):
         asked.append(True)
-        return len(asked) == batches + 1  # train asks once before the first batch
+        return len(asked) == batches
 
     monkeypatch.setattr(train.Interrupt, "__call__", stop)
     with pytest.raises(SystemExit) as exit_:
@@ -377,6 +380,19 @@ def test_device_cuda_without_a_gpu_is_refused(cohort, tmp_path, capsys, monkeypa
     monkeypatch.setattr("weakunet.gpu.backend._no_gpu_because", lambda: "no GPU was found")
     line = fails(capsys, "--data", cohort, "--out", tmp_path / "run", "--device", "cuda")
     assert "--device cpu" in line
+
+
+def test_gpu_without_the_compiler_of_kernels_is_not_used(monkeypatch):
+    def version():
+        raise RuntimeError("CuPy failed to load libnvrtc.so.12")
+
+    runtime = SimpleNamespace(getDeviceCount=lambda: 1)
+    for nvrtc, device in ((lambda: (12, 9), "cuda"), (version, "cpu")):
+        cuda = SimpleNamespace(runtime=runtime, nvrtc=SimpleNamespace(getVersion=nvrtc))
+        monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+        assert backend.pick_device("auto") == device
+    with pytest.raises(InputError, match="libnvrtc.so.12.*--device cpu"):
+        backend.pick_device("cuda")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from weakunet.data import volumes
 from weakunet.data.headers import MAX_HEADER
 from weakunet.data.volumes import (
     Volume,
@@ -158,6 +159,8 @@ GOOD_XYZ = np.random.default_rng(0).random((9, 8, 7)).astype(np.float32)
 GOOD = nifti(GOOD_XYZ)
 PACKED = gzip.compress(GOOD)
 NAN = np.array([[[1, np.nan], [2, 3]]], np.float32)
+NO_RAS = bytearray(nibabel.MGHImage(GOOD_XYZ, np.eye(4)).to_bytes())
+NO_RAS[28:30] = 0, 0  # goodRASFlag
 BAD_FILES = {
     "empty.nii": (b"", "empty"),
     "text.nii.gz": (b"hello", "not a readable image"),
@@ -181,6 +184,7 @@ BAD_FILES = {
         nifti(np.ones((2, 2, 2), np.float32), sform_code=0),
         "place in the world is unknown",
     ),
+    "nowhere.mgh": (NO_RAS, "place in the world is unknown"),
     "zero.nii": (nifti(np.ones((2, 2, 2), np.float32), srow_x=0, srow_y=0, srow_z=0), "affine"),
     "flat.nii": (nifti(np.ones((2, 2, 2), np.float32), srow_x=(0, 1, 0, 0)), "affine"),
     "no-intercept.nii": (nifti(NAN, scl_slope=1, scl_inter=np.nan), "scl_inter nan"),
@@ -196,6 +200,16 @@ def test_bad_file_is_refused_in_one_line_that_names_it(tmp_path, name):
         read_volume(tmp_path / name)
     message = str(caught.value)
     assert message.startswith(str(tmp_path / name)) and "; " in message and "\n" not in message
+
+
+def test_lack_of_memory_is_not_called_damage(tmp_path, monkeypatch):
+    def allocate(*arguments):
+        raise MemoryError
+
+    (tmp_path / "a.nii").write_bytes(GOOD)
+    monkeypatch.setattr(volumes, "_read_voxels", allocate)
+    with pytest.raises(InputError, match="a.nii: not enough memory"):
+        read_volume(tmp_path / "a.nii")
 
 
 def test_units_of_the_header_are_honoured(tmp_path):
@@ -215,6 +229,16 @@ def test_units_of_the_header_are_honoured(tmp_path):
             back = nibabel.load(tmp_path / "b.nii")
             np.testing.assert_allclose(back.affine, affine, rtol=1e-5, atol=1e-5)
             assert back.header.get_xyzt_units()[0] == "mm"
+
+
+@pytest.mark.parametrize("magic", [b"n+1", b"ni1"])
+def test_voxels_never_begin_inside_the_header(tmp_path, magic):
+    """An offset of 0, as nibabel leaves it in a header that it has read."""
+    (tmp_path / "a.nii").write_bytes(nifti(GOOD_XYZ, vox_offset=0, magic=magic))
+    assert np.array_equal(read_volume(tmp_path / "a.nii").array, GOOD_XYZ.transpose(2, 1, 0))
+    (tmp_path / "a.nii").write_bytes(nifti(GOOD_XYZ, vox_offset=0, magic=magic)[:-4])
+    with pytest.raises(InputError, match="truncated"):
+        read_volume(tmp_path / "a.nii")
 
 
 def test_quaternion_that_rounding_made_too_long_is_normalised(tmp_path):

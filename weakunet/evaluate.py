@@ -9,9 +9,7 @@ same counts, are method (a) of the paper's Table 1, the heatmaps method (e). Whe
 counted in one slice (the table's slice_z_mm), only that slice is evaluated.
 """
 
-import argparse
 import functools
-import math
 from pathlib import Path
 
 from weakunet.data.cohort import SPLITS, read_cohort
@@ -21,16 +19,8 @@ from weakunet.evaluation.predictions import choose_scans, load_prediction, read_
 from weakunet.evaluation.score_scan import Tolerance
 from weakunet.evaluation.tables import named, text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
-from weakunet.util.cli import Help, InputError, command
+from weakunet.util.cli import InputError, command, new_parser, positive
 from weakunet.util.threads import cores
-
-
-def positive(text):
-    """Parse an option that must be a number above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
 
 
 def seed(text):
@@ -42,11 +32,7 @@ def seed(text):
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(
-        "python -m weakunet.evaluate",
-        description=__doc__,
-        formatter_class=Help,
-    )
+    parser = new_parser(__doc__, "python -m weakunet.evaluate")
     add = parser.add_argument
     add("--predictions", type=Path, required=True, help="folder that weakunet.predict wrote")
     add("--data", type=Path, required=True, help="cohort table with counts and centres")

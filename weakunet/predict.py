@@ -8,13 +8,11 @@ without one must be prepared already. Images are written on the scan file's own 
 same command keeps what is done and predicts on what is missing or changed.
 """
 
-import argparse
 import functools
 from pathlib import Path
 
 from weakunet.data.cohort import read_cohort
 from weakunet.data.load import scans_from_files
-from weakunet.data.prepare import voxel_size
 from weakunet.data.slices import half_thickness
 from weakunet.detection.output_files import (
     DETECTIONS,
@@ -30,15 +28,13 @@ from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import PRECISIONS, pick_precision
 from weakunet.training.checkpoint import load_model
 from weakunet.util import parts, resume
-from weakunet.util.cli import Help, InputError, command, write_csv
+from weakunet.util.cli import InputError, command, new_parser, positive, write_csv
 from weakunet.util.threads import cores
 
 
 def parse_arguments(argv):
     """The command line as a namespace; `scans` are those of its part of the `cohort`."""
-    parser = argparse.ArgumentParser(
-        "python -m weakunet.predict", description=__doc__, formatter_class=Help
-    )
+    parser = new_parser(__doc__, "python -m weakunet.predict")
     add, raw = parser.add_argument, "as for preprocess, for raw scans"
     add("images", nargs="*", type=Path, help="scans, instead of --data")
     add("--model", type=Path, required=True, help="best.npz of a training run")
@@ -48,7 +44,7 @@ def parse_arguments(argv):
     add("--slice-z-mm", type=float, help="those scans' slice, if lesions were counted in one")
     add("--invert", action="store_true", help=raw)
     add("--slab-mm", type=half_thickness, help=raw)
-    add("--spacing-mm", type=voxel_size, nargs=3, metavar=tuple("ZYX"), help=raw)
+    add("--spacing-mm", type=positive, nargs=3, metavar=tuple("ZYX"), help=raw)
     add("--bids", action="store_true", help="name the files as BIDS derivatives")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU, if any")
     add("--precision", choices=PRECISIONS, default="auto", help="as for train")

@@ -8,7 +8,6 @@ is missing or changed. data_tools/detections_to_scan.py takes what is found in a
 to the scan.
 """
 
-import argparse
 import dataclasses
 import functools
 import os
@@ -24,12 +23,11 @@ from weakunet.data.prepare import (
     change_spacing,
     crop_box,
     preparation_steps,
-    voxel_size,
 )
 from weakunet.data.slices import half_thickness
 from weakunet.data.volumes import write_volume
 from weakunet.util import resume
-from weakunet.util.cli import Help, InputError, atomic_path, command
+from weakunet.util.cli import InputError, atomic_path, command, new_parser, positive
 from weakunet.util.parts import add_part_arguments, choose_part, run_command
 from weakunet.util.threads import cores
 
@@ -83,8 +81,7 @@ def draw_steps(scan, path, invert, spacing_mm):
 
 def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
-    prog = "python -m weakunet.preprocess"
-    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=Help)
+    parser = new_parser(__doc__, "python -m weakunet.preprocess")
     parser.add_argument("--data", type=Path, required=True, help="cohort table with a roi column")
     parser.add_argument("--out", type=Path, required=True, help="folder for the prepared scans")
     parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
@@ -92,7 +89,7 @@ def parse_arguments(argv):
     about = "keep only the slices within this distance of the one that was counted"
     parser.add_argument("--slab-mm", type=half_thickness, metavar="MM", help=about)
     about = "resample to voxels of this size in mm first"
-    parser.add_argument("--spacing-mm", type=voxel_size, nargs=3, metavar=tuple("ZYX"), help=about)
+    parser.add_argument("--spacing-mm", type=positive, nargs=3, metavar=tuple("ZYX"), help=about)
     parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     add_part_arguments(parser)
     args = parser.parse_args(argv)

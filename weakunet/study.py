@@ -11,7 +11,6 @@ which tells errors of the map from errors of the count. Writes study_NAME.csv an
 into --out; finished networks are kept.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -27,13 +26,13 @@ from weakunet.detection.predict_scan import predict_scan
 from weakunet.evaluation.evaluator import MAIN, evaluate_maps
 from weakunet.evaluation.metrics import rates
 from weakunet.figures.counts import study_lines
-from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model, save_checkpoint
 from weakunet.training.loop import train
-from weakunet.training.run import WEIGHTS, Run
+from weakunet.training.run import Run
 from weakunet.training.settings import Settings
+from weakunet.training.start import new_network
 from weakunet.util import resume
-from weakunet.util.cli import Help, InputError, command, progress, write_csv
+from weakunet.util.cli import InputError, command, new_parser, progress, write_csv
 from weakunet.util.processes import cores, map_processes
 from weakunet.util.threads import set_threads
 
@@ -127,15 +126,11 @@ def run_variant(variant):
         counts = disturb(np.array([scan.count for scan in scans]), variant.noise, s.seed)
         pairs = zip(scans, counts, strict=True)
         noisy = [dataclasses.replace(scan, count=int(count)) for scan, count in pairs]
-        model = WeakUNet(
-            s.channels, s.convs_per_level, s.pool, s.block,
-            rng=np.random.default_rng([s.seed, WEIGHTS]),
-        )  # fmt: skip
         folder.mkdir(parents=True)
-        with open(folder / "log.txt", "w", encoding="utf-8") as log:
-            with contextlib.redirect_stdout(log):
-                run = (WatchedRun if watched else Run)(model, s, folder)
-                train(run, {"train": noisy, "val": cohort["val"]})
+        log = open(folder / "log.txt", "w", encoding="utf-8")
+        with log, contextlib.redirect_stdout(log):
+            run = (WatchedRun if watched else Run)(new_network(s), s, folder)
+            train(run, {"train": noisy, "val": cohort["val"]})
         resume.note(folder.parent, folder.name, resume.inputs(how, []))
     names = sorted(folder.glob("epoch*.npz")) if watched else [best]
     return [_row(variant, path, cohort["val"]) for path in names]
@@ -173,11 +168,7 @@ def draw(out, study, rows):
 @command
 def main(argv=None):
     """Study: see the module's first lines."""
-    parser = argparse.ArgumentParser(
-        "python -m weakunet.study",
-        description=__doc__,
-        formatter_class=Help,
-    )
+    parser = new_parser(__doc__, "python -m weakunet.study")
     about = f"studies to run: {', '.join(STUDIES)} (default: all)"
     parser.add_argument("study", nargs="*", default=[], metavar="STUDY", help=about)
     about = "number of runs of every variant, each with a random seed of its own"

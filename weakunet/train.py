@@ -30,7 +30,7 @@ from weakunet.training.loop import train
 from weakunet.training.run import Run
 from weakunet.training.settings import Settings, add_options, resumed_settings
 from weakunet.training.start import new_network, starting_weights
-from weakunet.util.cli import Help, InputError, command, progress, write_csv, write_json
+from weakunet.util.cli import InputError, command, new_parser, progress, write_csv, write_json
 from weakunet.util.resume import array_digest
 
 SPLIT_COLUMNS = ("subject", "split", "count", "sha256")  # older programs noted no content
@@ -38,9 +38,7 @@ SPLIT_COLUMNS = ("subject", "split", "count", "sha256")  # older programs noted 
 
 def parse_arguments(argv):
     """The command line as a namespace; `given` holds its settings by name."""
-    parser = argparse.ArgumentParser(
-        "python -m weakunet.train", description=__doc__, formatter_class=Help
-    )
+    parser = new_parser(__doc__, "python -m weakunet.train")
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
     about = "auto: the GPU where there is one"
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)

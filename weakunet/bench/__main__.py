@@ -9,22 +9,15 @@ PyTorch's columns appear where PyTorch is installed. Every result is compared wi
 reference before it is timed.
 """
 
-import argparse
-
 from weakunet.bench import check, compile, counts
 from weakunet.gpu import backend
-from weakunet.util.cli import command, write_json
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the description as it stands, and every option's default."""
+from weakunet.util.cli import command, new_parser, write_json
 
 
 @command
 def main(argv=None):
     """Run the benchmark and print its table."""
-    prog, description = "python -m weakunet.bench", __doc__.partition("\n\n")[2]
-    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=Help)
+    parser = new_parser(__doc__.partition("\n\n")[2], "python -m weakunet.bench")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--cpu", action="store_true", help="numpy on the CPU")
     what.add_argument("--compile", action="store_true", help="registers and spills of all kernels")

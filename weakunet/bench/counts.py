@@ -49,16 +49,8 @@ DEVICES = {
     "a100": Device(19.5e12, 156e12, 2.04e12),
     "titan-x": Device(11e12, 11e12, 0.48e12),
 }
-COLUMNS = [
-    ("name", "{}"),
-    ("size", "{}"),
-    ("times", "{}"),
-    ("flop", "{:.3g}"),
-    ("bytes", "{:.3g}"),
-    ("floor_s", "{:.6f}"),
-    ("bound", "{}"),
-    ("floor_tf32_s", "{:.6f}"),
-]
+COLUMNS = [("name", "{}"), ("size", "{}"), ("times", "{}"), ("flop", "{:.3g}"), ("bytes", "{:.3g}")]
+COLUMNS += [("floor_s", "{:.6f}"), ("bound", "{}"), ("floor_tf32_s", "{:.6f}")]
 
 
 class Layer(NamedTuple):
@@ -162,9 +154,8 @@ def counted(device, only=""):
         f"counted, with the floors of a {device} ({peak.fp32 / 1e12:.1f} TFLOP/s in float32, "
         f"{peak.tf32 / 1e12:.0f} in TF32, {peak.memory / 1e12:.2f} TB/s on its data sheet)"
     )
-    unknown = {"device": f"{device} (counted)", "threads": None, "ours_s": None}
-    unknown |= {"torch_s": None, "ratio": None}
-    return [row | unknown for row, _ in rows(peak, only)]
+    unknown = dict.fromkeys(("threads", "ours_s", "torch_s", "ratio"))
+    return [row | {"device": f"{device} (counted)"} | unknown for row, _ in rows(peak, only)]
 
 
 def _by(shape):

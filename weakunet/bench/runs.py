@@ -81,9 +81,6 @@ def _on_host(results):
     return [backend.to_host(result) for result in results if result is not None]
 
 
-# -- whole networks -------------------------------------------------------------------------------
-
-
 def network_run(step, what, device, dtype=np.float32, precision="fp32", graph=True):
     """A function that runs one prediction, or one training step, with our own layers.
 
@@ -117,12 +114,9 @@ def model_of(step, dtype=np.float32):
     return WeakUNet(**step.network, rng=np.random.default_rng(1), dtype=dtype)
 
 
-# -- single convolutions --------------------------------------------------------------------------
-
-
 def _convolution_runs(layer, direction, device, modes, torch_device):
     arrays, run = _arrays(layer, device), _forward if direction == "forward" else _backward
-    exact = run(SimpleNamespace(**{k: _double(a) for k, a in vars(arrays).items()}), "naive")
+    exact = run(_arrays(layer, device, np.float64), "naive")
     found = {f"ours {mode}": partial(run, arrays, gpu.KERNEL_OF[mode]) for mode in modes}
     found = checked(f"{layer.name} {direction}", found, exact, OURS)
     others = {"naive fp32": partial(run, arrays, "naive")}
@@ -132,16 +126,12 @@ def _convolution_runs(layer, direction, device, modes, torch_device):
     return found | checked(f"{layer.name} {direction}", others, exact, OTHERS)
 
 
-def _double(a):
-    return a if a is None else a.astype(np.float64)
-
-
-def _arrays(layer, device):
+def _arrays(layer, device, dtype=np.float32):
     """What a convolution works on, random numbers: dy, x, coarse (None: not upsampled), w, b."""
     rng = np.random.default_rng(0)
 
     def random(*shape):
-        return backend.to_device(rng.standard_normal(shape, np.float32), device)
+        return backend.to_device(rng.standard_normal(shape, np.float32).astype(dtype), device)
 
     _, c_in, c_out, (n, d, h, w), c_coarse = layer
     dy, x = random(n, c_out, d, h, w), random(n, c_in, d, h, w)

@@ -7,7 +7,6 @@ table1.md, metrics.json, per_scan.csv, figure2.png, figure3.png, counts.png and 
 --out. The trained networks stay in --out/networks. Rerun the same command to resume.
 """
 
-import argparse
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from weakunet.compare.statistics import summarise
 from weakunet.compare.tables import text_table
 from weakunet.gpu import backend
 from weakunet.util import resume
-from weakunet.util.cli import Help, InputError, command, progress
+from weakunet.util.cli import InputError, command, new_parser, progress
 from weakunet.util.processes import cores, map_processes
 
 
@@ -38,11 +37,7 @@ def evaluate_all(jobs, n_jobs, extra):
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(
-        "python -m weakunet.compare",
-        description=__doc__,
-        formatter_class=Help,
-    )
+    parser = new_parser(__doc__, "python -m weakunet.compare")
     add, data = parser.add_argument, parser.add_mutually_exclusive_group()
     about = "simulated scans, and the networks that fit them"
     data.add_argument("--cohort", choices=tuple(COHORTS), default="quick", help=about)

@@ -13,17 +13,15 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from weakunet.compare.cohorts import COHORTS, FIRST_SEED, QUICK
 from weakunet.compare.voxelwise import VoxelwiseRun
 from weakunet.data.cohort import read_cohort
 from weakunet.data.load import load_scans
 from weakunet.data.phantom import simulate_cohort
-from weakunet.model import WeakUNet
 from weakunet.training.loop import train
-from weakunet.training.run import WEIGHTS, Run
+from weakunet.training.run import Run
 from weakunet.training.settings import Settings
+from weakunet.training.start import new_network
 from weakunet.util import resume
 from weakunet.util.cli import progress
 from weakunet.util.processes import map_processes
@@ -129,14 +127,7 @@ def train_network(job, stop_file=None):
         shutil.rmtree(folder, ignore_errors=True)  # of other scans or settings
     made_from = resume.inputs(*job.made_from())
     scans = scans_of(job, "train", "val")
-    model = WeakUNet(
-        settings.channels,
-        settings.convs_per_level,
-        settings.pool,
-        settings.block,
-        upsampling=job.kind != "coarse",
-        rng=np.random.default_rng([settings.seed, WEIGHTS]),
-    ).to(job.device)
+    model = new_network(settings, upsampling=job.kind != "coarse").to(job.device)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
     with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):

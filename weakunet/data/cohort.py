@@ -10,6 +10,7 @@ slice in which lesions were counted, as in the paper (at the anterior commissure
 import dataclasses
 import math
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -58,14 +59,13 @@ class LoadedScan:
 def read_cohort(path):
     """Read and check the table, but not the files that it names.
 
-    What is blank is None. Raises InputError naming the table and
-    the line.
+    What is blank is None. Raises InputError naming the table and the line.
     """
     path = Path(path)
     scans, seen = [], {}
     for line, row in read_table(path, REQUIRED, OPTIONAL):
         scan = _parse_row(f"{path}: line {line}", row, path.parent)
-        first = seen.setdefault(scan.subject.casefold(), line)
+        first = seen.setdefault(unicodedata.normalize("NFC", scan.subject).casefold(), line)
         if first != line:
             raise InputError(
                 f"{path}: line {line}: subject {scan.subject!r} is already on line {first} "
@@ -97,6 +97,8 @@ def _parse_row(where, row, folder):
     paths = {name: None if is_blank(text) else folder / text for name, text in texts.items()}
     if paths["image"] is None:
         raise InputError(f"{where}: no image; give the path of {subject}'s scan")
+    if paths["roi"] == paths["image"]:
+        raise InputError(f"{where}: the roi is the image itself; give the mask of the region")
     if not is_blank(split) and split not in SPLITS:
         raise InputError(
             f"{where}: split {one_line(row['split'])!r} is unknown; use train, val or test"

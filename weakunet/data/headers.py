@@ -22,6 +22,9 @@ COMPRESSED = (".nii.gz", ".mgz")
 MAX_VOXELS = 2**29  # 2 GiB in float32; more is taken for a damaged header
 MAX_DEFLATE = 1040  # deflate never shrinks by more than 1032:1
 MAX_HEADER = 2**24  # bytes before the voxels, extensions and all
+GOOD_RAS = slice(28, 30)  # where an .mgh file says whether it has a place in the world
+NOWHERE = "so its place in the world is unknown"
+SET_PLACE = "set its qform or sform, or convert it again from the scanner's files"
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's codes for metre, mm and micron
 
 # nibabel's remarks on odd headers would stand between our own one-line messages
@@ -57,11 +60,15 @@ def read_header(path):
         raise InputError(
             f"{path}: not a readable image ({one_line(error)}); copy or convert it again"
         ) from None
+    if mgh and start[GOOD_RAS] == bytes(2):  # nibabel and FreeSurfer would assume coronal slices
+        raise InputError(f"{path}: goodRASFlag is 0, {NOWHERE}; {SET_PLACE}")
     return header
 
 
 def _standardise(header):
-    """Lengths in mm, and the quaternion of the qform as the NIfTI library takes it."""
+    """Lengths in mm; the quaternion of the qform and the voxels' offset as NIfTI's library does."""
+    if header.get_data_offset() < header.single_vox_offset:  # nibabel would read the header's bytes
+        header["vox_offset"] = header.single_vox_offset
     in_mm = MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
     if in_mm != 1:
         for name in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
@@ -77,10 +84,11 @@ def _standardise(header):
 
 def check_limits(path, header):
     """Refuse what is no grey 3-D image, too large, or more than the file's size can hold."""
-    shape, dtype, size = header.get_data_shape(), header.get_data_dtype(), path.stat().st_size
+    shape = tuple(int(n) for n in header.get_data_shape())
+    dtype, size = header.get_data_dtype(), path.stat().st_size
     if not 2 <= len(shape) <= 3 and not (len(shape) > 3 and set(shape[3:]) == {1}):
         raise InputError(f"{path}: {len(shape)}-D image {shape}, not 3-D; extract one volume of it")
-    voxels = math.prod(int(n) for n in shape)
+    voxels = math.prod(shape)
     if min(shape) < 1 or voxels > MAX_VOXELS:
         raise InputError(f"{path}: {shape} voxels; the header is damaged, or crop the image")
     if dtype.kind not in "iufb" or dtype.itemsize > 8:
@@ -118,12 +126,9 @@ def open_image(path):
 
 def checked_affine(path, header):
     """The image's affine, if it places the voxels in the world."""
-    remedy = "set its qform or sform, or convert it again from the scanner's files"
     if isinstance(header, Nifti1Header):  # NIfTI-2 as well
         if not (header["sform_code"] > 0 or header["qform_code"] > 0):
-            raise InputError(
-                f"{path}: no qform and no sform, so its place in the world is unknown; {remedy}"
-            )
+            raise InputError(f"{path}: no qform and no sform, {NOWHERE}; {SET_PLACE}")
     with np.errstate(all="ignore"):
         affine = np.asarray(header.get_best_affine(), np.float64)
     usable = np.isfinite(affine).all() and abs(affine).max() < 1e6
@@ -131,5 +136,21 @@ def checked_affine(path, header):
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
         usable = sizes.min() > 1e-6 and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3
     if not usable:
-        raise InputError(f"{path}: unusable affine {affine[:3].tolist()}; {remedy}")
+        raise InputError(f"{path}: unusable affine {affine[:3].tolist()}; {SET_PLACE}")
     return affine
+
+
+def forms_apart(path):
+    """How far qform and sform contradict each other at a corner, as text; None: within a voxel.
+
+    Programs differ in which one they believe; nibabel, and so this package, takes the sform.
+    """
+    header = read_header(path)
+    if "sform_code" not in header or header["sform_code"] == 0 or header["qform_code"] == 0:
+        return None
+    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(header["dim"][1:4])[:, None] - 1)
+    apart = (header.get_sform() - header.get_qform()) @ np.vstack([corners, np.ones(8)])
+    apart_mm = np.linalg.norm(apart[:3], axis=0).max()
+    if apart_mm > min(header.get_zooms()[:3]):
+        return f"qform and sform place a corner {apart_mm:.1f} mm apart"
+    return None

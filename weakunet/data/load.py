@@ -9,17 +9,11 @@ import sys
 import numpy as np
 
 from weakunet.data.cohort import LoadedScan, Scan, read_centres, read_cohort, split_cohort
-from weakunet.data.headers import SUFFIXES
+from weakunet.data.headers import SUFFIXES, forms_apart
 from weakunet.data.phantom import simulate_cohort
 from weakunet.data.prepare import prepare, without_strays
 from weakunet.data.slices import cut_slab, find_slice
-from weakunet.data.volumes import (
-    Volume,
-    read_mask,
-    read_volume,
-    require_same_grid,
-    world_to_index,
-)
+from weakunet.data.volumes import Volume, read_mask, read_volume, require_same_grid, world_to_index
 from weakunet.util.cli import InputError, progress
 from weakunet.util.threads import cores
 
@@ -45,6 +39,8 @@ def read_raw(scan):
     """Read a raw scan and its ROI: a Volume and a Volume of bool on the same grid."""
     volume, roi = read_volume(scan.image, nan_ok=True), read_mask(scan.roi)
     require_same_grid(volume, scan.image, roi, scan.roi)
+    if about := forms_apart(scan.image):
+        print(f"note: {scan.image}: {about}; the sform is taken", file=sys.stderr)
     mask = without_strays(roi.array)
     if n_strays := int((roi.array & ~mask).sum()):
         about = f"{n_strays} stray voxels, apart from the rest, are left out"

@@ -45,9 +45,7 @@ def draw_lesions(
         centres = np.vstack([centres, centre])
         brightness = rng.uniform(*contrast)
         box, part = _draw_tube(rng, centre, np.asarray(spacing_mm), added.shape)
-        added[box] = np.maximum(
-            added[box], brightness * part
-        )  # where two overlap, the brighter one
+        added[box] = np.maximum(added[box], brightness * part)  # of two that overlap the brighter
         if slice_index is not None and box[0].start <= slice_index < box[0].stop:
             here = part[slice_index - box[0].start]
             if here.max() >= VISIBLE:

@@ -12,13 +12,11 @@ than 2 % of the dilated ROI, q does not depend on the number of lesions; with le
 image would reveal the count.
 """
 
-import math
-
 import numpy as np
 from scipy import ndimage
 
 from weakunet.data.rigid import resample, resample_image, resample_labels, spacing_grid
-from weakunet.data.volumes import Volume, index_to_world, require_same_grid, world_to_index
+from weakunet.data.volumes import Volume, crop, index_to_world, require_same_grid, world_to_index
 from weakunet.util.cli import InputError
 
 DILATION_VOX = 3
@@ -47,13 +45,6 @@ def crop_box(roi, margins_vox=(DILATION_VOX,) * 3):
         slice(max(0, side.start - margin), min(n, side.stop + margin))
         for side, n, margin in zip(box, roi.shape, margins_vox, strict=True)
     )
-
-
-def crop(volume, box):
-    """Cut the box (three slices) out of a Volume; each voxel keeps its place in the world."""
-    affine = volume.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box[::-1]]
-    return Volume(volume.array[box], affine)
 
 
 def dilate_mask(mask, radius_vox=DILATION_VOX):
@@ -123,14 +114,6 @@ def prepare(volume, roi, invert=False, image_path="image", roi_path="ROI", spaci
         )
     prepared = list(preparation_steps(image, mask, invert).values())[-1]
     return Volume(np.ascontiguousarray(prepared, np.float32), crop(volume, box).affine)
-
-
-def voxel_size(text):
-    """Parse a number of the option --spacing-mm: above 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
 
 
 def change_spacing(volume, roi, spacing_mm, path="image"):

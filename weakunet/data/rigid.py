@@ -18,7 +18,7 @@ from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
 from weakunet.data.headers import MAX_VOXELS
-from weakunet.data.volumes import Volume, index_to_world, world_to_index
+from weakunet.data.volumes import Volume, index_to_world, move_points, world_to_index
 from weakunet.util.cli import InputError, one_line, write_text
 
 LAST_ROW = (0, 0, 0, 1)
@@ -48,12 +48,6 @@ def read_matrix(path):
             "give the file that register_to_mni.py wrote"
         )
     return matrix
-
-
-def move_points(matrix, points_mm):
-    """Move world points (n, 3) by a matrix (4, 4); n may be 0."""
-    points_mm = np.asarray(points_mm, np.float64).reshape(-1, 3)
-    return points_mm @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def resample(volume, like, order, matrix=None, fill=0):
@@ -87,9 +81,9 @@ def resample_labels(labels, like, matrix=None):
     missing = np.setdiff1d(labels.array, array)
     if len(missing):
         centres = ndimage.center_of_mass(labels.array > 0, labels.array, missing)
-        centres_mm = move_points(
-            np.eye(4) if matrix is None else matrix, index_to_world(labels, centres)
-        )
+        centres_mm = index_to_world(labels, centres)
+        if matrix is not None:
+            centres_mm = move_points(matrix, centres_mm)
         places = np.round(world_to_index(like, centres_mm)).astype(int)
         for label, place in zip(missing, places, strict=True):
             inside = ((place >= 0) & (place < array.shape)).all()

@@ -14,7 +14,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from weakunet.data.volumes import Volume, index_to_world, world_to_index
+from weakunet.data.volumes import crop, index_to_world, world_to_index
 from weakunet.util.cli import InputError
 
 HALF_VOXEL = 0.5 + 1e-6  # centres come through an affine
@@ -45,9 +45,7 @@ def find_slice(volume, z_mm, path="image"):
 
 def cut_volume(volume, first, stop):
     """Cut the slices `first`..`stop` - 1 out of a Volume; they keep their place in the world."""
-    affine = volume.affine.copy()
-    affine[:3, 3] += first * affine[:3, 2]
-    return Volume(volume.array[first:stop], affine)
+    return crop(volume, np.s_[first:stop, 0:, 0:])
 
 
 def half_thickness(text):
@@ -96,9 +94,6 @@ def in_slice(scan, *maps):
         centres_zyx = centres_zyx - (k, 0, 0)
         centres_zyx = centres_zyx[abs(centres_zyx[:, 0]) <= HALF_VOXEL]
     cut = dataclasses.replace(
-        scan,
-        volume=cut_volume(scan.volume, k, k + 1),
-        centres_zyx=centres_zyx,
-        slice_index=None,
+        scan, volume=cut_volume(scan.volume, k, k + 1), centres_zyx=centres_zyx, slice_index=None
     )
     return [cut, *(array[k : k + 1] for array in maps)]

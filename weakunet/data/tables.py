@@ -31,7 +31,7 @@ def is_blank(text):
 def parse_number(text):
     """The number in a cell (3.5 or 3,5); NaN where there is none."""
     try:
-        value = float(text.replace(",", "."))
+        value = float(text.replace(",", ".").replace("_", "?"))  # Python takes 1_5 for 15
     except ValueError:
         return math.nan
     return value if math.isfinite(value) else math.nan

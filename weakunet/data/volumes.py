@@ -113,7 +113,9 @@ def _read(path, dtype):
     affine = checked_affine(path, header)
     try:
         stored = _read_voxels(path, header, dtype)
-    except Exception as error:  # zlib, struct, EOF, OS, memory: nibabel lets them all through
+    except MemoryError:
+        raise InputError(f"{path}: not enough memory; use --jobs 1 or crop the image") from None
+    except Exception as error:  # zlib, struct, EOF, OS: nibabel lets them all through
         raise InputError(
             f"{path}: truncated or damaged ({one_line(error)}); copy or download it again"
         ) from None
@@ -162,18 +164,26 @@ def write_volume(path, array, like):
         temporary.write_bytes(content)
 
 
-def _transform(affine, points):
-    return np.asarray(points, np.float64).reshape(-1, 3) @ affine[:3, :3].T + affine[:3, 3]
+def crop(volume, box):
+    """Cut the box (three slices) out of a Volume; each voxel keeps its place in the world."""
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [side.start for side in box[::-1]]
+    return Volume(volume.array[box], affine)
+
+
+def move_points(matrix, points):
+    """Move points (n, 3) by a matrix (4, 4); n may be 0."""
+    return np.asarray(points, np.float64).reshape(-1, 3) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def index_to_world(volume, points_zyx):
     """Voxel indices (n, 3) as (z, y, x), fractions allowed, to (n, 3) mm as (x, y, z)."""
-    return _transform(volume.affine, np.asarray(points_zyx, np.float64).reshape(-1, 3)[:, ::-1])
+    return move_points(volume.affine, np.asarray(points_zyx, np.float64).reshape(-1, 3)[:, ::-1])
 
 
 def world_to_index(volume, points_mm):
     """World points (n, 3) in mm as (x, y, z) to (n, 3) voxel indices as (z, y, x), not rounded."""
-    return _transform(np.linalg.inv(volume.affine), points_mm)[:, ::-1]
+    return move_points(np.linalg.inv(volume.affine), points_mm)[:, ::-1]
 
 
 def index_to_file(volume, points_zyx):
@@ -182,7 +192,7 @@ def index_to_file(volume, points_zyx):
     if volume.native is None:
         return points_xyz.copy()
     shape = (volume.native.shape + (1,))[:3]
-    return _transform(inv_ornt_aff(volume.native.orientation, shape), points_xyz)
+    return move_points(inv_ornt_aff(volume.native.orientation, shape), points_xyz)
 
 
 def require_same_grid(a, path_a, b, path_b):

@@ -42,13 +42,9 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm):
     percentile over the scan, which its title states. Outlined is what reaches its threshold; marks
     say what each detection is (see marks.py). Every lesion in those slices has a ring.
 
-    Parameters
-    ----------
-    image : (D, H, W)
-    maps : name -> (D, H, W), the name as it is to be printed
-    thresholds : name -> level, or None where nothing is to be outlined and marked; may lack names
-    centres_zyx : (m, 3) voxel indices of the lesions
-    spacing_mm : (z, y, x), None: axes in voxels
+    Parameters: image (D, H, W); maps, name as printed -> (D, H, W); thresholds, name -> level, or
+    None where nothing is to be outlined and marked, may lack names; centres_zyx (m, 3) voxel
+    indices of the lesions; spacing_mm (z, y, x), None: axes in voxels.
     """
     z = busiest_slices(centres_zyx, len(image), 1)[0]
     columns = min(4, len(maps) + 1)
@@ -127,7 +123,7 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
     paper = paper or {}
     ends = [x for x, _ in [*operating.values(), *paper.values()] if np.isfinite(x)]
     furthest = furthest or 1.5 * max([1.0, *ends])
-    seeds = {method: _by_seed(curve) for method, curve in curves.items()}
+    seeds = {m: [c] if c and isinstance(c[0], dict) else c for m, c in curves.items()}
     figure = new_figure(8.8, 4.8)
     axes = figure.subplots()
     handles, fall = [], False
@@ -156,10 +152,6 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
         figure.supxlabel(textwrap.fill(WHY_IT_FALLS, 110), fontsize=8)
     axes.grid(alpha=0.3)
     save_figure(figure, path)
-
-
-def _by_seed(curve):
-    return [curve] if curve and isinstance(curve[0], dict) else list(curve)
 
 
 def _draw_curves(axes, seeds, furthest, style):

@@ -27,20 +27,12 @@ SHAPES = {"o": "circles", "s": "squares", "^": "triangles", "D": "diamonds"}
 
 
 def write_report(path, title, intro, tables, pictures, viewer=None):
-    """Write a self-contained HTML page.
+    """Write a self-contained HTML page; all text is escaped.
 
-    All text is escaped.
-
-    Parameters
-    ----------
-    path : of the .html file, written atomically
-    title : str
-    intro : str
-    tables : list of (caption, header, rows), all text
-    pictures : list of (path of a PNG, caption)
-    viewer : dict of one scan, or None: image (D, H, W) in [0, 1], heatmap (D, H, W), labels
-        (D, H, W) as in `Detections`, centres_zyx (m, 3) voxel indices (None: truth not known),
-        spacing_mm (z, y, x)
+    Parameters: tables, list of (caption, header, rows), all text; pictures, list of (path of a PNG,
+    caption); viewer, None or a dict of one scan: image (D, H, W) in [0, 1], heatmap and labels
+    (D, H, W), labels as in `Detections`, centres_zyx (m, 3) voxel indices (None: truth not known),
+    spacing_mm (z, y, x).
     """
     parts = {
         "title": escape(title),
@@ -97,19 +89,14 @@ def _viewer(image, heatmap, labels, centres_zyx, spacing_mm):
         "ring": TRUTH,
         "outline": ABOVE,
         "truth": truth.round(2).tolist(),
-        "marks": {
-            name: {
-                "shape": SHAPES[MARKS[name][0]],
-                "colour": MARKS[name][1],
-                "points": points.round(2).tolist(),
-            }
-            for name, points in marks.items()
-        },
+        "marks": {},
     }
-    named = [
-        f"{MEANING[name]} ({len(points)}): {SHAPES[MARKS[name][0]]}"
-        for name, points in marks.items()
-    ]
+    named = []
+    for name, points in marks.items():
+        marker, colour = MARKS[name]
+        mark = {"shape": SHAPES[marker], "colour": colour, "points": points.round(2).tolist()}
+        scan["marks"][name] = mark
+        named.append(f"{MEANING[name]} ({len(points)}): {SHAPES[marker]}")
     parts = {"marks": "; ".join(named).capitalize() + ".", "data": json.dumps(scan)}
     return _fill("report_viewer.html", parts | {"low": f"{low:.3g}", "high": f"{high:.3g}"})
 

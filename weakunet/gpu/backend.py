@@ -55,8 +55,9 @@ def _no_gpu_because():
         return f"CuPy cannot be imported ({error})"
     try:
         if cupy.cuda.runtime.getDeviceCount() > 0:
+            cupy.cuda.nvrtc.getVersion()  # kernels cannot be compiled without this library
             return None
-    except cupy.cuda.runtime.CUDARuntimeError as error:
+    except RuntimeError as error:  # CuPy's CUDARuntimeError is one
         return f"no usable GPU ({error})"
     return "no GPU was found"
 

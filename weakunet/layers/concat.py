@@ -39,14 +39,3 @@ def concat_backward_cuda(dy, c_a):
     args = dy, da, db, math.prod(da.shape[1:]), math.prod(db.shape[1:]), dy.size
     backend.launch("layers/concat", "concat_backward", dy.size, args)
     return da, db
-
-
-class Concat:
-    """Concatenation that keeps how many channels came first."""
-
-    def forward(self, a, b, keep=True):
-        self.c_a = a.shape[1]
-        return concat_forward(a, b)
-
-    def backward(self, dy):
-        return concat_backward(dy, self.c_a)

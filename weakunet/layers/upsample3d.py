@@ -43,13 +43,3 @@ def upsample3d_backward_cuda(dy):
     dx = backend.array_module(dy).empty((n, c, d, h, w), dy.dtype)
     backend.launch("layers/upsample3d", "upsample3d_backward", dx.size, (dy, dx, h, w, dx.size))
     return dx
-
-
-class Upsample3D:
-    """Nearest-neighbour upsampling; nothing to remember."""
-
-    def forward(self, x, keep=True):
-        return upsample3d_forward(x)
-
-    def backward(self, dy):
-        return upsample3d_backward(dy)

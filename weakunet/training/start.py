@@ -28,10 +28,10 @@ SHIPPED = Path(__file__).with_name("start.npz")
 OF_NETWORK = "channels", "convs_per_level", "pool", "block"  # settings that shape a network
 
 
-def new_network(settings):
-    """The network of `settings` with its first, random weights."""
+def new_network(settings, **options):
+    """The network of `settings` with its first, random weights; options: more of WeakUNet's."""
     shape = (getattr(settings, name) for name in OF_NETWORK)
-    return WeakUNet(*shape, rng=np.random.default_rng([settings.seed, WEIGHTS]))
+    return WeakUNet(*shape, rng=np.random.default_rng([settings.seed, WEIGHTS]), **options)
 
 
 def starting_weights(settings, scans, runs, device, precision, stop):

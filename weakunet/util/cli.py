@@ -13,9 +13,10 @@ import errno
 import functools
 import io
 import json
+import math
 import os
+import secrets
 import sys
-import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
@@ -39,12 +40,25 @@ def one_line(what, longest=80):
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
+def new_parser(about, prog=None):
+    """A command's parser; `prog` is how the command is called."""
+    return argparse.ArgumentParser(prog, description=about, formatter_class=Help)
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """--help keeps the lines of the description and shows each option's default, if it has one."""
 
     def _get_help_string(self, action):
         none = action.default is None or action.default is False or action.default == []
         return action.help if none else super()._get_help_string(action)
+
+
+def positive(text):
+    """Parse an option that must be a number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
 
 
 def command(main):
@@ -65,6 +79,8 @@ def command(main):
             remedy = "free space or " if error.errno in FULL else ""
             where = error.filename or "output"
             message = f"{where}: {error.strerror}; {remedy}choose another folder"
+        except MemoryError as error:
+            message = f"not enough memory ({one_line(error)}); use smaller or fewer scans at once"
         except KeyboardInterrupt:
             print("interrupted; run the same command again", file=sys.stderr)
             sys.exit(130)
@@ -79,10 +95,8 @@ def atomic_path(path):
     """Yield a temporary path beside `path`; on success it replaces `path` in one step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=WRITING, suffix="".join(path.suffixes))
-    os.close(handle)
-    with contextlib.suppress(OSError):  # network drives and buckets may know no permissions
-        os.chmod(name, 0o666 & ~_umask())
+    name = str(path.with_name(f"{WRITING}{secrets.token_hex(8)}{''.join(path.suffixes)}"))
+    open(name, "xb").close()
     try:
         yield Path(name)
         _flush(name)
@@ -109,12 +123,6 @@ def clear_leftovers(folder):
     """Remove the half-written files of a killed run; no other run may be writing in the folder."""
     for path in Path(folder).rglob(f"{WRITING}*"):
         path.unlink(missing_ok=True)
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path, text):

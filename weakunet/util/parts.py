@@ -64,11 +64,6 @@ def joins(args, path):
     return part_table(args, path) == path and any(path.parent.glob(f"{path.stem}.part-*-of-*"))
 
 
-def works_beside_others(args, path):
-    """Whether other processes may be writing into the folder of the table `path`."""
-    return part_table(args, path) != path or joins(args, path)
-
-
 def clear_parts(args, path):
     """Remove what the parts left once the table of all scans is written."""
     if part_table(args, path) == path:
@@ -119,18 +114,12 @@ def _try(work, scan):
 def run_command(args, settings, work, kept, what, table, write, mixed=False):
     """A command that makes files for each scan and one table of all.
 
-    Parameters
-    ----------
-    args : with scans, out, jobs and what `add_part_arguments` adds
-    settings, mixed : as for `resume.begin`
-    work, kept, what : as for `go_over`
-    table : the table's name in args.out
-    write : (path, results of the scans that did not fail) -> None, writes the table
-
-    Raises InputError, at the end, where scans failed.
+    args has scans, out, jobs and what `add_part_arguments` adds. settings, mixed: as for
+    `resume.begin`; work, kept, what: as for `go_over`. write(path, results of the scans that did
+    not fail) writes the table. Raises InputError, at the end, where scans failed.
     """
     table = args.out / table
-    shared = works_beside_others(args, table)
+    shared = part_table(args, table) != table or joins(args, table)  # others may be writing, too
     resume.begin(args.out, settings, mixed=mixed, shared=shared)
     results = go_over(args.scans, work, kept, args.jobs, what, joins(args, table))
     done = [result for result in results if not isinstance(result, InputError)]

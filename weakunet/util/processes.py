@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 
-from weakunet.util.cli import InputError
+from weakunet.util.cli import InputError, one_line
 from weakunet.util.threads import cores, set_threads
 
 
@@ -33,7 +33,12 @@ def processes(n_jobs):
         return
     context = multiprocessing.get_context("spawn")  # fork would copy the threads' locks
     threads = max(1, cores() // n_jobs)
-    pool = concurrent.futures.ProcessPoolExecutor(n_jobs, context, _start_worker, (threads,))
+    try:
+        pool = concurrent.futures.ProcessPoolExecutor(n_jobs, context, _start_worker, (threads,))
+    except (OSError, ImportError, NotImplementedError) as error:  # a container without /dev/shm
+        raise InputError(
+            f"worker processes cannot be started here ({one_line(error)}); run with --jobs 1"
+        ) from None
 
     def each(function, items):
         try:

@@ -33,8 +33,11 @@ def begin(out, settings, mixed=False, shared=False):
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder; choose another --out")
     path, settings = out / SETTINGS, _as_json(settings)
-    names = [own.name for own in out.iterdir()] if out.exists() else []
-    foreign = not mixed and not all(map(_is_ours, names))
+    names = {own.name for own in out.iterdir()} if out.exists() else set()
+    foreign = not mixed and any(
+        not name.startswith(WRITING)  # another part may be beginning the same folder
+        for name in names - {SETTINGS, FOLDER}
+    )
     made = foreign or any((out / FOLDER).glob("*.json"))  # nothing: a first try that failed
     if path.is_file() and made and _read(path) != settings:
         raise InputError(
@@ -47,11 +50,6 @@ def begin(out, settings, mixed=False, shared=False):
         write_json(path, settings)
     if not shared:
         clear_leftovers(out)
-
-
-def _is_ours(name):
-    """Another part may be beginning the same folder at this moment."""
-    return name in (SETTINGS, FOLDER) or name.startswith(WRITING)
 
 
 def inputs(settings, sources):
