@@ -234,16 +234,13 @@ class WeakUNet:
             dskips.append(dskip)
         return dh, dskips
 
-    def predict(self, scans, interpolate="linear", counted=None):
-        """Counts (N,) and heatmaps (N, 1, D, H, W) of scans, from one pass (eqs. 2 and 3).
-
-        Without an upsampling path the heatmap is resized, 'linear' or 'nearest' (enlarge3d.py).
-        """
+    def predict(self, scans, counted=None):
+        """Counts (N,) and heatmaps (N, 1, D, H, W) of scans, from one pass (eqs. 2 and 3)."""
         f = self.features(scans)
         w, b = self.linear.params["w"], self.linear.params["b"]
         x = self.global_pool.forward(f, self.region(scans, counted), keep=False)
         count = linear_forward(x, w, b) + self._bias_of_more(b)
-        return count, enlarge3d(self.heatmap(f), self.coarseness, interpolate)
+        return count, enlarge3d(self.heatmap(f), self.coarseness)
 
     def heatmap(self, f):
         """M = sum_i w_i f_i (N, 1, D, H, W) of the last feature maps f, at their size (eq. 3)."""

@@ -154,9 +154,8 @@ def counted(device, only=""):
         f"counted, with the floors of a {device} ({peak.fp32 / 1e12:.1f} TFLOP/s in float32, "
         f"{peak.tf32 / 1e12:.0f} in TF32, {peak.memory / 1e12:.2f} TB/s on its data sheet)"
     )
-    unknown = {"device": f"{device} (counted)", "threads": None, "ours_s": None}
-    unknown |= {"torch_s": None, "ratio": None}
-    return [row | unknown for row, _ in rows(peak, only)]
+    unknown = dict.fromkeys(("threads", "ours_s", "torch_s", "ratio"))
+    return [row | {"device": f"{device} (counted)"} | unknown for row, _ in rows(peak, only)]
 
 
 def _by(shape):

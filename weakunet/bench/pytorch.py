@@ -44,11 +44,11 @@ def convolution_runs(direction, arrays, modes, device):
 
     coarse is upsampled and put behind x first.
     """
-    return {
-        f"torch {mode} {layout}": _in_mode(mode, _convolution(direction, arrays, *way))
-        for mode, layout in itertools.product(modes, LAYOUTS)
-        for way in [(mode, LAYOUTS[layout], device)]
-    }
+    found = {}
+    for mode, layout in itertools.product(modes, LAYOUTS):
+        run = _convolution(direction, arrays, mode, LAYOUTS[layout], device)
+        found[f"torch {mode} {layout}"] = _in_mode(mode, run)
+    return found
 
 
 def _convolution(direction, arrays, mode, layout, device):

@@ -81,9 +81,6 @@ def _on_host(results):
     return [backend.to_host(result) for result in results if result is not None]
 
 
-# -- whole networks -------------------------------------------------------------------------------
-
-
 def network_run(step, what, device, dtype=np.float32, precision="fp32", graph=True):
     """A function that runs one prediction, or one training step, with our own layers.
 
@@ -115,9 +112,6 @@ def batch_of(step):
 def model_of(step, dtype=np.float32):
     """The step's network with random weights."""
     return WeakUNet(**step.network, rng=np.random.default_rng(1), dtype=dtype)
-
-
-# -- single convolutions --------------------------------------------------------------------------
 
 
 def _convolution_runs(layer, direction, device, modes, torch_device):

@@ -71,24 +71,17 @@ class SeedResult:
 def network_maps(scans, function, model):
     """(counts, maps) over scans of a function of model and Volume, with test-time augmentation."""
     bound = functools.partial(function, model)
-    pairs = [
-        average_over_flips(bound, scan.volume, model.flips, scan.slice_index) for scan in scans
-    ]
-    return [count for count, _ in pairs], [array for _, array in pairs]
+    pairs = (average_over_flips(bound, s.volume, model.flips, s.slice_index) for s in scans)
+    counts, maps = zip(*pairs, strict=True)
+    return list(counts), list(maps)
 
 
 def all_maps(jobs, scans, extra):
     """Counts and maps of every method on the test scans.
 
-    Parameters
-    ----------
-    jobs : dict kind -> Job, all trained; fcn and coarse, maybe voxelwise
-    scans : dict with the splits val and test
-    extra : add the maps beyond the paper
-
-    Returns
-    -------
-    counts, maps : method -> a count / a map per test scan;  val_r;  weight of (f)
+    Parameters: jobs, dict kind -> Job, all trained (fcn and coarse, maybe voxelwise); scans, dict
+    with the splits val and test; extra, add the maps beyond the paper.
+    Returns: counts and maps, each method -> one per test scan; val_r; weight of (f).
     """
     test, val = scans["test"], scans["val"]
     true_val = [scan.count for scan in val]

@@ -9,9 +9,8 @@ draws for both, since both saw the same scans.
 import numpy as np
 
 from weakunet.evaluation.evaluator import MAIN, NO_NETWORK, known_counts
-from weakunet.evaluation.metrics import count_metrics, interval, rates
+from weakunet.evaluation.metrics import RESAMPLES, count_metrics, interval, rates
 
-RESAMPLES = 2000
 FPAV_LIMIT = 4.4  # the paper's second operating point; the area under the FROC ends there
 
 
@@ -57,14 +56,14 @@ def froc_area(curve, limit=FPAV_LIMIT):
     return float(np.mean([tpr_at(curve, x) for x in grid]))
 
 
-def summarise(results, best=MAIN):
+def summarise(results):
     """dict method -> figures over all SeedResults of one global pooling.
 
     Figures: metrics.RATES and their *_ci95; tpr_by_seed, fp_by_seed; tpr_true, fp_true (at the true
     count); froc_area, tpr_at_limit; count_*; and tpr_minus_best, with its interval.
     """
-    draws = draw(len(results), len(results[0].scores[best]))
-    best_hits = _hits(results, best, "hits")
+    draws = draw(len(results), len(results[0].scores[MAIN]))
+    best_hits = _hits(results, MAIN, "hits")
     best_tpr, best_draws = mean_rates(best_hits)["tpr"], mean_rates(best_hits, draws)["tpr"]
     table = {}
     for method in results[0].scores:

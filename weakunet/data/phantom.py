@@ -140,12 +140,7 @@ def _template(shape, sides=1, ventricle=VENTRICLE):
 
 
 def simulate_scan(preset, rng):
-    """Simulate one raw scan.
-
-    Parameters
-    ----------
-    preset : a name in PRESETS
-    rng : numpy Generator
+    """Simulate one raw scan of a preset (a name in PRESETS).
 
     Returns
     -------
@@ -174,9 +169,8 @@ def simulate_scan(preset, rng):
     image += 0.010 * (noise(0.8) + noise(1.8)) + rng.uniform(0.01, 0.04) * noise(3.5)
     count = draw_count(rng, kind.mean_count, kind.max_count)
     k = None if kind.slice_index is None else kind.slice_index + MARGIN_VOX
-    lesions, centres = draw_lesions(
-        rng, count, tissue, SPACING_MM, contrast=kind.contrast, slice_index=k
-    )
+    how = {"contrast": kind.contrast, "slice_index": k}
+    lesions, centres = draw_lesions(rng, count, tissue, SPACING_MM, **how)
     image = ndimage.gaussian_filter(image + lesions, 0.5) * (1 + 0.04 * noise(9.0))
     noise_re, noise_im = 0.02 * rng.standard_normal((2, *shape), dtype=np.float32)
     return 1000 * rng.uniform(0.8, 1.2) * np.hypot(image + noise_re, noise_im), roi, centres
@@ -217,20 +211,15 @@ def raw_volumes(image, roi):
 
 
 def simulate_cohort(preset, n, seed, n_jobs=1, show=False):
-    """Simulate and prepare a cohort.
+    """Simulate and prepare a cohort of a preset: dict split -> list of LoadedScan.
 
     Parameters
     ----------
-    preset : a name in PRESETS
     n : dict split -> number of scans, for example {"train": 400, "val": 100, "test": 30}
     seed : integer; scan i of a split does not depend on how many others are drawn
     n_jobs : processes that share the scans, where there is enough to do; the bits are the same.
         Only below `if __name__ == "__main__"`, or a script's processes begin processes of their own
-    show : with a bar
-
-    Returns
-    -------
-    dict split -> list of LoadedScan with intensities in [0, 1] and the preset's shape (or slab)
+    show : with a progress bar
     """
     wanted = [(preset, seed, split, i) for split in n for i in range(n[split])]
     if len(wanted) * np.prod(PRESETS[preset].shape) < WORTH_PROCESSES_VOX:

@@ -14,16 +14,10 @@ from weakunet.gpu import backend
 def predict_scan(model, volume, slice_index=None):
     """Count and heatmap of a prepared scan, from one pass.
 
-    Parameters
-    ----------
-    model : WeakUNet, or anything with its `predict`, `settings`, `multiple`, `shape` and `device`
-    volume : Volume in [0, 1], 0 outside the ROI
-    slice_index : along z, the slice that is counted; None: the whole scan
-
-    Returns
-    -------
-    count : float, not rounded
-    heatmap : (D, H, W) like the scan; outside the ROI the lowest value inside, never a detection
+    Parameters: model, a WeakUNet; volume in [0, 1], 0 outside the ROI; slice_index along z, the
+    slice that is counted, None: the whole scan.
+    Returns: count, float, not rounded; heatmap (D, H, W) like the scan, with the lowest value
+    inside the ROI everywhere outside it, so nothing is detected there.
     """
     scan, counted = to_network(model, volume, slice_index)
     count, heatmap = model.predict(scan, counted=counted)

@@ -29,9 +29,7 @@ def average_over_flips(function, volume, axes, slice_index=None):
     axes : those to flip along, of 'zyx'; n axes give 2^n flips, '' the scan alone
     slice_index : along z, a slice that was counted: `function` gets it too, and it stays in place
 
-    Returns
-    -------
-    count : float;  map : (D, H, W), outside the ROI the lowest value inside, never a detection
+    Returns: count, float; map (D, H, W), outside the ROI the lowest value inside.
     """
     if slice_index is not None:
         axes, function = axes.replace("z", ""), functools.partial(function, slice_index=slice_index)

@@ -33,11 +33,8 @@ class Evaluation:
 def evaluate_maps(scans, counts, maps, tolerance=None, seed=0, threshold_froc=True):
     """`evaluate_cases` of scans in memory.
 
-    Parameters
-    ----------
-    scans : list of LoadedScan
-    counts : a predicted count for each scan, not rounded; or method -> such a list
-    maps : method -> a map (D, H, W) for each scan
+    counts: a predicted count for each scan, not rounded; or method -> such a list.
+    maps: method -> a map (D, H, W) for each scan.
     """
     if not isinstance(counts, dict):
         counts = dict.fromkeys(maps, counts)
@@ -63,11 +60,6 @@ def evaluate_cases(
     seed : of the bootstrap intervals
     n_jobs : processes; each has one scan in memory
     threshold_froc : also sweep one threshold over all scans, which opens each scan again
-    quiet : print no progress
-
-    Returns
-    -------
-    Evaluation
     """
     tolerance = tolerance or Tolerance()
     own_counts = [dict(zip(counts, row, strict=True)) for row in zip(*counts.values(), strict=True)]

@@ -16,6 +16,7 @@ from scipy.spatial.distance import cdist
 
 RADIUS_VOX = 3.0  # the paper's: the average radius of its largest lesions
 ROUNDING = 1e-6  # centres come through an affine: 3 voxels can read 3.0000000001
+RESAMPLES = 2000
 DRAWN_AT_ONCE = 10**5  # scans of the bootstrap in memory
 RATES = ("tpr", "tpr_per_scan", "fdr", "fp_per_scan")
 
@@ -44,16 +45,16 @@ def count_hits(detections, lesions, radius=RADIUS_VOX, spacing_mm=None):
     return tp, len(detections) - tp, len(lesions) - tp
 
 
-def detection_metrics(hits, seed=0, resamples=2000):
+def detection_metrics(hits, seed=0):
     """Rates over scans with 95 % bootstrap intervals.
 
     Parameters: hits (S, 3), one row of TP, FP, FN per scan (see `count_hits`).
-    Returns: the RATES of `rates`, and for each its NAME_ci95 [low, high] from `resamples` draws of
+    Returns: the RATES of `rates`, and for each its NAME_ci95 [low, high] from RESAMPLES draws of
     S scans with replacement.
     """
     hits = np.reshape(hits, (-1, 3))
     found = {name: float(value) for name, value in rates(hits).items()}
-    resampled = _resampled_rates(hits, seed, resamples)
+    resampled = _resampled_rates(hits, seed)
     return found | {f"{name}_ci95": interval(values) for name, values in resampled.items()}
 
 
@@ -68,14 +69,14 @@ def interval(values):
     return [float(end) for end in np.percentile(values, [2.5, 97.5])]
 
 
-def _resampled_rates(hits, seed, resamples):
-    """Rates (resamples,) of as many draws of all scans, a few draws at a time to bound memory."""
+def _resampled_rates(hits, seed):
+    """Rates (RESAMPLES,) of as many draws of all scans, a few draws at a time to bound memory."""
     n, rng, parts = len(hits), np.random.default_rng(seed), []
     if n == 0:
         return {name: np.zeros(0) for name in RATES}
     some = max(1, DRAWN_AT_ONCE // n)
-    for first in range(0, resamples, some):
-        draws = rng.integers(n, size=(min(some, resamples - first), n))
+    for first in range(0, RESAMPLES, some):
+        draws = rng.integers(n, size=(min(some, RESAMPLES - first), n))
         parts.append(rates(hits[draws]))
     return {name: np.concatenate([part[name] for part in parts]) for name in RATES}
 

@@ -74,13 +74,9 @@ _BESIDE = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_cl
 def study_lines(path, study, x_label, panels, log_x=False):
     """Draw a study: a row of panels, in each a line with error bars for every series.
 
-    Parameters
-    ----------
-    study : its name, printed above
-    x_label : what was varied, with its unit
-    panels : list of (y_label, {series: (x, mean, low, high)}), sequences of one length, values of
-        at most 1, low and high the ends of the bars; a panel may lack a series
-    log_x : True for a logarithmic x axis, labelled at the values studied
+    Parameters: study, the title; panels, list of (y_label, {series: (x, mean, low, high)}),
+    sequences of one length, values of at most 1, low and high the ends of the bars (a panel may
+    lack a series); log_x, a logarithmic x axis, labelled at the values studied.
     """
     series = list(dict.fromkeys(name for _, lines in panels for name in lines))
     figure = new_figure(max(5.2, 3.9 * len(panels)), 4.0)

@@ -42,13 +42,9 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm):
     percentile over the scan, which its title states. Outlined is what reaches its threshold; marks
     say what each detection is (see marks.py). Every lesion in those slices has a ring.
 
-    Parameters
-    ----------
-    image : (D, H, W)
-    maps : name -> (D, H, W), the name as it is to be printed
-    thresholds : name -> level, or None where nothing is to be outlined and marked; may lack names
-    centres_zyx : (m, 3) voxel indices of the lesions
-    spacing_mm : (z, y, x), None: axes in voxels
+    Parameters: image (D, H, W); maps, name as printed -> (D, H, W); thresholds, name -> level, or
+    None where nothing is to be outlined and marked, may lack names; centres_zyx (m, 3) voxel
+    indices of the lesions; spacing_mm (z, y, x), None: axes in voxels.
     """
     z = busiest_slices(centres_zyx, len(image), 1)[0]
     columns = min(4, len(maps) + 1)

@@ -1,4 +1,4 @@
-"""Upsample a map m-fold to the input's size, trilinearly or by repeating, with aligned CENTRES.
+"""Upsample a map m-fold to the input's size, trilinearly, with aligned CENTRES.
 
 Voxel j of a map that was pooled m-fold covers the fine voxels jm ... jm + m - 1, so fine voxel i
 lies at the coarse position (i + 1/2) / m - 1/2. Each axis in turn is interpolated linearly between
@@ -9,26 +9,12 @@ learn through this, so there is no backward. Plain array expressions run on eith
 import numpy as np
 
 from weakunet.gpu import backend
-from weakunet.layers.upsample3d import upsample3d_forward
-
-HOW = ("linear", "nearest")
 
 
-def enlarge3d(x, m, how="linear"):
-    """(N, C, D, H, W) -> (N, C, mD, mH, mW), m a power of 2.
-
-    Raises ValueError for another `how` than 'linear' or 'nearest' (each voxel repeated).
-    """
-    if how not in HOW:
-        raise ValueError(f"enlarge3d: {how!r} is none of {', '.join(HOW)}")
-    if m == 1:
-        return x
-    if how == "linear":
-        for axis in (2, 3, 4):
-            x = _enlarge_axis(x, m, axis)
-        return x
-    while m > 1:
-        x, m = upsample3d_forward(x), m // 2
+def enlarge3d(x, m):
+    """(N, C, D, H, W) -> (N, C, mD, mH, mW)."""
+    for axis in (2, 3, 4) if m > 1 else ():
+        x = _enlarge_axis(x, m, axis)
     return x
 
 

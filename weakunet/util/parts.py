@@ -114,15 +114,9 @@ def _try(work, scan):
 def run_command(args, settings, work, kept, what, table, write, mixed=False):
     """A command that makes files for each scan and one table of all.
 
-    Parameters
-    ----------
-    args : with scans, out, jobs and what `add_part_arguments` adds
-    settings, mixed : as for `resume.begin`
-    work, kept, what : as for `go_over`
-    table : the table's name in args.out
-    write : (path, results of the scans that did not fail) -> None, writes the table
-
-    Raises InputError, at the end, where scans failed.
+    args has scans, out, jobs and what `add_part_arguments` adds. settings, mixed: as for
+    `resume.begin`; work, kept, what: as for `go_over`. write(path, results of the scans that did
+    not fail) writes the table. Raises InputError, at the end, where scans failed.
     """
     table = args.out / table
     shared = part_table(args, table) != table or joins(args, table)  # others may be writing, too
