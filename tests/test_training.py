@@ -382,17 +382,27 @@ def test_device_cuda_without_a_gpu_is_refused(cohort, tmp_path, capsys, monkeypa
     assert "--device cpu" in line
 
 
-def test_gpu_without_the_compiler_of_kernels_is_not_used(monkeypatch):
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_gpu_that_cannot_be_used_is_not_passed_over_in_silence(tmp_path, monkeypatch, device):
+    nvrtc = SimpleNamespace(getVersion=lambda: (12, 9))
+    runtime = SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=OverflowError)
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, nvrtc=nvrtc))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert backend.pick_device(device) == "cuda"
+
     def version():
         raise RuntimeError("CuPy failed to load libnvrtc.so.12")
 
-    runtime = SimpleNamespace(getDeviceCount=lambda: 1)
-    for nvrtc, device in ((lambda: (12, 9), "cuda"), (version, "cpu")):
-        cuda = SimpleNamespace(runtime=runtime, nvrtc=SimpleNamespace(getVersion=nvrtc))
-        monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
-        assert backend.pick_device("auto") == device
-    with pytest.raises(InputError, match="libnvrtc.so.12.*--device cpu"):
-        backend.pick_device("cuda")
+    nvrtc.getVersion = version
+    with pytest.raises(InputError, match="libnvrtc.so.12; .*--device cpu"):
+        backend.pick_device(device)
+    monkeypatch.delitem(sys.modules, "cupy")
+    error = "raise PermissionError(13, 'Permission denied', '/home/me/.cupy')"
+    (tmp_path / "cupy.py").write_text(error)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="^/home/me/.cupy: .*CUPY_CACHE_DIR"):
+        backend.pick_device(device)
+    assert backend.pick_device("cpu") == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ it to: whoever needs more raises the number on purpose, in the same change.
     layers/        1500  one layer per file: equation, numpy pair, small class; its CUDA beside it
     layers/conv/   2450  the one hard layer: the plain pair, the fast one, the CUDA ladder
     model.py        310  the network: forward, backward and heatmap written out
-    gpu/            430  which device holds an array, and how a kernel is started there
-    data/          1635  scans and counts: volumes, cohort tables, section 2.1, simulated scans
+    gpu/            440  which device holds an array, and how a kernel is started there
+    data/          1620  scans and counts: volumes, cohort tables, section 2.1, simulated scans
     training/      1030  settings, random transforms, the training step and loop, checkpoints
     detection/      510  from heatmap and count to detections; test-time augmentation
     evaluation/     650  sensitivity, false positives, FROC, confidence intervals: one evaluator

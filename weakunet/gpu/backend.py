@@ -43,17 +43,27 @@ def pick_device(name="auto"):
 
 
 def _no_gpu_because():
+    """Why there is no GPU, or None. Raises InputError where one cannot be used as things are."""
     try:
         import cupy
     except ImportError as error:
         return f"CuPy cannot be imported ({error})"
+    except OSError as error:  # CuPy makes its folder for compiled kernels at once
+        raise InputError(
+            f"{error.filename}: CuPy cannot use this folder ({error.strerror}); set CUPY_CACHE_DIR "
+            "to one that can be written to, or use --device cpu"
+        ) from None
     try:
-        if cupy.cuda.runtime.getDeviceCount() > 0:
-            cupy.cuda.nvrtc.getVersion()  # kernels cannot be compiled without this library
-            return None
-    except RuntimeError as error:  # CuPy's CUDARuntimeError is one
+        if cupy.cuda.runtime.getDeviceCount() == 0:
+            return "no GPU was found"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"no usable GPU ({error})"
-    return "no GPU was found"
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except RuntimeError as error:
+        remedy = "install this compiler of kernels, or use --device cpu"
+        raise InputError(f"{error}; {remedy}") from None
+    return None
 
 
 def to_device(array, device):
