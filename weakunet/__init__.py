@@ -3,17 +3,17 @@
 The package in reading order. Behind each place the most lines it may have, which .ci/lines.py holds
 it to: whoever needs more raises the number on purpose, in the same change.
 
-    layers/        1500  one layer per file: equation, numpy pair, small class; its CUDA beside it
-    layers/conv/   2450  the one hard layer: the plain pair, the fast one, the CUDA ladder
+    layers/        1360  one layer per file: equation, numpy pair, small class; its CUDA beside it
+    layers/conv/   2420  the one hard layer: the plain pair, the fast one, the CUDA ladder
     model.py        310  the network: forward, backward and heatmap written out
-    gpu/            440  which device holds an array, and how a kernel is started there
-    data/          1620  scans and counts: volumes, cohort tables, section 2.1, simulated scans
+    gpu/            430  which device holds an array, and how a kernel is started there
+    data/          1600  scans and counts: volumes, cohort tables, section 2.1, simulated scans
     training/      1030  settings, random transforms, the training step and loop, checkpoints
-    detection/      510  from heatmap and count to detections; test-time augmentation
+    detection/      500  from heatmap and count to detections; test-time augmentation
     evaluation/     650  sensitivity, false positives, FROC, confidence intervals: one evaluator
-    compare/       1110  the paper's six methods and the fully supervised upper bound; statistics
-    figures/       1010  every picture, and the report
-    bench/         1070  how fast it is beside PyTorch; whether a GPU computes what numpy does
+    compare/       1070  the paper's six methods and the fully supervised upper bound; statistics
+    figures/        980  every picture, and the report
+    bench/         1040  how fast it is beside PyTorch; whether a GPU computes what numpy does
     util/           580  one-line errors, whole files, processes, parts, resuming
-    *.py            810  the commands: train, predict, evaluate, preprocess, study
+    *.py            780  the commands: train, predict, evaluate, preprocess, study
 """

@@ -113,7 +113,7 @@ def scans_of(job, *splits):
 def train_network(job, stop_file=None):
     """Train the job's network unless it is there; True when it was told to stop.
 
-    Prints nothing: what training prints goes to log.txt in its folder.
+    What training prints goes to log.txt in its folder.
     """
     folder, settings = job.folder, job.settings
     stop_file = stop_file or job.stop_file
