@@ -13,7 +13,7 @@ import pytest
 
 from weakunet import study
 from weakunet.bench import compile as bench_compile
-from weakunet.compare import cohorts
+from weakunet.compare import jobs
 from weakunet.compare.cohorts import COHORTS
 from weakunet.data import load
 
@@ -71,7 +71,7 @@ def few(tmp_path, monkeypatch):
     """An empty folder, and phantom cohorts of few scans."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(load, "PHANTOM_SCANS", FEW)
-    monkeypatch.setattr(cohorts, "QUICK", FEW)
+    monkeypatch.setattr(jobs, "QUICK", FEW)
     for name in ("quick", "standard"):
         small = dataclasses.replace(COHORTS[name], phantom="tiny", n=FEW, seeds=1)
         monkeypatch.setitem(COHORTS, name, small)
