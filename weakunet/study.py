@@ -2,7 +2,7 @@
 
     scans    how many training scans there are, at the same number of steps
     noise    the count off by one in a fraction of the training scans
-    pooling  the global pooling: maximum, mean, mean of local maxima with blocks of several sizes
+    pooling  the global pooling: maximum, mean, sum of local maxima with blocks of several sizes
     epochs   one training watched: error of the count and localisation after every epoch
 
 Every training is on the small phantom from counts alone. It is judged on its VALIDATION scans, by
@@ -70,7 +70,7 @@ class Variant:
 
 def variants(study, seeds, out):
     """The trainings of a study; those that two studies share have the same folder."""
-    local, mm, all_scans = "mean of local maxima", SPACING_MM[2], COHORTS["quick"].n["train"]
+    local, mm, all_scans = "sum of local maxima", SPACING_MM[2], COHORTS["quick"].n["train"]
     kinds = {  # (series, x, what is varied)
         "scans": [(local, n, {"n_train": n}) for n in SCANS],
         "noise": [(local, fraction, {"noise": fraction}) for fraction in NOISE],

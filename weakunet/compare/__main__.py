@@ -1,7 +1,7 @@
 """The paper's Table 1 and figures from one command: python -m weakunet.compare
 
 Trains every network of the comparison from counts alone, on several random seeds of data and
-weights, with two global poolings (the mean of local maxima, ours, and the paper's global maximum).
+weights, with two global poolings (the sum of local maxima, ours, and the paper's global maximum).
 Detects lesions in the maps of the paper's six methods on held-out scans and writes table1.csv,
 table1.md, metrics.json, per_scan.csv, figure2.png, figure3.png, counts.png and report.html into
 --out. The trained networks stay in --out/networks. Rerun the same command to resume.
@@ -46,7 +46,7 @@ def parse_arguments(argv):
     seeds = ", ".join(f"{cohort.seeds} for {name}" for name, cohort in COHORTS.items())
     about = f"number of runs, each with a random seed of its own (default: {seeds}, 3 for --data)"
     add("--seeds", type=int, help=about)
-    about = "global poolings to compare: mean of local maxima, global maximum"
+    about = "global poolings to compare: sum of local maxima, global maximum"
     add("--pool", nargs="+", choices=POOLS, default=POOLS, help=about)
     add("--epochs", type=int, help="fewer epochs than the cohort's, to try it out")
     about = "add Grad-CAM and guided backpropagation"

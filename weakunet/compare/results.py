@@ -68,7 +68,7 @@ def write_all(out, cohort, settings, results, tables, cost):
         ("number of runs", len(runs)),
         ("their random seeds", ", ".join(str(r.seed) for r in runs)),
         ("test scans per run", len(runs[0].scores[MAIN])),
-        ("heatmaps", f"median over mirrored copies, smoothed by sd {SMOOTHING_VOX} voxels"),
+        ("heatmaps", f"median over the flips, smoothed by sd {SMOOTHING_VOX} voxels"),
         *[(name, value) for name, value in vars(settings).items() if name not in ("seed", "pool")],
         *cost.items(),
     ]

@@ -12,7 +12,7 @@ from weakunet.evaluation.evaluator import MAIN
 from weakunet.evaluation.tables import cell, columns, rate_cells
 
 POOL_NAMES = {
-    "lmax": "mean of local maxima (ours)",
+    "lmax": "sum of local maxima (ours)",
     "max": "global maximum (the paper's)",
     "mean": "global mean",
 }
