@@ -29,6 +29,12 @@ def cuda_on_cpu(monkeypatch):
     return gpu
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Prediction writes empty files for pictures, which take most of its time."""
+    monkeypatch.setattr("weakunet.predict.overlay", lambda path, *_, **__: path.write_text(""))
+
+
 def _filled_with_ones(make):
     @functools.wraps(make)
     def make_poisoned(*args, **kwargs):
