@@ -95,7 +95,7 @@ def test_scan_without_a_count_is_left_out_of_the_count_figures(two):
     assert result.metrics["regression_fcn"]["tpr"] == 0.5
 
 
-def test_scan_with_a_slice_is_judged_in_that_slice(two):
+def test_scan_with_a_slice_is_scored_in_that_slice(two):
     """Two lesions and, as components, two dots in slice 2; stronger dots and a lesion above it."""
     scans, counts, maps = two
     first = scans[0]
@@ -126,16 +126,7 @@ def test_the_threshold_froc_is_that_of_all_maps_together(two):
 # -- scans without centres ------------------------------------------------------------------------
 
 
-def test_scan_of_count_zero_needs_no_centres(two):
-    """The figures are those of the same scan with an empty list of centres."""
-    scans, counts, maps = two
-    expected = evaluate_maps(*two).metrics
-    blank = LoadedScan("b", scans[1].volume, 0, None)
-    found = evaluate_maps([scans[0], blank], counts, maps).metrics
-    assert found == expected and found["regression_fcn"]["fp_per_scan"] == 1
-
-
-def test_scan_with_lesions_but_no_centres_is_judged_by_its_count_only(two):
+def test_scan_with_lesions_but_no_centres_is_scored_by_its_count_only(two):
     scans, counts, maps = two
     known = evaluate_maps(*two)
     scans.append(LoadedScan("c", scans[1].volume, 3, None))
@@ -307,7 +298,7 @@ def test_command_takes_a_blank_list_of_centres_for_count_zero_only(folders, caps
     assert "neither a count nor lesion centres: b" in capsys.readouterr().out
 
 
-def test_command_without_centres_judges_the_counts(folders, pictures, capsys):
+def test_command_without_centres_scores_the_counts(folders, pictures, capsys):
     change(folders, ("a.csv", ""), ("b.csv", ""))
     (network,) = evaluate(folders).values()
     assert network["count_mse"] == pytest.approx((0.4**2 + 0.6**2) / 2) and "tpr" not in network

@@ -23,7 +23,7 @@ AFFINE = np.array([[0.5, 0, 0, 40], [0, 0.6, 0, -30], [0, 0, 0.8, 10], [0, 0, 0,
 
 
 def raw_scan(seed=0, shape=(20, 22, 24)):
-    """Volumes of a scan and of an ROI in its middle: a block of 4 x 6 x 8 voxels (z, y, x)."""
+    """A scan and an ROI in its middle: a block of 4 x 6 x 8 voxels (z, y, x)."""
     rng = np.random.default_rng(seed)
     image = rng.uniform(100, 1000, shape).astype(np.float32)
     roi = np.zeros(shape, np.float32)
@@ -69,7 +69,7 @@ def test_prepared_scan_is_the_steps_done_one_by_one():
     )
 
 
-def test_lesions_do_not_change_the_gain_where_fluid_fills_more_than_the_trimmed_share():
+def test_lesions_do_not_change_the_gain_where_fluid_fills_more_than_the_trimmed_fraction():
     volume, roi = raw_scan()
     volume.array[:] = 400
     volume.array[7:11, 8:14, 9:11] = 1000  # 48 of 1024 dilated voxels

@@ -1,4 +1,4 @@
-"""The preprocess command: what it writes, goes on with after a stop, joins from parts, refuses."""
+"""The preprocess command: its files, resuming, joining parts, and what it refuses."""
 
 import dataclasses
 import json

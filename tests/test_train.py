@@ -1,4 +1,4 @@
-"""The training command: its files, the same bits after a stop or kill at any moment, refusals."""
+"""The training command: its files, the same bits after a stop or kill at any time, refusals."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import nibabel
 import numpy as np
 import pytest
-from helpers import refusal, rows, save
+from helpers import refusal, rows, save, state
 
 from weakunet import train
 from weakunet.data import load
@@ -53,13 +53,6 @@ def run(cohort, out, *more):
 def resume(out, *more):
     train.main(["--out", str(out), "--resume", "--device", "cpu", *more])
     return state(out)
-
-
-def state(out):
-    with np.load(Path(out) / "last.npz") as file:
-        arrays = {name: file[name] for name in file.files}
-    arrays["training.history"] = arrays["training.history"][:, :-1]  # all but the seconds
-    return arrays
 
 
 def assert_same(first, second):
@@ -128,7 +121,7 @@ class Killed(BaseException):
 def test_resume_after_a_kill_before_any_file_is_replaced(
     cohort, finished, tmp_path, monkeypatch, replaced
 ):
-    """Files are written aside and renamed; die at the n-th renaming, then resume."""
+    """Files are written under another name and then renamed: die at the n-th time, then resume."""
     calls = []
 
     def dying_replace(source, target):
@@ -178,7 +171,7 @@ def test_ctrl_c_stops_after_the_batch_and_resumes_within_the_epoch(
     assert_same(finished[1], resume(tmp_path / "run"))
 
 
-# -- what a run goes on with -----------------------------------------------------------------------
+# -- what a resumed run must find again ------------------------------------------------------------
 
 
 @pytest.fixture
@@ -289,7 +282,7 @@ def flipped(old):
         ("settings.json", lambda old: old.replace(b"lmax", b"median"), "settings.json: damaged"),
     ],
 )
-def test_run_that_cannot_go_on_is_refused_by_name(finished, tmp_path, capsys, name, change, said):
+def test_run_that_cannot_resume_is_refused_by_name(finished, tmp_path, capsys, name, change, said):
     shutil.copytree(finished[0], tmp_path / "run")
     path = tmp_path / "run" / name
     content = change(path.read_bytes())
