@@ -18,12 +18,15 @@ from helpers import refusal, rows, save, state
 
 from weakunet import train
 from weakunet.data import load
+from weakunet.detection.predict_scan import predict_scan
 from weakunet.gpu import backend
 from weakunet.model import WeakUNet
+from weakunet.training.checkpoint import load_model
+from weakunet.training.settings import Settings
 from weakunet.util import cli
 from weakunet.util.cli import InputError
 
-OPTIONS = "--channels 2 3 --epochs 3 --restart 2 --batch 2 --block 2 --device cpu".split()
+OPTIONS = "--channels 2 3 --epochs 3 --batch 2 --block 2 --device cpu".split()
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +294,16 @@ def test_run_that_cannot_resume_is_refused_by_name(finished, tmp_path, capsys, n
     assert said in refusal(capsys, train.main, *resumed)
 
 
-# -- weights to begin with -------------------------------------------------------------------------
+# -- the weights, first and last -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", [[], ["--gaussian-head"]])
+def test_every_epoch_ends_with_the_level_right_on_the_training_scans(cohort, tmp_path, head):
+    run(cohort, tmp_path / "run", *head)
+    model = load_model(tmp_path / "run" / "last.npz")
+    scans = load.load_scans(Settings(data=str(cohort)), ("train",))["train"]
+    missing = np.mean([scan.count - predict_scan(model, scan.volume)[0] for scan in scans])
+    assert (abs(missing) < 1e-4) == (not head)
 
 
 def test_gaussian_head_leaves_the_last_layer_as_drawn(cohort, tmp_path):

@@ -6,7 +6,6 @@ import pytest
 from weakunet.data.cohort import LoadedScan
 from weakunet.data.phantom import simulate_cohort
 from weakunet.data.volumes import Volume
-from weakunet.model import WeakUNet
 from weakunet.training import loop, start
 from weakunet.training.batches import common_shape, common_spacing, pad_together
 from weakunet.training.checkpoint import load_model
@@ -59,26 +58,7 @@ def test_scans_of_one_slice_are_moved_within_it_only(monkeypatch, tmp_path):
     assert any(not np.array_equal(volume[2], seen[0][2]) for volume in seen)
 
 
-# -- the first weights, and the last layer's second ones -------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "epoch, head, again", [(1, False, False), (2, False, True), (2, True, False)]
-)
-def test_restart_gives_the_last_layer_its_first_weights_once_more(tmp_path, epoch, head, again):
-    rng = np.random.default_rng(5)
-    volumes = rng.random((4, 8, 8, 8), np.float32)
-    counts = np.array([1, 2, 3, 6], np.float32)
-    settings = Settings(channels=[2, 3], lr=1e-30, restart=2, gaussian_head=head)
-    run = Run(WeakUNet([2, 3], 1, "mean", rng=rng), settings, tmp_path)
-    run.model.params["linear.w"][:] = 5, -7
-    for average in run.optimizer.state.values():
-        average[...] = 100
-    run.epoch = epoch
-    loop.train_epoch(run, volumes, counts, lambda: True)  # one batch
-    mean = run.model.predict(volumes[:, None])[0].mean()
-    assert np.isclose(mean, counts.mean(), rtol=1e-5) == again
-    assert (run.optimizer.state["linear.w.avg_s2"].max() < 1) == again
+# -- the first weights -----------------------------------------------------------------------------
 
 
 def test_large_volumes_start_from_weights_that_learned_on_small_ones(tmp_path, capsys, monkeypatch):
