@@ -110,7 +110,7 @@ def test_written_table_reads_back_the_same_with_relative_paths(tmp_path):
         Scan("b", tmp_path / "out" / "b.nii", None, None, slice_z_mm=7),
     ]
     write_cohort(path, scans)
-    lines = ['a,"../raw/a, b.nii.gz",0,../raw/a.mgz,-3.25', "b,b.nii,,,7.0"]
+    lines = ['a,"../raw/a, b.nii.gz",0,../raw/a.mgz,-3.25', "b,b.nii,,,7"]
     assert path.read_text().splitlines() == ["subject,image,count,roi,slice_z_mm", *lines]
     back = read_cohort(path)
     assert [(s.subject, s.count, s.image.resolve(), s.slice_z_mm) for s in back] == [

@@ -46,13 +46,18 @@ def test_every_sentence_leads_to_code_that_exists():
         assert len(re.findall(r"\]\(\.\./[^)]+\.py\) `", row)) == row.count("](../"), row
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_link_to_what_exists_and_name_commands_that_are_tested(page):
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", TUTORIALS / "results.md"], ids=str)
+def test_pages_name_only_files_that_exist(page):
     text = page.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert (page.parent / link).exists(), link
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert links and all((page.parent / link).exists() for link in links), links
     for name in re.findall(r"`((?:weakunet|tutorials|tests|data_tools)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_only_commands_that_are_tested(page):
+    text = page.read_text(encoding="utf-8")
     commands = re.findall(r"(?:^|`)((?:python|pip) [^`\n]+)", text, re.M)
     for command in commands:
         assert any(re.fullmatch(rule, command) for rule in RUN_BY), command

@@ -153,15 +153,6 @@ def test_parts_side_by_side_give_the_tables_of_one_run(cohort, no_pictures, caps
     assert contents(cohort / "out") == contents(cohort / "whole")
 
 
-def test_parts_of_other_settings_are_refused(cohort, no_pictures, capsys):
-    assert run(cohort, "out", "--part", "1/3") == 0
-    assert run(cohort, "out", "--part", "2/3", "--invert") == 2
-    assert "begun with other settings, invert False (now True)" in capsys.readouterr().err
-    assert run(cohort, "out", "--part", "4/3") == 2
-    assert run(cohort, "out", "--subjects", "s99") == 2
-    assert "s99: no scan is called so" in capsys.readouterr().err
-
-
 # -- memory ---------------------------------------------------------------------------------
 
 

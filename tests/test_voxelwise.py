@@ -55,12 +55,12 @@ def test_labels_are_the_nearest_voxel_where_voxels_are_large():
     assert np.argwhere(labels).tolist() == [[1, 1, 2]]
 
 
-def test_labels_are_cut_at_the_edge_and_empty_for_centres_outside():
-    labels = voxelwise.draw_labels((5, 7, 7), np.array([[0.0, 0, 0]]), PAPER_MM)
-    assert labels.sum() == 5
-    outside = np.array([[-9.0, 0, 0], [2, 30, 3]])
-    assert voxelwise.draw_labels((5, 7, 7), outside, PAPER_MM).sum() == 0
-    assert voxelwise.draw_labels((5, 7, 7), np.zeros((0, 3)), PAPER_MM).sum() == 0
+@pytest.mark.parametrize(
+    "centres, voxels", [([[0, 0, 0]], 5), ([[-9, 0, 0], [2, 30, 3]], 0), ([], 0)]
+)
+def test_labels_are_cut_at_the_edge_and_empty_for_centres_outside(centres, voxels):
+    centres = np.array(centres, float).reshape(-1, 3)
+    assert voxelwise.draw_labels((5, 7, 7), centres, PAPER_MM).sum() == voxels
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -184,19 +184,14 @@ def test_training_starts_at_the_weighted_log_odds(tmp_path):
     assert model.params["linear.b"][0] == pytest.approx(np.log(odds), rel=1e-6)
 
 
-def test_training_needs_centres(tmp_path):
-    scans = {"train": simulated(1, 1), "val": simulated(1, 2)}
-    scans["val"][0].centres_zyx = None
-    with pytest.raises(InputError, match="s0: no lesion centres"):
-        learn(Settings(), scans, tmp_path)
-
-
-def test_training_that_diverges_says_so(tmp_path):
-    scans = {"train": simulated(2, 1), "val": simulated(1, 2)}
-    model = network()
+def test_training_that_diverges_says_so_and_needs_centres(tmp_path):
+    scans, model = {"train": simulated(2, 1), "val": simulated(1, 2)}, network()
     model.params["encoder0.conv0.b"][:] = np.nan
     with np.errstate(invalid="ignore"), pytest.raises(InputError, match="diverged in epoch 1"):
         learn(Settings(epochs=1), scans, tmp_path, model=model)
+    scans["val"][0].centres_zyx = None
+    with pytest.raises(InputError, match="s0: no lesion centres"):
+        learn(Settings(), scans, tmp_path)
 
 
 # -- the threshold ---------------------------------------------------------------------------------
