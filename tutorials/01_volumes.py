@@ -10,19 +10,16 @@
 # **Takes** about 2 seconds on 2 cores. Numpy is all you need to know.
 
 # %%
-import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import nibabel
 import numpy as np
 
 from weakunet.data import phantom, volumes
-from weakunet.figures.drawing import BLUE, save_figure
+from weakunet.figures.drawing import BLUE
 
 # %% [markdown]
 # ## A volume is `array[z, y, x]`
@@ -151,11 +148,10 @@ panels[2].plot(lesion_mm[0] + ring[0], lesion_mm[2] + ring[1], color=BLUE, linew
 panels[2].set(title="array[:, y, :] in millimetres", xlabel="x, to the patient's right (mm)")
 panels[2].set_ylabel("z, to the top (mm)")
 figure.suptitle("One lesion, ringed at 3 mm, three times")
-save_figure(figure, "runs/tutorials/01_volumes.png")
 
 print(f"3 mm are {radius_mm / dx:.2f} voxels along x and {radius_mm / dz:.2f} along z")
 print(f"by hand and by weakunet, {len(centres_zyx)} lesions agree within {difference_mm:.1e} mm")
-print("picture: runs/tutorials/01_volumes.png")
+lesson.save(figure, "01_volumes")
 
 # %% [markdown]
 # **Try.** Store the scan as "LAS" and look at the affine: which number became negative, and why did

@@ -10,18 +10,13 @@
 # **Takes** about 3 seconds on 2 cores.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import ndimage
 
 from weakunet.data import phantom
-from weakunet.figures.drawing import BLUE, RED, save_figure
+from weakunet.figures.drawing import BLUE, RED
 from weakunet.layers.conv.conv3d import Conv3D, conv3d_forward
 
 rng = np.random.default_rng(2)
@@ -187,7 +182,6 @@ for name, volume in {"scan": image, **dict(zip(kernels, filtered, strict=True))}
         panels[name].add_patch(plt.Circle(middle, 1.5, fill=False, color=BLUE, linewidth=1.5))
     panels[name].set(title=name, xlabel="x (mm)", ylabel="y (mm)")
 panels["scan"].set_title(f"slice z = {z}, lesions ringed")
-save_figure(figure, "runs/tutorials/02_convolution.png")
 
 spots = filtered[2]
 weakest = spots[tuple(lesions.round().astype(int).T)].min()
@@ -196,7 +190,7 @@ apart_mm = np.linalg.norm((answering[:, None] - lesions) * scan.volume.spacing_m
 elsewhere = (apart_mm.min(axis=1) > 2).sum()
 print(f"{len(lesions)} lesions; {len(answering)} voxels answer the spot kernel as the faintest")
 print(f"does, or more; {elsewhere} of them are more than 2 mm away from every lesion")
-print("picture: runs/tutorials/02_convolution.png")
+lesson.save(figure, "02_convolution")
 
 # %% [markdown]
 # **Try.** Make the spot kernel narrower or wider and watch the last number. Shift it by one voxel:

@@ -11,16 +11,11 @@
 # **Takes** about 3 seconds on 2 cores. Lesson 2 explains the forward pass.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 
-from weakunet.figures.drawing import LINES, save_figure
+from weakunet.figures.drawing import LINES
 from weakunet.layers.conv.conv3d import Conv3D, conv3d_backward, conv3d_forward
 from weakunet.layers.gradcheck import check_layer
 
@@ -170,7 +165,6 @@ panel.text(1.2e-10, 2e-9, "slope $-1$: rounding$\\,/\\,h$", color="dimgrey")
 panel.set(xlabel="step h", ylabel="largest error of 8 weights' gradients, relative to max |dw|")
 panel.set_title("A numerical check of a convolution's backward pass")
 panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.02, 0.88))
-save_figure(figure, "runs/tutorials/03_backprop.png")
 
 best = {name: (min(error), steps[np.argmin(error)]) for name, error in errors.items()}
 for name, (error, h) in best.items():
@@ -185,7 +179,7 @@ layer = Conv3D(2, 3, rng=rng, dtype=np.float64)
 checked = check_layer(layer, [x[None, :, :3, :4, :4].copy()], rng)
 print("check_layer, relative errors:", {name: f"{error:.1e}" for name, error in checked.items()})
 assert max(checked.values()) < 1e-6
-print("picture: runs/tutorials/03_backprop.png")
+lesson.save(figure, "03_backprop")
 
 # %% [markdown]
 # **Try.** Replace the loss by `y.sum()` (then dy = 1): what becomes of the V, and why? Then write

@@ -11,19 +11,14 @@
 # **Takes** about 3 seconds on 2 cores. Lesson 3 explains numerical gradients.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
 from weakunet.data import phantom
-from weakunet.figures.drawing import BLUE, RED, save_figure
+from weakunet.figures.drawing import BLUE, RED
 from weakunet.layers.conv.conv3d import conv3d_forward
 from weakunet.layers.gradcheck import numerical_gradient, relative_error
 from weakunet.layers.maxpool3d import maxpool3d_backward, maxpool3d_forward
@@ -171,11 +166,10 @@ panel.legend(frameon=False)
 names = ("no gradient", "a gradient, in a block of zeros", "a gradient that passes")
 boxes = [Patch(facecolor=c, edgecolor="black") for c in colours]
 figure.legend(boxes, names, loc="outside lower left", ncols=3, frameon=False)
-save_figure(figure, "runs/tutorials/04_pooling.png")
 
 arrived, kept = np.count_nonzero(dfeatures), np.count_nonzero(through_relu)
 print(f"{(ties > 1).mean():.1%} of the blocks tie; of {arrived} gradients {kept} pass the ReLU")
-print("picture: runs/tutorials/04_pooling.png")
+lesson.save(figure, "04_pooling")
 
 # %% [markdown]
 # **Try.** Replace `argmax` by one that takes the LAST maximum: which line above fails first? Then

@@ -11,17 +11,12 @@
 # **Takes** about 5 seconds on 2 cores. Lessons 2 to 4 explain the layers.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 
 from weakunet.data import phantom
-from weakunet.figures.drawing import BLUE, RED, save_figure
+from weakunet.figures.drawing import BLUE, RED
 from weakunet.model import WeakUNet
 
 # %% [markdown]
@@ -182,12 +177,11 @@ gradient = panels[2].imshow(
 label = "count per unit of brightness: red more, blue less"
 figure.colorbar(gradient, ax=panels[2], label=label, shrink=0.8)
 panels[2].set(title=f"gradient of the count, slice z = {z}", xlabel="x (mm)", ylabel="y (mm)")
-save_figure(figure, "runs/tutorials/05_network.png")
 
 cube = (2 * half + 1) ** 3 / (last - first + 1) ** 3
 print(f"the field is {last - first + 1} voxels wide; half of the gradient lies in a cube of")
 print(f"{2 * half + 1} voxels, {100 * cube:.1f} % of the field's volume")
-print("picture: runs/tutorials/05_network.png")
+lesson.save(figure, "05_network")
 
 # %% [markdown]
 # **Try.** Give the network four levels, `channels=(8, 16, 32, 64)`, and `levels=4` to

@@ -15,18 +15,12 @@
 
 # %%
 import re
-import sys
-from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-ROOT = next(p for p in HERE.parents if (p / "weakunet").is_dir())  # the clone
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from cuda_on_cpu import harness
 
-from weakunet.figures.drawing import save_figure
 from weakunet.gpu import backend
 from weakunet.layers.conv.conv3d import conv3d_forward
 
@@ -40,7 +34,7 @@ from weakunet.layers.conv.conv3d import conv3d_forward
 
 # %%
 print("\n## The text")
-text = (ROOT / "weakunet/layers/conv/naive.cu").read_text(encoding="utf-8")
+text = (lesson.ROOT / "weakunet/layers/conv/naive.cu").read_text(encoding="utf-8")
 kernel = re.search(r"// computes  the equation above.*?\n}\n", text, re.S).group()
 print(kernel)
 
@@ -168,11 +162,10 @@ for panel, (name, (values, colours)) in zip(panels.flat, maps.items(), strict=Tr
 for number in np.unique(block[0, 0, z]):
     row = np.argwhere(block[0, 0, z] == number)[:, 0].mean()
     panels[0, 0].text(14.5, row, f"block {number}", color="white", ha="center", fontsize=12)
-save_figure(figure, "runs/tutorials/06_cuda_kernel.png")
 
 print(f"{loads:.0f} loads from memory for {y.size} outputs, {loads / y.size:.0f} each")
 print(f"largest difference between the kernel and numpy: {difference.max():.1e}")
-print("picture: runs/tutorials/06_cuda_kernel.png")
+lesson.save(figure, "06_cuda_kernel")
 
 # %% [markdown]
 # **Try.** In a copy of `naive.cu`, take the guard `if (t >= total) return;` away and run it with

@@ -11,19 +11,15 @@
 # **Takes** about 5 seconds on 2 cores. Lessons 2 and 6 explain the convolution and the kernel.
 
 # %%
-import sys
 import time
-from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
 
 from weakunet.bench import counts as bench_counts
-from weakunet.figures.drawing import LINES, save_figure
+from weakunet.figures.drawing import LINES
 from weakunet.layers.conv import cpu as conv3d_fast
 from weakunet.layers.conv import gpu as conv3d_cuda
 from weakunet.layers.conv.conv3d import conv3d_forward
@@ -292,12 +288,11 @@ roof.text(flop / least * 1.1, 3e2, "at best: each\nbyte moves once", color="dimg
 roof.set(title="roofline of one layer", xlabel="intensity (FLOP per byte)", ylabel="GFLOP/s")
 roof.set_ylim(5e-5, 2e5)
 roof.legend(frameon=False, loc="lower right")
-save_figure(figure, "runs/tutorials/07_fast_convolution.png")
 
 fastest, slowest = points["the package's layer"][1], points["loops"][1]
 print(f"from the loops to the package's layer: {fastest / slowest:.0f} times as fast,")
 print(f"{fastest / peak:.0%} of this computer's matrix products on one core")
-print("picture: runs/tutorials/07_fast_convolution.png")
+lesson.save(figure, "07_fast_convolution")
 
 # %% [markdown]
 # **Try.** Give the layer one input map, C_IN = 1, as the network's first has: what is its intensity

@@ -12,18 +12,13 @@
 # **Takes** about 60 seconds on 2 cores, nearly all of it training. Lesson 5 explains the network.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 
 from weakunet.data import phantom
 from weakunet.evaluation.metrics import count_metrics
-from weakunet.figures.drawing import LINES, save_figure
+from weakunet.figures.drawing import LINES
 from weakunet.layers.globalpool3d import GlobalPool3D, globalmax_backward, globalmax_forward
 from weakunet.layers.loss import mse_backward, mse_forward
 from weakunet.layers.optim import Adadelta, adadelta_update
@@ -268,7 +263,6 @@ panels[2].text(0.7 * largest, 0.8 * largest, "right", color="dimgrey", ha="right
 panels[2].axhline(counts["train"].mean(), color="grey", linestyle=":")
 panels[2].text(largest, counts["train"].mean(), "the mean", color="dimgrey", ha="right", va="top")
 panels[2].set(title="after training", xlabel="true count (lesions)", ylabel="predicted (lesions)")
-save_figure(figure, "runs/tutorials/08_counting.png")
 
 few, many = counts["val"] <= 2, counts["val"] >= 6
 print(f"scans of 6 or more lesions have {counts['val'][many].mean():.1f} on average")
@@ -278,7 +272,7 @@ for name, predicted in predictions.items():
 for name, predicted in predictions.items():
     error = mse_forward(predicted, counts["val"])
     print(f"{name:22s}: squared error {error:.2f}; of the mean count: {counts['val'].var():.2f}")
-print("picture: runs/tutorials/08_counting.png")
+lesson.save(figure, "08_counting")
 
 # %% [markdown]
 # **Try.** Another SEED. Twice as many STEPS for the Gaussian start: is it late, or lost? Then write

@@ -12,12 +12,7 @@
 # **Takes** about 20 seconds on 2 cores, most of it training. Lesson 8 explains the training.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -27,7 +22,7 @@ from matplotlib.patches import Patch
 from weakunet.data import phantom
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.evaluation.metrics import count_hits, count_metrics
-from weakunet.figures.drawing import BLUE, GREEN, RED, save_figure
+from weakunet.figures.drawing import BLUE, GREEN, RED
 from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.linear import linear_backward, linear_forward
 from weakunet.layers.loss import mse_backward
@@ -245,7 +240,6 @@ boxes = [Patch(facecolor=c, edgecolor="black") for c in colours]
 ring = Line2D([], [], linestyle="none", marker="o", markersize=12, color=GREEN, mfc="none", mew=2)
 labels = ["lesion (3 voxels)", *(f"below: {text}" for text in meanings)]
 figure.legend([ring, *boxes], labels, loc="outside lower center", ncols=4, frameon=False)
-save_figure(figure, "runs/tutorials/09_heatmap.png")
 
 hits = [
     count_hits(detect_lesions(m[0], whole_count(c)).centres_zyx + EDGE, scan.centres_zyx)
@@ -254,7 +248,7 @@ hits = [
 tp, fp, fn = np.sum(hits, axis=0)
 print("cut so that they fall into as many pieces as were counted (lesson 10), the heatmaps show")
 print(f"{tp} of {tp + fn} lesions ({tp / (tp + fn):.0%}), {fp / 40:.2f} false positives per scan")
-print("picture: runs/tutorials/09_heatmap.png")
+lesson.save(figure, "09_heatmap")
 
 # %% [markdown]
 # **Try.** Add 10 to b: what becomes of the count, and of the heatmap's pieces? Train with

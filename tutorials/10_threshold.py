@@ -11,12 +11,7 @@
 # **Takes** about 5 seconds on 2 cores. Lesson 9 explains where the heatmap comes from.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_rgba
@@ -25,7 +20,7 @@ from scipy import ndimage
 from weakunet.data import phantom
 from weakunet.detection import detect
 from weakunet.evaluation.metrics import count_hits
-from weakunet.figures.drawing import BLUE, GREEN, LINES, save_figure
+from weakunet.figures.drawing import BLUE, GREEN, LINES
 
 # %% [markdown]
 # ## Islands in a falling sea
@@ -309,7 +304,6 @@ for panel, name, level in zip(cuts, hits, (sweep, tried[-1][0]), strict=True):
     )
     panel.set_title(f"{title}\nringed: true lesions")
     panel.set(xlabel="x (mm)", ylabel="y (mm)")
-save_figure(figure, "runs/tutorials/10_threshold.png")
 
 for name, own in hits.items():
     tp, fp, fn = np.sum(own, axis=0)
@@ -317,7 +311,7 @@ for name, own in hits.items():
         f"{name}: finds {tp} of {tp + fn} lesions ({tp / (tp + fn):.1%}),"
         f" {fp / len(own):.2f} false positives per scan"
     )
-print("picture: runs/tutorials/10_threshold.png")
+lesson.save(figure, "10_threshold")
 
 # %% [markdown]
 # **Try.** Cut the maps at twice their true count: how many more lesions are found, and at what

@@ -12,12 +12,7 @@
 # **Takes** about 15 seconds on 2 cores. Lesson 10 explains how a map and a count become detections.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import ndimage
@@ -27,7 +22,7 @@ from scipy.spatial.distance import cdist
 from weakunet.data import phantom
 from weakunet.detection.detect import detect_lesions, fill_outside, whole_count
 from weakunet.evaluation import froc, metrics
-from weakunet.figures.drawing import GREEN, LINES, OUTLINE, near_slice, save_figure, show_slice
+from weakunet.figures.drawing import GREEN, LINES, OUTLINE, near_slice, show_slice
 from weakunet.figures.marks import MARKS
 
 rng = np.random.default_rng(11)
@@ -388,12 +383,11 @@ for (name, values), (colour, line, _) in zip(drawn.items(), LINES, strict=False)
 panels[1, 1].set(title="the TPR of 2000 draws", xlabel="TPR (% of the lesions)")
 panels[1, 1].set_ylabel("draws")
 panels[1, 1].legend(frameon=False, loc="upper left")
-save_figure(figure, "runs/tutorials/11_scoring.png")
 
 tpr = {name: rates(own)[0] for name, own in hits.items()}
 print(f"TPR at the true count: brightness {tpr['brightness']:.1%}, spots {tpr['spots']:.1%};")
 print(f"the difference is at least {100 * low:.1f} points in 97.5 % of the draws")
-print("picture: runs/tutorials/11_scoring.png")
+lesson.save(figure, "11_scoring")
 
 # %% [markdown]
 # **Try.** Match with radius 2 and 4 and see how far the rates move: a TPR without its radius says

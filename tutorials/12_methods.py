@@ -12,13 +12,10 @@
 # thresholds, lesson 11 the scores.
 
 # %%
-import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import ndimage
@@ -32,7 +29,7 @@ from weakunet.detection.predict_scan import from_network, predict_scan, to_netwo
 from weakunet.evaluation import metrics
 from weakunet.evaluation.froc import froc_by_count
 from weakunet.evaluation.metrics import count_hits
-from weakunet.figures.drawing import ABOVE, LINES, busiest_slices, save_figure, show_slice
+from weakunet.figures.drawing import ABOVE, LINES, busiest_slices, show_slice
 from weakunet.figures.marks import draw_rings
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.model import WeakUNet
@@ -344,13 +341,12 @@ sweep.set(xlabel="weight: 0 is (a), 1 is (e)")
 sweep.legend(frameon=False)
 sweep.grid(alpha=0.3)
 figure.suptitle("ringed: true lesions; outlined: what reaches the method's threshold")
-save_figure(figure, "runs/tutorials/12_methods.png")
 
 best = max(METHODS, key=lambda name: table[name]["tpr"])
 low, high = table[best]["tpr_ci95"]
 print(f"most lesions are found by {METHODS[best]}: {table[best]['tpr']:.1%}", end=" ")
 print(f"[{low:.1%}, {high:.1%}] at {table[best]['fp_per_scan']:.2f} false positives per scan")
-print("picture: runs/tutorials/12_methods.png")
+lesson.save(figure, "12_methods")
 
 # %% [markdown]
 # **Try.** Train with another seed and write both tables side by side: which order stays? Give the

@@ -22,17 +22,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-ROOT = next(p for p in HERE.parents if (p / "weakunet").is_dir())  # the clone
-sys.path.insert(0, str(ROOT))
-
+import lesson
 import matplotlib.pyplot as plt
 import nibabel
 import numpy as np
 from scipy import ndimage
 
 from weakunet.evaluation.metrics import match_detections
-from weakunet.figures.drawing import ABOVE, OUTLINE, save_figure
+from weakunet.figures.drawing import ABOVE, OUTLINE
 from weakunet.figures.marks import MARKS
 
 # %% [markdown]
@@ -49,8 +46,8 @@ def run(command, code=0):
     """Run a command in FOLDER; show it and what it says. It must end with this exit code."""
     print(f"\n$ {command}")
     words = [sys.executable, *command.split()[1:]]
-    words = [str(ROOT / word) if word.startswith("data_tools/") else word for word in words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [str(lesson.ROOT / word) if word.startswith("data_tools/") else word for word in words]
+    environment = {**os.environ, "PYTHONPATH": str(lesson.ROOT)}
     ran = subprocess.run(words, cwd=FOLDER, env=environment, capture_output=True, text=True)
     said = (ran.stdout + ran.stderr).splitlines()
     print("\n".join(line for line in said if not re.search(r": \d+/\d+$", line)))
@@ -322,14 +319,13 @@ for name, places in marked.items():
     panels[3].plot(near[:, 0], near[:, 1], marker, label=label, path_effects=OUTLINE, **style)
 panels[0].set_ylabel("y, to the front (mm)")
 figure.legend(*panels[3].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-save_figure(figure, "runs/tutorials/13_your_own_scans.png")
 temporary.cleanup()
 
 rates = judged["regression_fcn"]
 print(f"{len(new)} new scans: TPR {rates['tpr']:.1%} [{rates['tpr_ci95'][0]:.1%},", end=" ")
 print(f"{rates['tpr_ci95'][1]:.1%}], {rates['fp_per_scan']:.2f} false positives per scan;", end=" ")
 print(f"R2 of the count {rates['count_r2']:.2f}")
-print("picture: runs/tutorials/13_your_own_scans.png")
+lesson.save(figure, "13_your_own_scans")
 
 # %% [markdown]
 # **Try.** Break a scan in a way of your own (NaN voxels, a mask of zeros, a 4-D file, a table saved

@@ -17,10 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-ROOT = next(p for p in HERE.parents if (p / "weakunet").is_dir())  # the clone
-sys.path[:0] = [str(ROOT), str(ROOT / "data_tools")]
-
+import lesson
 import make_digits
 import matplotlib.pyplot as plt
 import numpy as np
@@ -202,12 +199,11 @@ for k, (name, each) in enumerate(maps.items()):
     panels[1, 3].plot(*np.transpose(points), label=name, **drawing.line_style(k, markersize=5))
 panels[1, 3].set(xlabel="false positives per sheet", ylabel="threes found (%)", ylim=(0, 103))
 panels[1, 3].legend(frameon=False, loc="center right")
-drawing.save_figure(figure, "runs/tutorials/14_beyond_lesions.png")
 
 print(f"R2 of the count on {len(predicted)} sheets by other writers: {agreement['count_r2']:.2f}")
 for name, rate in rates.items():
     print(f"threes found by {name}: {rate['tpr']:.1%}; {rate['fp_per_scan']:.2f} wrong per sheet")
-print("picture: runs/tutorials/14_beyond_lesions.png")
+lesson.save(figure, "14_beyond_lesions")
 
 # %% [markdown]
 # **Try.** Count another digit: set `DIGIT`. Ones are easy; which are hardest? Then allow

@@ -25,16 +25,13 @@ import threading
 import time
 from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-ROOT = next(p for p in HERE.parents if (p / "weakunet").is_dir())  # the clone
-sys.path.insert(0, str(ROOT))
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from weakunet.data.phantom import simulate_cohort
-from weakunet.figures.drawing import line_style, save_figure
+from weakunet.figures.drawing import line_style
 from weakunet.layers.loss import mse_backward
 from weakunet.model import WeakUNet
 from weakunet.training.mpi import Ranks
@@ -268,7 +265,7 @@ def seconds_by_mpi(processes, folder):
     """Median time of a step of `processes` ranks; None where they cannot be started."""
     np.savez(folder / "batch.npz", batch=batch, counts=counts)
     worker = folder / "worker.py"
-    worker.write_text(WORKER.format(root=str(ROOT), data=str(folder / "batch.npz")))
+    worker.write_text(WORKER.format(root=str(lesson.ROOT), data=str(folder / "batch.npz")))
     command = ["mpirun", "-n", str(processes), sys.executable, str(worker)]
     ran = subprocess.run(command, capture_output=True, text=True)
     with contextlib.suppress(ValueError):
@@ -336,13 +333,12 @@ panels[2].set(xlabel="processes, or threads", ylabel="batches of 4 per second", 
 panels[2].set_ylim(0)
 panels[2].set_title(f"as measured on this computer ({cores()} cores)")
 panels[2].legend(frameon=False, loc="lower right")
-save_figure(figure, "runs/tutorials/15_several_processes.png")
 
 most = max(by_processes or by_threads)
 faster = step / (by_processes or by_threads)[most]
 print(f"{most} {'processes' if by_processes else 'threads'}: {faster:.2f} times as fast as one")
 print(f"each sends {small:,} bytes of gradients per step")
-print("picture: runs/tutorials/15_several_processes.png")
+lesson.save(figure, "15_several_processes")
 
 # %% [markdown]
 # **Try.** Train a network by two processes, then by one, and compare the logs:
