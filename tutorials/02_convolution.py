@@ -34,9 +34,6 @@ rng = np.random.default_rng(2)
 
 
 # %%
-print("\n## One dimension: a window slides along")
-
-
 def slide(x, w):
     p = (len(w) - 1) // 2
     padded = np.pad(x, p)
@@ -58,7 +55,6 @@ print("x ", x[:6].round(2), "...\ny ", y[:6].round(2), "...")
 # x are cut off. Lesson 3 needs the transpose of T.)
 
 # %%
-print("\n## A convolution is a matrix")
 T = np.stack([slide(unit, w) for unit in np.eye(len(x))], axis=1)
 assert np.allclose(T @ x, y)
 print(f"T is {T.shape[0]} x {T.shape[1]}; {np.count_nonzero(T)} of {T.size} numbers are not 0")
@@ -72,9 +68,6 @@ print(f"T is {T.shape[0]} x {T.shape[1]}; {np.count_nonzero(T)} of {T.size} numb
 
 
 # %%
-print("\n## Three dimensions, and channels")
-
-
 def conv3d_by_hand(x, w, b):
     """x (C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,) -> y (C_out, D, H, W)."""
     k, (d, h, w_) = w.shape[-1], x.shape[1:]
@@ -125,7 +118,6 @@ print(f"8 -> 16 maps of 8 x 16 x 16 voxels, 3 x 3 x 3: {flop / 1e6:.0f} million 
 # layer looks like.
 
 # %%
-print("\n## Kernels on a scan")
 scans = phantom.simulate_cohort("standard", {"test": 10}, seed=3)["test"]
 scan = max(scans, key=lambda scan: scan.count)
 image = scan.volume.array
@@ -156,7 +148,6 @@ filtered = conv3d_by_hand(image[None], np.stack(list(kernels.values()))[:, None]
 # with a ReLU between them.
 
 # %%
-print("\n## The picture")
 lesions = scan.centres_zyx
 z = max(range(len(image)), key=lambda z: (np.abs(lesions[:, 0] - z) <= 1).sum())
 near = lesions[np.abs(lesions[:, 0] - z) <= 1]

@@ -34,7 +34,6 @@ rng = np.random.default_rng(3)
 # again, with the kernel flipped.
 
 # %%
-print("\n## One dimension: the transpose")
 w = np.array([0.5, 2.0, -1.0])
 T = np.stack([np.correlate(unit, w, "same") for unit in np.eye(8)], axis=1)
 dy = rng.standard_normal(8)
@@ -55,9 +54,6 @@ print("T =\n", T[:4, :6], "\nT^T =\n", T.T[:4, :6])
 
 
 # %%
-print("\n## Three dimensions, tap by tap")
-
-
 def backward_by_hand(dy, x, w):
     """dy (C_out, D, H, W), x (C_in, D, H, W), w (C_out, C_in, 3, 3, 3) -> dx, dw, db"""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1)))
@@ -95,9 +91,6 @@ for name, ours, theirs in zip(("dx", "dw", "db"), by_hand, library, strict=True)
 
 
 # %%
-print("\n## But are both right?")
-
-
 def loss(w):
     y = conv3d_forward(x.astype(w.dtype)[None], w, b.astype(w.dtype))
     return np.logaddexp(0, y).sum(dtype=w.dtype)
@@ -128,7 +121,6 @@ print(f"dw{index}: backward {dw[index]:.8f}, slope {slope(w, index, 1e-6):.8f}")
 # and x of every kernel. Shapes fit and nothing crashes; only the numbers are wrong.
 
 # %%
-print("\n## Which h?")
 swapped = dw.transpose(0, 1, 4, 3, 2)
 probes = [tuple(rng.integers(size) for size in w.shape) for _ in range(8)]
 steps = 10.0 ** np.arange(-10, 0.5, 0.5)
@@ -152,7 +144,6 @@ for name, (claimed, weights, one_sided) in curves.items():
 # L(w + h) and L(w - h) are the same number, the slope is 0, and all of dw is the error.)
 
 # %%
-print("\n## The picture")
 figure, panel = plt.subplots(figsize=(9, 5.5), layout="constrained")
 for (name, error), (colour, line, marker) in zip(errors.items(), LINES, strict=False):
     panel.loglog(steps, error, color=colour, linestyle=line, marker=marker, label=name)

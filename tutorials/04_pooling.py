@@ -37,9 +37,6 @@ rng = np.random.default_rng(4)
 
 
 # %%
-print("\n## Max pooling: the largest of eight")
-
-
 def pool_by_hand(x):
     """x (D, H, W), even -> y (D/2, H/2, W/2), winner: 0..7, z first, then y, then x."""
     d, h, w = (n // 2 for n in x.shape)
@@ -74,7 +71,6 @@ print(f"pooling: by hand and weakunet equal; numerical check {relative_error(dx,
 # dy tells them apart.
 
 # %%
-print("\n## Upsampling: copy, so add")
 coarse, dfine = rng.standard_normal((3, 4, 4)), rng.standard_normal((6, 8, 8))
 fine = coarse.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
 dcoarse = dfine.reshape(3, 2, 4, 2, 4, 2).sum(axis=(1, 3, 5))
@@ -100,7 +96,6 @@ for name, dy_test in (("dy = 1   ", np.ones_like(dfine)), ("random dy", dfine)):
 # voxel in memory order gets all of it, on the CPU and on the GPU alike.
 
 # %%
-print("\n## Ties")
 tied = np.zeros((2, 2, 2))
 tied[0, 1, 0] = tied[1, 0, 1] = 1.0
 _, winner = pool_by_hand(tied)
@@ -138,7 +133,6 @@ print(f"{of_zeros.mean():.1%} of the blocks are all zeros, {of_others.mean():.1%
 # background's value.)
 
 # %%
-print("\n## The picture")
 dfeatures = maxpool3d_backward(np.ones_like(pooled), winner)
 through_relu = dfeatures * (features > 0)
 colours = np.array([(0, 0, 0), to_rgb(RED), (1, 1, 1)])  # nothing, stopped, passes

@@ -28,7 +28,6 @@ from weakunet.model import WeakUNet
 # number, and the count is a weighted sum of those (lesson 9).
 
 # %%
-print("\n## The network")
 scan = phantom.simulate_cohort("tiny", {"test": 1}, seed=4)["test"][0]
 image = scan.volume.array.astype(np.float64)
 model = WeakUNet(rng=np.random.default_rng(0), dtype=np.float64)
@@ -49,9 +48,6 @@ print("together", sum(value.size for value in model.params.values()))
 
 
 # %%
-print("\n## The receptive field, by hand")
-
-
 def field_by_hand(i, levels=3):
     """First and last voxel of the scan, along an axis, that voxel i of the last maps can see."""
     first, last = i, i
@@ -83,7 +79,6 @@ for i in range(16, 21):
 # random networks.
 
 # %%
-print("\n## The receptive field, measured")
 size, centre, networks, batch = 40, 18, 6, 4
 total = np.zeros((size, size, size))
 for seed in range(networks):
@@ -108,7 +103,6 @@ assert measured == [field_by_hand(centre)] * 3
 # cubes around the voxel: how large is the cube that holds half of it?
 
 # %%
-print("\n## All the field is not equal")
 distance = np.abs(np.indices(total.shape) - centre).max(axis=0)  # of cubes: the largest of three
 inside = np.array([total[distance <= r].sum() for r in range(size // 2)]) / total.sum()
 half = int(np.argmax(inside >= 0.5))
@@ -121,7 +115,6 @@ half = int(np.argmax(inside >= 0.5))
 # maxima, it starts from one voxel of each block of 8 x 8 x 8 in each map.
 
 # %%
-print("\n## From the count to the image")
 model.forward(image[None, None])
 dimage = model.backward(np.ones(1), to_image=True)[0, 0]
 voxel = np.unravel_index(np.abs(dimage).argmax(), image.shape)  # the one that matters most
@@ -142,7 +135,6 @@ assert np.isclose(dimage[voxel], slope, rtol=1e-5)
 # up. Right: the gradient of the count in a scan; red: brighter counts more, blue: less.
 
 # %%
-print("\n## The picture")
 figure, panels = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
 plane = np.log10(np.maximum(total[centre] / total.sum(), 1e-12))
 shown = panels[0].imshow(plane, cmap="viridis", vmin=-8, origin="lower")

@@ -33,7 +33,6 @@ from weakunet.layers.conv.conv3d import conv3d_forward
 # what it reads and writes, how much it calculates, and why no two threads get in each other's way.
 
 # %%
-print("\n## The text")
 text = (lesson.ROOT / "weakunet/layers/conv/naive.cu").read_text(encoding="utf-8")
 kernel = re.search(r"// computes  the equation above.*?\n}\n", text, re.S).group()
 print(kernel)
@@ -57,9 +56,6 @@ print(kernel)
 
 
 # %%
-print("\n## One thread, in Python")
-
-
 def thread(t, x, w, b, y):
     """What thread t does; x (N, C_in, D, H, W), w (C_out, C_in, k, k, k); y is written at t."""
     n, o, zz, yy, xx = np.unravel_index(t, y.shape)  # the lines with % and /
@@ -89,7 +85,6 @@ assert by_hand < 1e-12
 # by an ordinary C++ compiler, between a few lines that say what `blockIdx` and `__global__` mean.
 
 # %%
-print("\n## The kernel at work")
 x = rng.standard_normal((1, 2, 6, 20, 30)).astype(np.float32)
 w = rng.normal(0, 0.2, (3, 2, 3, 3, 3)).astype(np.float32)
 b = rng.standard_normal(3).astype(np.float32)
@@ -131,7 +126,6 @@ assert difference.max() < 1e-5
 # Lesson 7 reads a tile once and shares it within a block.
 
 # %%
-print("\n## Why it is slow")
 ones = np.ones((1, 1, *x.shape[2:]))
 reads = conv3d_forward(ones, np.ones((1, 1, 3, 3, 3)), np.zeros(1))[0, 0]  # by symmetry
 loads = 2 * 3 * 2 * reads.sum()  # x and w; for 3 output and 2 input maps
@@ -145,7 +139,6 @@ print(f"an output map reads a voxel {reads.min():.0f} (a corner) to {reads.max()
 # numpy's: not 0, for the sums are taken in another order and float32 rounds.
 
 # %%
-print("\n## The picture")
 z = 3
 block, own_number = np.divmod(np.arange(y.size).reshape(y.shape), 256)
 maps = {

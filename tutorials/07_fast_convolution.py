@@ -37,9 +37,6 @@ set_threads(1)  # one core: so that the rungs differ in what they do, not in how
 
 
 # %%
-print("\n## What must be done")
-
-
 def count_work(c_in, c_out, shape, k=3):
     """(FLOP, least bytes) of a layer on a volume of `shape` (D, H, W)"""
     voxels = int(np.prod(shape))
@@ -69,9 +66,6 @@ print(f"at best {flop / least:.0f} FLOP per byte")
 
 
 # %%
-print("\n## The ladder")
-
-
 def by_loops(x, w):
     y = np.zeros((len(w), *x.shape[1:]), x.dtype)
     for o, z, j, i in np.ndindex(*y.shape):
@@ -135,9 +129,6 @@ for name, (convolve, _) in rungs.items():
 
 
 # %%
-print("\n## Measured")
-
-
 def seconds(run, times=5):
     """The shortest of several runs: what else the computer does only makes them longer."""
     took = []
@@ -185,8 +176,6 @@ for name, (convolve, numbers_per_voxel) in rungs.items():
 # reads it from there. In numpy, tile by tile:
 
 # %%
-print("\n## On a GPU: the naive kernel")
-print("\n## The tiled kernel")
 TILE = tuple(conv3d_cuda.SIZES[name] for name in ("TILE_Z", "TILE_Y", "TILE_X"))
 
 
@@ -257,7 +246,6 @@ for name, intensity in gpu.items():
 # its bytes from a cache, which is faster than memory. Open marks are counted ceilings on the GPU.
 
 # %%
-print("\n## The picture")
 mosaic = [["naive", "roof", "roof"], ["tiled", "roof", "roof"]]
 figure, panels = plt.subplot_mosaic(mosaic, figsize=(13.5, 7.5), layout="constrained")
 z = TILE[0]  # the first slice of the second row of tiles

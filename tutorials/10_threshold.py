@@ -30,9 +30,6 @@ from weakunet.figures.drawing import BLUE, GREEN, LINES
 
 
 # %%
-print("\n## Islands in a falling sea")
-
-
 def islands(land, level):
     dry = np.append(False, land >= level)
     return int((dry[1:] & ~dry[:-1]).sum())
@@ -70,9 +67,6 @@ assert np.array_equal(np.array(by_difference)[inside], numbers[inside])
 
 
 # %%
-print("\n## Bisection")
-
-
 def bisect(number_at, low, high, count, most=40):
     """The levels tried, each with its number, the last is the answer."""
     tried = []
@@ -97,7 +91,6 @@ halved = level
 # face, an edge or a corner.
 
 # %%
-print("\n## A heatmap in three dimensions")
 scans = phantom.simulate_cohort("tiny", {"test": 30}, seed=3)["test"]
 
 
@@ -127,9 +120,6 @@ print(f"scan {heatmap.shape}: {scan.count} lesions, {np.unique(heatmap).size} di
 
 
 # %%
-print("\n## All levels at once, by union-find")
-
-
 def find_root(parent, v):
     while parent[v] != v:
         parent[v] = v = parent[parent[v]]  # and make the way shorter for whoever asks next
@@ -186,9 +176,6 @@ print(f"{len(series)} levels: the number rises {rises} times, falls {falls}; mos
 
 
 # %%
-print("\n## The first level")
-
-
 def first_level(numbers, count):
     return next(level for level, number in numbers.items() if number >= count)
 
@@ -216,7 +203,6 @@ print(f"{(series == scan.count).sum()} levels leave {scan.count} components, the
 # is background); a count of 0 means no detection, and so does a map that is constant.
 
 # %%
-print("\n## Ties")
 image = scan.volume.array
 crowd, start = (image == 1).sum(), number_at(image, 1)
 print(f"{crowd} voxels of the scan are exactly {image.max():.1f}: {start} components at once")
@@ -232,7 +218,6 @@ assert detect.threshold_for_count(np.zeros((4, 4, 4)), 3) == (np.inf, 0)
 # detection is a hit if its component's centre is within 3 voxels of a lesion's (lesson 11).
 
 # %%
-print("\n## Does it matter?")
 hits = {"sweep": [], "bisection": []}
 never = larger = 0
 with_lesions = [each for each in scans if each.count > 0]
@@ -261,7 +246,6 @@ print(f"in {larger} its components have more than twice the sweep's voxels")
 # repair the map: it, too, spends components on the ventricle, which this filter takes for lesions.
 
 # %%
-print("\n## The picture")
 figure, panels = plt.subplots(2, 2, figsize=(12.5, 10), layout="constrained")
 (sea, curve), cuts = panels
 sea.plot(t, land, color="black")

@@ -41,9 +41,6 @@ rng = np.random.default_rng(11)
 
 
 # %%
-print("\n## Who found whom?")
-
-
 def match_by_hand(near):
     """near (n, m) bool: detection i reaches lesion j -> dict lesion: its detection."""
     detection_of = {}
@@ -73,9 +70,6 @@ def match_by_hand(near):
 
 
 # %%
-print("\n## Two ways that lose hits")
-
-
 def nearest_first(distance, radius):
     pairs = []
     for i, j in zip(*np.unravel_index(distance.argsort(axis=None), distance.shape), strict=True):
@@ -132,7 +126,6 @@ for way, number in lost.items():
 # the TRUE count of its scan, so that we score the maps and nothing else.
 
 # %%
-print("\n## Two methods to score")
 scans = phantom.simulate_cohort("standard", {"test": 40}, seed=11)["test"]
 counts = [scan.count for scan in scans]
 
@@ -177,9 +170,6 @@ for name, own in hits.items():
 
 
 # %%
-print("\n## The rates of Table 1")
-
-
 def rates(hits):
     tp, fp, fn = hits.sum(axis=0)
     return tp / (tp + fn), fp / len(hits), fp / (tp + fp)
@@ -203,7 +193,6 @@ for name, own in hits.items():
 # compared only if their scans can.
 
 # %%
-print("\n## What an average hides")
 tp, fp, fn = hits["spots"].T
 some = tp + fn > 0
 per_scan = (tp[some] / (tp + fn)[some]).mean()
@@ -222,7 +211,6 @@ for name, own in (("as they are", hits["spots"]), ("with 40 empty scans", dilute
 # together. A large component has one centre, however many lesions it covers.
 
 # %%
-print("\n## FROC: many thresholds")
 curves = {
     name: froc.froc_by_count(own, counts, [scan.centres_zyx for scan in scans])
     for name, own in maps.items()
@@ -256,9 +244,6 @@ assert end[-1]["tpr"] == 1
 
 
 # %%
-print("\n## How sure?")
-
-
 def resampled_tpr(hits, seed=0, resamples=2000):
     draws = np.random.default_rng(seed).integers(len(hits), size=(resamples, len(hits)))
     tp, _, fn = np.moveaxis(hits[draws].sum(axis=1), 1, 0)
@@ -297,9 +282,6 @@ print(f"TPR of spots minus brightness, 95 % [{low:.1%}, {high:.1%}]")
 
 
 # %%
-print("\n## The picture")
-
-
 def judged(scan, own):
     """The places of one scan by what they are, named as in `marks.MARKS`."""
     found, lesions = detect_lesions(own, scan.count).centres_zyx, scan.centres_zyx

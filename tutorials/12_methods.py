@@ -52,7 +52,6 @@ from weakunet.training.settings import Settings
 # would.
 
 # %%
-print("\n## Two networks, one cohort")
 N = {"train": 300, "val": 30, "test": 30}
 cohort = simulate_cohort("tiny", N, seed=12)
 
@@ -90,9 +89,6 @@ for name, model in (("fcn", fcn), ("coarse", coarse)):
 
 
 # %%
-print("\n## Asking the gradient: (b) and (c)")
-
-
 def saliency_by_hand(model, scan):
     placed, _ = to_network(model, scan.volume)  # the region's box, padded to sizes that divide
     model.forward(placed)
@@ -115,9 +111,6 @@ print("saliency by hand and weakunet: equal")
 
 
 # %%
-print("\n## Asking the last maps: (d) and (e)")
-
-
 def heatmap_by_hand(model, scan):
     f = model.features(to_network(model, scan.volume)[0])[0]
     m = np.tensordot(model.linear.params["w"], f, axes=1)
@@ -143,7 +136,6 @@ for model in (fcn, coarse):
 # would say: leave the intensities out. Of equally good weights we take the largest.
 
 # %%
-print("\n## Not asking at all: (a), and both at once: (f)")
 heatmaps = {
     split: [predict_scan(fcn, scan.volume) for scan in scans]
     for split, scans in (("val", val), ("test", test))
@@ -183,7 +175,6 @@ print(f"would have shown {tpr['test'].max():.1%}")
 # trimmed to 1, and no threshold can tell voxels of equal value apart (lesson 10: ties).
 
 # %%
-print("\n## The table")
 maps = {name: [] for name in METHODS}
 for scan, (_, heatmap) in zip(test, heatmaps["test"], strict=True):
     maps["intensities"].append(scan.volume.array)
@@ -238,9 +229,6 @@ print(f"the FCN counts {sum(map(whole_count, counts['fcn']))} in all")
 
 
 # %%
-print("\n## Why is (d) so poor?")
-
-
 def ideal_coarse_map(scan, m=4):
     spots = np.zeros(scan.volume.array.shape)
     for centre in scan.centres_zyx:
@@ -275,9 +263,6 @@ print(f"from a detection of (d) to the nearest lesion: {np.median(far):.1f} voxe
 
 
 # %%
-print("\n## What are the false positives?")
-
-
 def second_marks(marks):
     """False positives over the test scans, and how many of them lie beside a lesion."""
     wrong = beside = 0
@@ -301,7 +286,6 @@ for name, title in METHODS.items():
 # multiplied by factors, with a mark at the predicted count; and the weight of (f).
 
 # %%
-print("\n## The picture")
 order = sorted(range(len(test)), key=lambda i: test[i].count)
 i = order[4 * len(order) // 5]  # by the truth alone: a scan with more lesions than most
 scan, spacing_mm = test[i], test[i].volume.spacing_mm

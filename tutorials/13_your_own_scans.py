@@ -81,7 +81,6 @@ def numbers(rows, *columns):
 # `data_tools/roi_from_freesurfer.py`.)
 
 # %%
-print("\n## The files")
 sizes = {"train": 200, "val": 30, "test": 20}
 numbers_of_scans = " ".join(f"--{split} {number}" for split, number in sizes.items())
 run(f"python data_tools/make_phantom.py --out scans --seed 13 {numbers_of_scans}")
@@ -101,9 +100,6 @@ print(f"{table[0]['image']}: {image.shape} voxels, raw intensities {low:.0f} to 
 
 
 # %%
-print("\n## What can be wrong")
-
-
 def broken_cohort():
     """Copy seven scans to FOLDER/broken and damage six; returns the rows of their table."""
     folder = FOLDER / "broken"
@@ -148,7 +144,6 @@ run("python -m weakunet.preprocess --data broken/half.csv --out broken-half", co
 # Now the whole cohort, as it was written.
 
 # %%
-print("\n## Check and prepare")
 run("python data_tools/check_cohort.py --data scans/cohort.csv")
 run("python -m weakunet.preprocess --data scans/cohort.csv --out prepared")
 
@@ -189,7 +184,6 @@ assert np.allclose(prepared.affine @ [0, 0, 0, 1], corner_mm, atol=1e-4)
 # the test scans, which it has not looked at before.
 
 # %%
-print("\n## Train")
 train = "python -m weakunet.train --data prepared/cohort.csv --out run --seed 13"
 run(f"{train} --epochs 14 --channels 8 8 8 --block 8 --eps 1e-6")
 
@@ -200,7 +194,6 @@ run(f"{train} --epochs 14 --channels 8 8 8 --block 8 --eps 1e-6")
 # it prepares each in memory and puts the results back on the scan's own grid.
 
 # %%
-print("\n## Predict on new scans")
 new = [row for row in table if row["split"] == "test"]
 write_rows("scans/new.csv", new)
 model = "python -m weakunet.predict --model run/best.npz"
@@ -252,7 +245,6 @@ assert np.allclose(turned_mm, found_mm, atol=2e-3)
 # judged as well, as method (a). Where the table names raw scans there are none to judge.)
 
 # %%
-print("\n## Evaluate")
 evaluate = "python -m weakunet.evaluate --predictions predictions --data scans/new.csv"
 run(f"{evaluate} --out judged")
 judged = json.loads((FOLDER / "judged" / "metrics.json").read_text(encoding="utf-8"))
@@ -268,7 +260,6 @@ for name, value in judged["regression_fcn"].items():
 # threshold.
 
 # %%
-print("\n## The picture")
 truth_mm = numbers(read_rows(f"scans/{row['centres']}"), "x_mm", "y_mm", "z_mm")
 truth_ijk = nibabel.affines.apply_affine(np.linalg.inv(image.affine), truth_mm)
 pairs = np.array(match_detections(ijk, truth_ijk), int).reshape(-1, 2)

@@ -52,7 +52,6 @@ except InputError as missing:
 # hand the network has never seen.
 
 # %%
-print("\n## A sheet and its label")
 DIGIT = 3
 for split, (images, classes) in digits.items():
     print(f"{split:5s} {len(images):5d} images, {(classes == DIGIT).sum()} of them threes")
@@ -81,9 +80,6 @@ print(f"correlation of label and ink: {np.corrcoef(ink, counts['train'])[0, 1]:.
 
 
 # %%
-print("\n## A 2-D image is a volume of one slice")
-
-
 def predict_by_hand(model, sheet):
     """count, heatmap (1, H, W) of a sheet, a volume (1, H, W) in (0, 1]."""
     placed, _ = to_network(model, sheet.volume)  # padded with zeros to sizes that divide
@@ -114,7 +110,6 @@ print(f"{sheet.volume.array.shape} -> heatmap {heatmap.shape}; untrained, it cou
 # the predicted counts of the validation sheets: it rises before the error falls.
 
 # %%
-print("\n## Training")
 with tempfile.TemporaryDirectory() as folder:
     train(Run(model, settings, Path(folder)), sheets)
     model = load_model(Path(folder) / "best.npz")  # of the epoch with the lowest validation error
@@ -127,7 +122,6 @@ with tempfile.TemporaryDirectory() as folder:
 # it, the same with the image in place of the heatmap: ink is ink, so it takes any digit.
 
 # %%
-print("\n## Does it find them?")
 predicted = [predict_scan(model, sheet.volume) for sheet in sheets["test"]]
 hits = {"ink": [], "heatmap": []}
 for sheet, (count, heatmap) in zip(sheets["test"], predicted, strict=True):
@@ -152,9 +146,6 @@ agreement = count_metrics(counts["test"], [count for count, _ in predicted])
 
 
 # %%
-print("\n## The picture")
-
-
 def style(name):
     marker, colour = marks.MARKS[name]
     style = {"linestyle": "none", "marker": marker, "markersize": 13, "markerfacecolor": "none"}

@@ -48,7 +48,6 @@ from weakunet.util.threads import cores, set_threads
 # By hand, in one process: two networks with equal weights take 3 scans and 1 of a batch of 4.
 
 # %%
-print("\n## Where can a batch be cut?")
 scans = simulate_cohort("tiny", {"train": 4}, seed=15)["train"]
 batch = np.stack([scan.volume.array for scan in scans])[:, None]  # (N, 1, D, H, W)
 counts = np.array([scan.count for scan in scans], np.float32)
@@ -109,9 +108,6 @@ print(f"the same, weighted with 3 scans and 1: {difference(weighted, whole):.0%}
 
 
 # %%
-print("\n## The same by the package")
-
-
 class Table:
     """What `Ranks` needs of MPI: lay your array on the table, wait for the others, take all."""
 
@@ -158,9 +154,6 @@ assert difference(results[0], whole) < 1e-5
 
 
 # %%
-print("\n## What is sent, in bytes")
-
-
 def sizes_in_bytes(channels, convs, shape):
     """4 bytes per number: parameters; one scan; the maps that one scan's forward pass makes."""
     parameters = sum(value.size for value in new_network(channels, convs).params.values())
@@ -195,9 +188,6 @@ for name, each in sizes.items():
 
 
 # %%
-print("\n## When does the exchange cost nothing?")
-
-
 def seconds_per_step(threads, steps=5):
     """Median time of forward and backward for the batch of 4; the first, which warms up, aside."""
     set_threads(threads)
@@ -230,7 +220,6 @@ for name, bandwidth in CABLES.items():
 # as small as these, that can matter more than what is sent.
 
 # %%
-print("\n## As measured")
 WORKER = """
 import statistics, sys, time
 sys.path.insert(0, {root!r})
@@ -293,7 +282,6 @@ else:
 # their memory, or are busy with something else.
 
 # %%
-print("\n## The picture")
 figure, panels = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
 for k, (name, each) in enumerate(sizes.items()):
     panels[0].plot(each.keys(), each.values(), label=name, **line_style(k, linestyle="none"))
