@@ -260,9 +260,9 @@ for name, title in METHODS.items():
 # %% [markdown]
 # ## The picture
 #
-# The maps in one slice (the highest value of three neighbouring slices), each in its own range. True
-# lesions are ringed, and what reaches the method's threshold is outlined. Right: FROC, where the
-# count is multiplied by factors, with a mark at the predicted count; and the weight of (f).
+# The maps in one slice (the highest value of three neighbouring slices), each in its own range. The
+# true lesions are ringed, and what reaches the method's threshold is outlined. Right: FROC, where
+# the count is multiplied by factors, with a mark at the predicted count; and the weight of (f).
 
 # %%
 i = np.argsort(true, kind="stable")[4 * len(test) // 5]  # a scan with more lesions than most
