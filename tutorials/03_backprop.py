@@ -5,7 +5,7 @@
 # all weights at once, and how do you know that what you wrote is right?
 #
 # **You will see** the backward pass as a transposed matrix, then tap by tap in 3D, and a numerical
-# check of it. The last picture is the check's error against its step size: a V for a right backward
+# check of it. The picture is the check's error against its step size: a V for a right backward
 # pass, a flat line for a wrong one.
 #
 # **Takes** about 3 seconds on 2 cores. Lesson 2 explains the forward pass.
@@ -71,9 +71,8 @@ b, dy = rng.standard_normal(3), rng.standard_normal((3, 4, 5, 6))
 by_hand, library = backward_by_hand(dy, x, w), conv3d_backward(dy[None], x[None], w)
 for name, ours, theirs in zip(("dx", "dw", "db"), by_hand, library, strict=True):
     theirs = theirs.reshape(ours.shape)  # the library's dx has the batch axis in front
-    print(
-        f"{name} {ours.shape}: by hand and weakunet agree within {np.abs(ours - theirs).max():.1e}"
-    )
+    difference = np.abs(ours - theirs).max()
+    print(f"{name} {ours.shape}: by hand and weakunet agree within {difference:.1e}")
     assert np.allclose(ours, theirs, rtol=0, atol=1e-12)
 
 # %% [markdown]
