@@ -19,9 +19,8 @@ from weakunet.bench.runs import batch_of, model_of, network_run, pytorch, runs
 from weakunet.util.cli import progress
 from weakunet.util.threads import set_threads
 
-COLUMNS = [("name", "{}"), ("size", "{}"), ("threads", "{}"), *timing.COLUMNS[:3]]
-COLUMNS += [("gflops", "{:.0f}"), ("ours_mb", "{:.0f}"), ("torch_mb", "{:.0f}")]
-COLUMNS += [("memory_ratio", "{:.2f}")]
+COLUMNS = ["name", "size", "threads", *timing.COLUMNS[:3], "gflops", "ours_mb", "torch_mb"]
+COLUMNS += ["memory_ratio"]
 
 
 def measure(thread_counts, rounds, only=""):

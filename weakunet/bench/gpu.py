@@ -25,11 +25,9 @@ from weakunet.bench.timing import ENDS
 from weakunet.gpu import backend
 from weakunet.util.cli import progress
 
-COLUMNS = [("name", "{}"), ("size", "{}"), *timing.COLUMNS, ("naive_s", "{:.6f}")]
-COLUMNS += [(key, form) for key, form in counts.COLUMNS if "floor" in key]
-COLUMNS += [("share", "{:.2f}"), ("share_tf32", "{:.2f}")]
-MEMORY = [(f"{who}{end}_mb", "{:.0f}") for end in ENDS.values() for who in ("ours", "torch")]
-STEP_COLUMNS = [*COLUMNS, *MEMORY]
+COLUMNS = ["name", "size", *timing.COLUMNS, "naive_s", "floor_s", "floor_tf32_s"]
+COLUMNS += ["share", "share_tf32"]
+STEP_COLUMNS = COLUMNS + [f"{who}{end}_mb" for end in ENDS.values() for who in ("ours", "torch")]
 TORCH_DEVICE = "cuda"
 
 
@@ -49,7 +47,6 @@ def measure(rounds, only=""):
         sides = runs(subject, what, "cuda", tuple(ENDS), TORCH_DEVICE)
         times = timing.in_turn(sides, rounds, partial(device_seconds, hold=alone), warm_up=3)
         row |= {"device": device, "threads": None} | timing.compared(times)
-        row["naive_s"] = float(np.median(times["naive fp32"])) if "naive fp32" in times else None
         for end in ("", "_tf32"):
             if limits and row[f"ours{end}_s"]:
                 row[f"share{end}"] = row[f"floor{end}_s"] / row[f"ours{end}_s"]
