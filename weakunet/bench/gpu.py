@@ -6,11 +6,11 @@ PyTorch, where it is installed, runs in fp32 without TF32, in TF32, and in bf16 
 autocast), each in both memory layouts with cuDNN's benchmark mode, whole networks also through
 torch.compile with CUDA graphs. The fastest counts: `torch_by` and the like in --json say which.
 
-A convolution is timed while the GPU is busy with something else until all of it is queued, so that
-the host's time does not count; a step is timed as it comes. `share` and `share_tf32` are this
-card's floor (counts.py) over our time, '-' for a card that is not listed there. Small convolutions
-stay in the GPU's cache from call to call, on both sides.
-Peak memory of a step or prediction, in MB: what it allocates beyond its weights and input.
+A convolution is queued while the GPU is busy with something else, so that the host's time does not
+count; in the time of a step it does. Small convolutions stay in the GPU's cache from call to call,
+on both sides. `share` and `share_tf32` are this card's floor (counts.py) over our time, '-' for a
+card that is not listed there. The MB of a step or prediction are the peak of what it allocates
+beyond its weights and input.
 """
 
 import datetime
