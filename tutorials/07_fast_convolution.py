@@ -16,10 +16,9 @@ import time
 import lesson
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import LogNorm
 
 from weakunet.bench import counts as bench_counts
-from weakunet.figures.drawing import LINES
+from weakunet.figures.drawing import line_style
 from weakunet.layers.conv import cpu as conv3d_fast
 from weakunet.layers.conv import gpu as conv3d_cuda
 from weakunet.layers.conv.conv3d import conv3d_forward
@@ -124,8 +123,8 @@ for name, (convolve, _) in rungs.items():
 # %% [markdown]
 # ## Measured
 #
-# The best of several runs. Beside them the two limits of this computer, measured as well: the speed
-# of a large matrix product, and that of copying memory.
+# The best of several runs, and two limits of this computer, measured as well: the speed of a large
+# matrix product, and the speed of copying memory.
 
 
 # %%
@@ -166,14 +165,14 @@ for name, (convolve, numbers_per_voxel) in rungs.items():
 # ## On a GPU: the naive kernel
 #
 # `naive.cu` (lesson 6): a thread per output, and for every product it loads an x and a w: 8 bytes
-# for 2 FLOP. A GPU's arithmetic is so fast that its memory cannot feed that; only its caches, which
-# catch neighbours' loads, save the kernel.
+# for 2 FLOP. A GPU's memory is far too slow for that. Only its caches, which serve the neighbours'
+# loads, save the kernel.
 #
 # ## The tiled kernel
 #
-# `tiled.cu` has two ideas. First: a block of threads copies what its tile of the output
-# sees, the tile and a halo of one voxel around it, into memory that the block shares, ONCE, and
-# reads it from there. In numpy, tile by tile:
+# `tiled.cu` has two ideas. First: a block of threads copies ONCE what its tile of the output sees,
+# the tile and a halo of one voxel around it, into memory that the block shares, and reads it from
+# there. In numpy, tile by tile:
 
 # %%
 TILE = tuple(conv3d_cuda.SIZES[name] for name in ("TILE_Z", "TILE_Y", "TILE_X"))
@@ -250,12 +249,10 @@ mosaic = [["naive", "roof", "roof"], ["tiled", "roof", "roof"]]
 figure, panels = plt.subplot_mosaic(mosaic, figsize=(13.5, 7.5), layout="constrained")
 z = TILE[0]  # the first slice of the second row of tiles
 for name, loads in (("naive", naive_loads), ("tiled", tiled_loads)):
-    shown = panels[name].imshow(loads[z], cmap="viridis", norm=LogNorm(1, 27), origin="lower")
-    bar = figure.colorbar(shown, ax=panels[name], shrink=0.9, label="loads")
-    bar.set_ticks([1, 2, 4, 8, 18, 27], labels=["1", "2", "4", "8", "18", "27"], minor=False)
-    bar.minorticks_off()
-    panels[name].set(title=f"{name}: loads of a voxel, slice z = {z}", xlabel="x (voxels)")
-    panels[name].set_ylabel("y (voxels)")
+    shown = panels[name].imshow(loads[z], vmin=1, vmax=27, origin="lower")
+    figure.colorbar(shown, ax=panels[name], shrink=0.9, label="loads")
+    panels[name].set(title=f"{name}: loads of a voxel, slice z = {z}")
+    panels[name].set(xlabel="x (voxels)", ylabel="y (voxels)")
 
 roof = panels["roof"]
 intensity = np.geomspace(0.1, 1000, 200)
@@ -264,13 +261,13 @@ for name, top, slope, style in (
     ("H200 (data sheet)", device_peak, device_bandwidth, "--"),
 ):
     roof.loglog(intensity, np.minimum(top, intensity * slope) / 1e9, "black", ls=style, label=name)
-marks = [(name, *point, "measured", {}) for name, point in points.items()]
-for name, own in gpu.items():
-    ceiling = min(device_peak, own * device_bandwidth)
-    marks.append((f"CUDA, {name}", own, ceiling, "counted", {"markerfacecolor": "white"}))
-for (name, own, speed, how, style), (colour, _, marker) in zip(marks, LINES, strict=False):
-    style |= {"linestyle": "none", "markersize": 12, "markeredgewidth": 2, "zorder": 3}
-    roof.plot(own, speed / 1e9, marker, color=colour, label=f"{name} ({how})", **style)
+marks = {f"{name} (measured)": point for name, point in points.items()} | {
+    f"CUDA, {name} (counted)": (own, min(device_peak, own * device_bandwidth))
+    for name, own in gpu.items()
+}
+for k, (name, (own, speed)) in enumerate(marks.items()):
+    fill = {} if "measured" in name else {"markerfacecolor": "white"}
+    roof.plot(own, speed / 1e9, label=name, **line_style(k, linestyle="", markersize=12), **fill)
 roof.axvline(flop / least, ymin=0.3, color="grey", linestyle=":")
 roof.text(flop / least * 1.1, 3e2, "at best: each\nbyte moves once", color="dimgrey")
 roof.set(title="roofline of one layer", xlabel="intensity (FLOP per byte)", ylabel="GFLOP/s")
@@ -283,6 +280,6 @@ print(f"{fastest / peak:.0%} of this computer's matrix products on one core")
 lesson.save(figure, "07_fast_convolution")
 
 # %% [markdown]
-# **Try.** Give the layer one input map, C_IN = 1, as the network's first has: what is its intensity
-# at best, and is it the memory or the arithmetic that holds it down on the GPU? Exercise set:
+# **Try.** Give the layer one input map, C_IN = 1, as the network's first layer has. What is its
+# best intensity, and is it memory or arithmetic that limits it on the GPU? Then do exercise set
 # `07_fast_convolution`.
