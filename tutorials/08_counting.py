@@ -19,7 +19,7 @@ import numpy as np
 from weakunet.data import phantom
 from weakunet.evaluation.metrics import count_metrics
 from weakunet.figures.drawing import line_style
-from weakunet.layers.globalpool3d import GlobalPool3D, globalmax_backward, globalmax_forward
+from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.loss import mse_backward, mse_forward
 from weakunet.layers.optim import Adadelta, adadelta_update
 from weakunet.model import WeakUNet
@@ -83,22 +83,8 @@ assert np.allclose(mse_by_hand(y, t)[1], mse_backward(y, t))
 #
 # Backward, the maximum sends all of its gradient to one voxel of a map (ties go to the first).
 
-
 # %%
-def globalmax_backward_by_hand(dy, x):
-    """dy (C,), x (C, D, H, W) -> dx: dy at each map's maximum, 0 elsewhere"""
-    dx = np.zeros((len(x), x[0].size))
-    dx[np.arange(len(x)), x.reshape(len(x), -1).argmax(axis=1)] = dy
-    return dx.reshape(x.shape)
-
-
 rng = np.random.default_rng(SEED)
-x, dy = rng.integers(0, 4, (2, 3, 4, 5)).astype(float), np.array([1.0, 2.0])  # with ties
-argmax = globalmax_forward(x[None])[1]
-assert np.array_equal(
-    globalmax_backward_by_hand(dy, x), globalmax_backward(dy[None], argmax, (1, *x.shape))[0]
-)
-
 spots = np.zeros((9, 1, 12, 28, 28))  # map n has n spots
 for n, place in enumerate(rng.choice(spots[0].size, 8, replace=False), start=1):
     spots[n:].reshape(9 - n, -1)[:, place] = 1

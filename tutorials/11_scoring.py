@@ -14,7 +14,6 @@
 import lesson
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
@@ -123,20 +122,10 @@ for way, number in lost.items():
 # %%
 scans = phantom.simulate_cohort("standard", {"test": 40}, seed=11)["test"]
 counts = [scan.count for scan in scans]
-
-
-def blurred(scan, sd_mm):
-    return ndimage.gaussian_filter(scan.volume.array, sd_mm / np.array(scan.volume.spacing_mm))
-
-
-def spots(scan):
-    return fill_outside(blurred(scan, 0.5) - blurred(scan, 1.2), scan.volume.array > 0.05)
-
-
-maps = {
-    "brightness": [blurred(scan, 0.3) for scan in scans],
-    "spots": [spots(scan) for scan in scans],
-}
+maps = {"brightness": [lesson.blurred(scan, 0.3) for scan in scans], "spots": []}
+for scan in scans:
+    spots = lesson.blurred(scan, 0.5) - lesson.blurred(scan, 1.2)
+    maps["spots"].append(fill_outside(spots, scan.volume.array > 0.05))
 
 
 def hits_of(maps, factor=1):

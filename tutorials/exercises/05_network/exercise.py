@@ -26,7 +26,7 @@ def n_parameters(channels):
 
     Encoder: 1 -> channels[0] -> channels[1] -> ... (pooling learns nothing). Decoder, from the
     bottom up: the encoder's maps of this level and the upsampled maps of the level below are
-    concatenated, and a convolution makes channels[level] maps. Last layer: a weight per map, a bias.
-    Hint: a convolution has 27 C_in C_out weights and C_out biases.
+    concatenated, and a convolution makes channels[level] maps. Last layer: a weight per map and
+    one bias. Hint: a convolution has 27 C_in C_out weights and C_out biases.
     """
     raise NotImplementedError("n_parameters is yours to write")

@@ -1,6 +1,6 @@
 """Exercise 6: a CUDA kernel. About 1 hour. Write this function, then the kernels in kernels.cu.
 
-No GPU is needed: the tests compile your kernels with a C++ compiler and run their threads one by one.
+No GPU is needed: the tests compile your kernels with a C++ compiler and run thread after thread.
 """
 
 
