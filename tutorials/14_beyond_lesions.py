@@ -69,8 +69,8 @@ print(f"correlation of label and ink: {np.corrcoef(ink, counts['train'])[0, 1]:.
 # %% [markdown]
 # ## A 2-D image is a volume of one slice
 #
-# The network pools its maps by 2 x 2 x 2, so every size must be even (twice, with three levels). The
-# package pads the one slice with empty ones, and takes the slice out again.
+# The network pools its maps by 2 x 2 x 2, so every size must be even (twice, with three levels).
+# The package pads the one slice with empty ones, and takes the slice out again.
 #
 # All settings are those for scans, except one: `flips=""`. A flipped lesion is a lesion; a flipped
 # three is no three. (Training notices by itself that a volume of one slice must not be shifted out
