@@ -4,9 +4,9 @@
 # **Question.** Every way of computing a convolution does the same multiplications. Why is one of
 # them thousands of times as fast as another?
 #
-# **You will see** four convolutions in numpy, with their arithmetic and their bytes counted and
-# their time measured; then what two CUDA kernels do with memory, counted, for no GPU is needed. The
-# last picture is a roofline: how fast a program can be, from how often it uses a byte.
+# **You will see** four convolutions in numpy, with their arithmetic and bytes counted and their
+# time measured; then what two CUDA kernels do with memory, counted (no GPU is needed). The picture
+# is a roofline: how fast a program can be, given how often it uses a byte.
 #
 # **Takes** about 5 seconds on 2 cores. Lessons 2 and 6 explain the convolution and the kernel.
 

@@ -4,10 +4,9 @@
 # **Question.** All that the network is told about a scan is one number. How can it learn to count
 # from that, and why does it so often learn to predict the mean count and nothing else?
 #
-# **You will see** what the squared error asks for; what three poolings can tell about a number of
-# spots; how large the features of an untrained network are beside what they say; and four small
-# networks while they learn. The picture shows which of them learn, which are late, and which cannot
-# count far.
+# **You will see** what the squared error asks for, what a pooling can tell about a number of spots,
+# and four small networks while they learn. The picture shows which of them learn, which are late,
+# and which cannot count far.
 #
 # **Takes** about 60 seconds on 2 cores, nearly all of it training. Lesson 5 explains the network.
 

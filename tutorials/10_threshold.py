@@ -4,9 +4,9 @@
 # **Question.** The network says "five lesions" and returns a heatmap. At which level must the map
 # be cut to leave five components? And why may one not search for that level by bisection?
 #
-# **You will see** islands in a falling sea, a bisection that ends at the wrong one of several
-# levels, and the union-find sweep that follows the number of components through all levels at
-# once. The picture shows what the two find in the same scan.
+# **You will see** a bisection that ends at the wrong one of several levels, and the union-find
+# sweep that follows the number of components through all levels at once. The picture shows what the
+# two find in the same scan.
 #
 # **Takes** about 5 seconds on 2 cores. Lesson 9 explains where the heatmap comes from.
 

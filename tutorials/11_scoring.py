@@ -4,9 +4,9 @@
 # **Question.** A method marks places in a scan, an expert has marked the lesions. How many are
 # found, how many of the marks are wrong, and how sure may you be of these numbers?
 #
-# **You will see** why each detection may find one lesion only, and two ways of matching that lose
-# hits; the rates of the paper's Table 1 and the curve of its Fig. 3; what an average hides; and an
-# interval made by drawing scans again. The picture shows the matching, the curve and the interval.
+# **You will see** two ways of matching that lose hits, the rates of the paper's Table 1, what an
+# average hides, and an interval made by drawing scans again. The picture shows the matching, the
+# curve of Fig. 3 and the interval.
 #
 # **Takes** about 15 seconds on 2 cores. Lesson 10 explains how a map and a count become detections.
 

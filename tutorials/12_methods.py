@@ -4,9 +4,9 @@
 # **Question.** A network has learned to count. There is more than one way to ask it WHERE, and one
 # that needs no network. Which of them finds the lesions?
 #
-# **You will see** two small networks trained from counts alone, the maps of all six methods of the
-# paper's Table 1 in the same slice, each cut at its own count, and the one number of method (f)
-# that must not be chosen on the test scans. The picture is the paper's Fig. 3, on a phantom.
+# **You will see** two small networks trained from counts alone, the maps of all six methods of
+# Table 1 in the same slice, and the one number of method (f) that must not be chosen on the test
+# scans. The picture is the paper's Fig. 3, on a phantom.
 #
 # **Takes** about 40 seconds on 2 cores: two trainings. Lesson 9 explains heatmaps, lesson 10
 # thresholds, lesson 11 the scores.

@@ -5,9 +5,8 @@
 # lesions in millimetres, and what goes wrong on the way?
 #
 # **You will see** the whole path with the commands that you would type: check, prepare, train,
-# predict, evaluate; and what they say about broken files. The scans are simulated, but they are
-# NIfTI files on disk, as yours are. The picture shows one scan, from the file to the lesions found
-# in it.
+# predict, evaluate; and what they say about broken files. The picture shows one scan (simulated,
+# but a NIfTI file as yours) and the lesions found in it.
 #
 # **Takes** about 60 seconds on 2 cores. Lesson 1 explains affines, lessons 9 to 11 the rest.
 

@@ -5,8 +5,8 @@
 # many threes there are on a sheet of handwritten digits: does it find the threes?
 #
 # **You will see** the package's network, training, threshold and scoring, all unchanged, work in
-# 2-D on real images of handwriting. The picture shows sheets by writers the network has never seen,
-# with the heatmap, the hits and the misses.
+# 2-D on real handwriting. The picture shows sheets by writers the network has never seen, with the
+# heatmap, the hits and the misses.
 #
 # **Takes** about 50 seconds on 2 cores. The digits come with scikit-learn (`pip install
 # scikit-learn`); without it, this lesson says so and ends. Lessons 8 to 11 explain counting,

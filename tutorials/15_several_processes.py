@@ -4,9 +4,8 @@
 # **Question.** Two computers each train on half of every batch. What must they tell each other, and
 # when, so that the result is the network that one computer would have trained?
 #
-# **You will see** the gradient of a batch put together from its parts, first by hand, then by the
-# file that training with `mpirun` uses; how many bytes that takes, beside all those that stay where
-# they are; and when the exchange is cheap and when it is not. The picture shows it, with the speed
+# **You will see** the gradient of a batch put together from its parts, by hand and by the file that
+# training with `mpirun` uses; and when the exchange is cheap. The picture shows it, with the speed
 # of several processes on THIS computer.
 #
 # **Takes** about 10 seconds on 2 cores. The last measurement needs MPI (`apt-get install
