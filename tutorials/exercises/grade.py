@@ -2,7 +2,7 @@
 
     python tutorials/exercises/grade.py --answers students/ --csv marks.csv
 
-students/ holds a folder per student, with the sets that were handed in anywhere inside it:
+students/ holds a folder per student, and the sets that were handed in are anywhere inside it:
 students/NAME/.../03_backprop/exercise.py. A cell of the table says `passed`, `not handed in`,
 `timed out`, or what is wrong. Every task runs in a process of its own, with limits of time and
 memory, and gives one point.
