@@ -176,7 +176,8 @@ assert np.allclose(prepared.affine @ [0, 0, 0, 1], corner_mm, atol=1e-4)
 # ## Train
 #
 # A small network (8 maps on every level), on few scans, for a short time: enough to see the path.
-# `--eps` sets the size of the first steps. With scans of your own, begin with the defaults. The
+# `--eps` sets the size of the first steps. With scans of your own, begin with the defaults: where
+# volumes are large, training then starts from weights that learned on small simulated scans. The
 # command ends with the scores on the test scans, which it has not used before.
 
 # %%
