@@ -73,15 +73,12 @@ def nearest_first(distance, radius):
     for i, j in zip(*np.unravel_index(distance.argsort(axis=None), distance.shape), strict=True):
         if distance[i, j] <= radius and not any(i == a or j == b for a, b in pairs):
             pairs.append((i, j))
-    return pairs
+    return len(pairs)
 
 
 def assign_first(distance, radius):
-    return list(zip(*linear_sum_assignment(distance), strict=True))  # the smallest total distance
-
-
-def hits_of_pairs(pairs, distance, radius):
-    return sum(distance[i, j] <= radius for i, j in pairs)
+    i, j = linear_sum_assignment(distance)  # the smallest total distance
+    return (distance[i, j] <= radius).sum()
 
 
 for way, detections, lesions in (  # all on one line
@@ -89,15 +86,15 @@ for way, detections, lesions in (  # all on one line
     (assign_first, [2.9, 100], [0, 3]),
 ):
     distance = abs(np.subtract.outer(detections, lesions))
-    wrong, right = hits_of_pairs(way(distance, 2), distance, 2), len(match_by_hand(distance <= 2))
-    print(f"{way.__name__}: {wrong} of {right} hits", end=" ")
+    print(
+        f"{way.__name__}: {way(distance, 2)} of {len(match_by_hand(distance <= 2))} hits", end=" "
+    )
     print(f"(detections {detections}, lesions {lesions}, radius 2)")
 
 # %% [markdown]
-# How often does it matter? In 1000 crowded random scans, against `metrics.match_detections`, which
-# asks scipy for the one-to-one matching of least cost, where a pair beyond the radius costs more
-# than all pairs within it together. So it makes as many hits as possible; of all ways to do that,
-# the one with the smallest total distance.
+# How often does it matter? Try 1000 crowded random scans. `metrics.match_detections` asks scipy for
+# the one-to-one matching of least cost, where a pair beyond the radius costs more than all pairs
+# within it together. So it makes as many hits as possible, with the smallest total distance.
 
 # %%
 lost = {nearest_first: 0, assign_first: 0}
@@ -107,7 +104,7 @@ for _ in range(1000):
     right = len(metrics.match_detections(detections, lesions, radius=3))
     assert right == len(match_by_hand(distance <= 3))
     for way in lost:
-        lost[way] += hits_of_pairs(way(distance, 3), distance, 3) < right
+        lost[way] += way(distance, 3) < right
 print("by hand and weakunet: as many hits in each of 1000 random scans")
 for way, number in lost.items():
     print(f"{way.__name__} loses hits in {number} of them")
@@ -148,9 +145,9 @@ for name, own in hits.items():
 #     TPR = sum TP / sum (TP + FN)    FPav = sum FP / scans    FDR = sum FP / sum (TP + FP)
 #
 # TPR (sensitivity) divides by the lesions, FDR (1 - precision) by the detections. There is no
-# specificity: nobody can count the places where rightly nothing was marked. Note that with as many
-# detections as lesions, FP = FN, and FDR is no news: it is 1 - TPR. Only an error of the count (or
-# a count that no threshold meets) pulls them apart.
+# specificity: nobody can count the places where rightly nothing was marked. With as many detections
+# as lesions, FP = FN, and FDR tells nothing new: it is 1 - TPR. They differ only where the count is
+# wrong (or no threshold meets it).
 
 
 # %%
@@ -167,14 +164,14 @@ for name, own in hits.items():
 # %% [markdown]
 # ## What an average hides
 #
-# **Over lesions or over scans?** The TPR above pools all lesions, so that a scan with 20 of them
-# weighs 20 times as much as a scan with one. The mean of the scans' own TPR weighs scans equally,
-# and says something else. (In a scan with one lesion only ONE place is marked, the highest of the
-# map; if that is the ventricle, the scan's TPR is 0.)
+# **Over lesions or over scans?** The TPR above pools all lesions, so a scan with 20 of them weighs
+# 20 times as much as a scan with one. The mean of the scans' own TPR weighs scans equally, and says
+# something else. (In a scan with one lesion only ONE place is marked, the highest of the map. If
+# that is the ventricle, the scan's TPR is 0.)
 #
 # **Scans without lesions** have no TPR, but they count in FPav. Add 40 of them in which nothing is
-# marked: the method is the same, TPR is the same, and FPav is half as high. Two papers' FPav can be
-# compared only if their scans can.
+# marked: TPR stays the same, and FPav is halved. The FPav of two papers can be compared only if
+# their scans can.
 
 # %%
 tp, fp, fn = hits["spots"].T
@@ -191,8 +188,8 @@ for name, own in (("as they are", hits["spots"]), ("with 40 empty scans", dilute
 #
 # One threshold gives one point. Multiply each count by a factor, and the same maps give a curve of
 # TPR against FPav (free-response ROC, the paper's Fig. 3): more lesions found for more false
-# positives. Does it end at 100 %? No: lower the threshold further and the components grow and melt
-# together. A large component has one centre, however many lesions it covers.
+# positives. Does it end at 100 %? No: as the threshold falls, the components grow and merge. A
+# large component has one centre, however many lesions it covers.
 
 # %%
 curves = {
@@ -207,8 +204,8 @@ for point in curves["spots"]:
 
 # %% [markdown]
 # The other sweep takes ONE threshold for all scans (`froc_by_threshold`). Mind its end: some tools
-# leave the lowest score out. Here is a lesion with score 0.3 and a false positive with 0.9; only
-# the last point of the curve knows that the lesion is found.
+# leave out the lowest score. Here are a lesion with score 0.3 and a false positive with 0.9. Only
+# the last point of the curve shows that the lesion is found.
 
 # %%
 heatmap = np.zeros((1, 9, 9))
