@@ -86,10 +86,9 @@ for way, detections, lesions in (  # all on one line
     (assign_first, [2.9, 100], [0, 3]),
 ):
     distance = abs(np.subtract.outer(detections, lesions))
-    print(
-        f"{way.__name__}: {way(distance, 2)} of {len(match_by_hand(distance <= 2))} hits", end=" "
-    )
-    print(f"(detections {detections}, lesions {lesions}, radius 2)")
+    wrong, right = way(distance, 2), len(match_by_hand(distance <= 2))
+    print(f"{way.__name__} of detections {detections}, lesions {lesions}, radius 2:", end=" ")
+    print(f"{wrong} of {right} hits")
 
 # %% [markdown]
 # How often does it matter? Try 1000 crowded random scans. `metrics.match_detections` asks scipy for
@@ -217,11 +216,11 @@ assert end[-1]["tpr"] == 1
 # %% [markdown]
 # ## How sure?
 #
-# With other patients, the numbers would be others. Nobody gives you those; so draw as many scans as
-# you have from your own, WITH replacement, compute the rate, and do that 2000 times: the middle
-# 95 % of the rates is the interval (a percentile bootstrap). Draw scans, not lesions: the lesions
-# of one scan share its ventricle, its noise and its threshold, and come and go together. Draw
-# lesions one by one, as if each were a patient, and the interval is too narrow.
+# With other patients, the numbers would differ. You have no others, so draw as many scans as you
+# have from your own, WITH replacement, and compute the rate. Do that 2000 times. The middle 95 % of
+# the rates is the interval (a percentile bootstrap). Draw scans, not lesions: the lesions of one
+# scan share its ventricle, its noise and its threshold. If you draw lesions one by one, as if each
+# were a patient, the interval is too narrow.
 
 
 # %%
@@ -244,9 +243,9 @@ low, high = np.percentile(by_lesions, [2.5, 97.5])
 print(f"spots, if {tp + fn} lesions were drawn one by one: [{low:.1%}, {high:.1%}], too narrow")
 
 # %% [markdown]
-# **Is spots better than brightness?** Both saw the same scans, and one may be hard for both. So
-# compare them draw by draw: the same draws for both (here: the same seed), the difference of the
-# two rates, and its interval. If 0 lies outside, the difference is more than luck of the scans.
+# **Is spots better than brightness?** Both saw the same scans, and a scan may be hard for both. So
+# compare them draw by draw: take the same draws for both (here: the same seed), the difference of
+# the two rates, and its interval. If 0 lies outside, the difference is more than luck.
 
 # %%
 difference = by_scans["spots"] - by_scans["brightness"]
@@ -298,6 +297,6 @@ print(f"the difference is at least {100 * low:.1f} points in 97.5 % of the draws
 lesson.save(figure, "11_scoring")
 
 # %% [markdown]
-# **Try.** Match with radius 2 and 4 and see how far the rates move: a TPR without its radius says
+# **Try.** Match with radius 2 and 4 and see how far the rates move: a TPR without its radius means
 # nothing. Then pass `spacing_mm` to `match_detections`: is 3 mm stricter than 3 voxels? Write the
 # matching, the rates and the interval yourself: exercise set `11_scoring`.
