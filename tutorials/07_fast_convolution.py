@@ -25,14 +25,14 @@ from weakunet.layers.conv.conv3d import conv3d_forward
 from weakunet.util.threads import set_threads
 
 rng = np.random.default_rng(7)
-set_threads(1)  # one core: so that the rungs differ in what they do, not in how many do it
+set_threads(1)  # one core: the rungs shall differ in what they do, not in the number of cores
 
 # %% [markdown]
 # ## What must be done
 #
-# Each output number is a sum over C_in k^3 products: a multiplication and an addition each, 2 FLOP.
-# The least that must move is x and w in, y out, 4 bytes per number (float32). FLOP per byte, the
-# **intensity**, says how much is made of a byte that was fetched; for a convolution it can be high.
+# Each output number is a sum over C_in k^3 products, a multiplication and an addition each: 2 FLOP.
+# At least x and w must be read and y written, 4 bytes per number (float32). The **intensity**, FLOP
+# per byte, says how much work is done per byte that moves. For a convolution it can be high.
 
 
 # %%
@@ -52,16 +52,16 @@ print(f"at best {flop / least:.0f} FLOP per byte")
 # %% [markdown]
 # ## The ladder
 #
-# **Loops**, as the kernel of lesson 6: for each output, for each product, fetch an x and a w.
+# **Loops**, like the kernel of lesson 6: for each output and each product, fetch an x and a w.
 #
 # **27 shifted products** (`conv3d_forward`, the package's reference): per tap, one matrix product
 # of w's tap with the shifted x. Bytes: per tap numpy copies the shifted x (reads and writes C_in
 # numbers per voxel), multiplies (reads C_in, writes C_out), and adds to y (reads 2 C_out, writes
-# C_out). (What is small is left out: the padding, the weights, and the bias.)
+# C_out). (The padding, the weights and the bias are small and left out.)
 #
-# **im2col**: all that an output voxel sees, in one column; then the whole convolution is ONE matrix
-# product, at which computers are best. Bytes: 27 C_in numbers per voxel are read, written, and read
-# again; C_out are written. The price is memory: 27 copies of x.
+# **im2col**: put all that an output voxel sees into one column. Then the whole convolution is ONE
+# matrix product, which computers do best. Bytes: 27 C_in numbers per voxel are read, written, and
+# read again; C_out are written. The price is memory: 27 copies of x.
 
 
 # %%
@@ -85,12 +85,12 @@ def by_im2col(x, w):
 
 
 # %% [markdown]
-# **The package's layer** (`weakunet/layers/conv/cpu.py`) takes the middle way, a block of voxels
-# at a time, small enough to stay in the processor's cache. Of the 27 taps it copies only 3, those
-# along y: a plane's neighbours along z are its neighbours in memory, and the 3 taps along x are
-# taken after the product, by adding its rows one voxel to the left and to the right. Bytes: 3 C_in
-# numbers per voxel are read and written, then read by the product, which writes 3 C_out; three
-# additions (the bias and the two neighbours) read 5 C_out and write 3 C_out.
+# **The package's layer** (`weakunet/layers/conv/cpu.py`) is between the two. It takes a block of
+# voxels at a time, small enough to stay in the processor's cache. Of the 27 taps it copies only 3,
+# those along y. A plane's neighbours along z are its neighbours in memory anyway, and the 3 taps
+# along x come after the product, by adding its rows one voxel to the left and to the right. Bytes:
+# 3 C_in numbers per voxel are read and written, then read by the product, which writes 3 C_out.
+# Three additions (the bias and the two neighbours) read 5 C_out and write 3 C_out.
 
 # %%
 zero = np.zeros(C_OUT, np.float32)
@@ -158,9 +158,9 @@ for name, (convolve, numbers_per_voxel) in rungs.items():
     )
 
 # %% [markdown]
-# The loops lose elsewhere: Python takes a long time over each product, wherever its numbers lie.
-# The other three do their arithmetic in the same matrix product of the BLAS library, and differ in
-# what they do with memory around it.
+# The loops are slow for another reason: Python takes a long time for each product. The other three
+# do their arithmetic in the same matrix product of the BLAS library, and differ in how they use
+# memory around it.
 #
 # ## On a GPU: the naive kernel
 #
@@ -203,11 +203,11 @@ print(f"a voxel of x is loaded {tiled_loads.mean():.2f} times, for all of the bl
 print(f"by the naive kernel {naive_loads.mean():.1f} times, for EACH output map")
 
 # %% [markdown]
-# Second: shared memory is fast, but to fetch two numbers from it for every product would still be
+# Second: shared memory is fast, but fetching two numbers from it for every product would still be
 # too slow. So a thread works on a whole column of voxels along y and several output maps at once,
 # and keeps all their sums in registers. For each input map and each of the 9 places (i, m) of the
 # kernel in z and x, it reads the column, one voxel longer at either end, and the weights of the 3
-# taps along y; each number that it has read goes into many products.
+# taps along y. Each number that it has read is used in many products.
 
 # %%
 column, maps = conv3d_cuda.SIZES["TILE_Y"], conv3d_cuda.SIZES["MAPS"]
@@ -240,9 +240,10 @@ for name, intensity in gpu.items():
 # ## The picture
 #
 # Left: how often each voxel of a slice of x is loaded. Right: the roofline. A program with few FLOP
-# per byte is held down by the slanting roof, intensity x memory speed; with many, by the flat one,
-# the arithmetic. Filled marks are measured on this computer; a mark above the slanting roof gets
-# its bytes from a cache, which is faster than memory. Open marks are counted ceilings on the GPU.
+# per byte is limited by the slanting roof, intensity x memory speed; one with many by the flat
+# roof, the arithmetic. Filled marks are measured on this computer. A mark above the slanting roof
+# gets its bytes from a cache, which is faster than memory. Open marks are counted ceilings on the
+# GPU.
 
 # %%
 mosaic = [["naive", "roof", "roof"], ["tiled", "roof", "roof"]]
