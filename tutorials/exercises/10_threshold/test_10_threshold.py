@@ -28,8 +28,7 @@ def _numbers(heatmap, levels, connectivity):
 def test_component_numbers(answer):
     for digits in (9, 1):  # all voxels different; many that tie
         heatmap = ndimage.gaussian_filter(RNG.normal(size=(5, 8, 9)), 0.7).round(digits)
-        result = answer.component_numbers(heatmap)
-        result = parts("component_numbers", result, "levels, numbers")
+        result = parts("component_numbers", answer.component_numbers(heatmap), "levels, numbers")
         levels = np.unique(heatmap)[::-1]
         ties = "equal voxels are counted one after the other: they are ONE level"
         mistakes = [
