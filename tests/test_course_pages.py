@@ -2,24 +2,18 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
+from test_readme import BENCH, COMPARISON, ELSEWHERE
 
-ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / "tutorials"
 ROAD = TUTORIALS / "paper_to_code.md"
 NAMES = ("README.md", "lecturers.md", "paper_to_code.md", "exercises/README.md")
 PAGES = [TUTORIALS / name for name in NAMES]
-RUN_BY = {  # what a page's commands look like -> the test that runs them
-    r"python tutorials/\d\d_\w+\.py": "test_tutorials.py",
-    r"python tutorials/(to_notebooks|kernel_page)\.py": "test_notebooks.py",
-    r"python -m pytest tutorials/exercises\S*( --answers \S+)?": "test_exercises.py",
-    r"python tutorials/exercises/(grade|handout)\.py.*": "test_grade.py",
-    r"python -m weakunet\.(study|compare|bench|train)\b.*": "test_readme.py",
-    r"python data_tools/make_digits\.py.*": "test_readme.py",
-    r"(python -m )?pip install .*": "../.ci/run",
-}
+# A page's commands: those that test_readme.py runs or says which test does, and set-up.
+RULES = [*ELSEWHERE, COMPARISON, BENCH, r"python -m weakunet\.train\b.*"]
+RULES += [r"python data_tools/make_digits\.py.*", r"(python -m )?pip install .*"]
 
 
 def names_in(path):
@@ -60,8 +54,7 @@ def test_pages_name_only_commands_that_are_tested(page):
     text = page.read_text(encoding="utf-8")
     commands = re.findall(r"(?:^|`)((?:python|pip) [^`\n]+)", text, re.M)
     for command in commands:
-        assert any(re.fullmatch(rule, command) for rule in RUN_BY), command
-    assert all((ROOT / "tests" / test).exists() for test in RUN_BY.values())
+        assert any(re.fullmatch(rule, command) for rule in RULES), command
 
 
 def test_each_lesson_has_a_small_picture_on_the_students_page():
