@@ -48,7 +48,7 @@ def state(run):
     return arrays
 
 
-def moved(degrees, mm, spacing=(1, 1, 1)):
+def moved(degrees=(0, 0, 0), mm=(0, 0, 0), spacing=(1, 1, 1)):
     """An affine (4, 4): scaled by `spacing`, then turned about x, y and z, then shifted."""
     affine = np.eye(4)
     turn = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()

@@ -16,6 +16,7 @@ from weakunet.util.cli import write_csv
 
 SHAPE = (12, 10, 8)
 AFFINE = np.array([[-0.5, 0, 0, 20], [0, 0, 1, -30], [0, 0.5, 0, 5], [0, 0, 0, 1.0]])
+EYE = np.eye(4)
 REGION = (slice(3, 9), slice(3, 8), slice(2, 7))
 CENTRES = [(4, 4, 3), (7, 6, 5), (5, 7, 6)]  # voxels
 SLICE_Z_MM = 8.0  # the file's j = 6: the second centre lies there
@@ -98,22 +99,25 @@ def test_clean_cohort_passes_raw_prepared_and_with_a_slice(cohort, capsys):
 # -- faults of scan s3, each put in alone ----------------------------------------------------------
 
 
-def image(change):
-    """Change the voxels, and the grid of image and ROI alike."""
+def keep(voxels):
+    return voxels
+
+
+def image(change=keep, by=EYE):
+    """Change the voxels of the image; move the grids of image and ROI alike."""
 
     def fault(cohort):
         array, affine = load(cohort.image(3))
-        array, affine = change(array, affine)
-        save(cohort.image(3), array.astype("f4"), affine)
-        save(cohort.roi(3), load(cohort.roi(3))[0], affine)
+        save(cohort.image(3), change(array).astype("f4"), by @ affine)
+        save(cohort.roi(3), load(cohort.roi(3))[0], by @ affine)
 
     return fault
 
 
-def roi(change):
+def roi(change=keep, by=EYE):
     def fault(cohort):
-        array, affine = change(*load(cohort.roi(3)))
-        save(cohort.roi(3), array.astype("f4"), affine)
+        array, affine = load(cohort.roi(3))
+        save(cohort.roi(3), change(array).astype("f4"), by @ affine)
 
     return fault
 
@@ -130,26 +134,29 @@ def centres(*voxels):
 
 
 def set_voxels(place, value):
-    def change(array, affine):
+    def change(array):
         array[place] = value
-        return array, affine
+        return array
 
     return change
 
 
-def sheared(array, affine):
-    affine[0, 1] += 0.05
-    return array, affine
-
-
-def labels(array, affine):
-    return array * np.random.default_rng(1).integers(1, 20, array.shape), affine
+def labels(array):
+    return array * np.random.default_rng(1).integers(1, 20, array.shape)
 
 
 def second_form(cohort):
     image = nibabel.load(cohort.image(3))
-    image.set_qform(moved((0, 0, 0), (3, 3, 3)) @ AFFINE, 1)
+    image.set_qform(moved(mm=(3, 3, 3)) @ AFFINE, 1)
     nibabel.save(nibabel.Nifti1Image(image.get_fdata(), AFFINE, image.header), cohort.image(3))
+
+
+def lps(cohort):
+    cohort.write_centres(3, [to_mm(CENTRES[0]) * (-1, -1, 1)])
+
+
+def copied_file(cohort):
+    shutil.copy(cohort.image(2), cohort.image(3))
 
 
 def copied(cohort):  # stored otherwise: other axes, other bytes
@@ -182,65 +189,37 @@ HALF = (slice(REGION[0].start, REGION[0].start + 4),)
 FAULTS = {  # -> the check that names it, and words
     "missing image": (lambda c: c.image(3).unlink(), "image", "no such file"),
     "half an image": (cut_off, "image", "truncated or damaged"),
-    "constant": (image(lambda a, m: (a * 0 + 5, m)), "intensity", "every voxel is 5"),
+    "constant": (image(lambda a: a * 0 + 5), "intensity", "every voxel is 5"),
     "flat in the region": (image(set_voxels(REGION, 7)), "intensity", "same value, 7"),
-    "another scale": (image(lambda a, m: (a * 12, m)), "intensity", "median"),
+    "another scale": (image(lambda a: a * 12), "intensity", "median"),
     "another spacing": (
-        image(lambda a, m: (a, m @ np.diag([1.2, 1, 1, 1]))),
+        image(by=np.diag([1.2, 1, 1, 1])),
         "spacing",
         "0.6 mm, the median is 0.5 x 1 x 0.5; preprocess --spacing-mm 0.5 1 0.5",
     ),
     "rounded quaternion": (long_quaternion, "image", "qform and sform"),
-    "tilted": (
-        image(lambda a, m: (a, moved((0, 0, 20), (0, 0, 0)) @ m)),
-        "orientation",
-        "20 degrees",
-    ),
-    "sheared": (image(sheared), "affine", "degrees off square"),
+    "tilted": (image(by=moved((0, 0, 20))), "orientation", "20 degrees"),
+    "sheared": (image(by=EYE + 0.1 * np.eye(4, k=2)), "affine", "degrees off square"),
     "two forms": (second_form, "image", "qform and sform"),
     "missing roi": (lambda c: c.roi(3).unlink(), "roi", "no such file"),
-    "roi of another grid": (roi(lambda a, m: (a[:-1], m)), "roi", "not on the grid"),
-    "roi shifted": (
-        roi(lambda a, m: (a, moved((0, 0, 0), (0.3, 0, 0)) @ m)),
-        "roi",
-        "not on the grid",
-    ),
-    "empty roi": (roi(lambda a, m: (a * 0, m)), "roi", "above 0"),
+    "roi of another grid": (roi(lambda a: a[:-1]), "roi", "not on the grid"),
+    "roi shifted": (roi(by=moved(mm=(0.3, 0, 0))), "roi", "not on the grid"),
+    "empty roi": (roi(lambda a: a * 0), "roi", "above 0"),
     "small roi": (roi(set_voxels(HALF, 0)), "roi", "region of 12.5 mm3, the median is 37.5"),
     "segmentation for a roi": (roi(labels), "roi", "19 labels"),
-    "roi from splines": (
-        roi(lambda a, m: (ndimage.shift(a, 0.4, order=3), m)),
-        "roi",
-        "not a mask: values -0.",
-    ),
-    "soft roi": (
-        roi(lambda a, m: (ndimage.gaussian_filter(a, 0.6, truncate=2), m)),
-        "roi",
-        "not a mask:",
-    ),
+    "roi from splines": (roi(lambda a: ndimage.shift(a, 0.4)), "roi", "not a mask: values -0."),
+    "soft roi": (roi(lambda a: ndimage.gaussian_filter(a, 0.6, truncate=2)), "roi", "not a mask:"),
     "nan": (image(set_voxels((5, 5, 5), np.nan)), "image", "NaN or infinite voxels inside"),
-    "roi everywhere": (roi(lambda a, m: (a + 1, m)), "roi", "fills 100%"),
+    "roi everywhere": (roi(lambda a: a + 1), "roi", "fills 100%"),
     "no count": (row(2, ""), "counts", "no count"),
     "missing code": (missing_code, "counts", "stand for 'missing'"),
     "count off the centres": (row(2, 2), "counts", "count 2, but 1 centres"),
     "centre outside the image": (centres((4, 4, 30)), "centres", "1 of 1 outside the image"),
     "centre outside the region": (centres((4, 4, 0)), "centres", "1 of 1 more than a voxel"),
-    "left for right": (
-        lambda c: c.write_centres(3, [to_mm(CENTRES[0]) * (-1, -1, 1)]),
-        "centres",
-        "LPS",
-    ),
-    "no number among the centres": (
-        lambda c: c.write_centres(3, [(1, 2, "x")]),
-        "centres",
-        "line 2",
-    ),
+    "left for right": (lps, "centres", "LPS"),
+    "centre without z": (lambda c: c.write_centres(3, [(1, 2, "x")]), "centres", "line 2"),
     "copy": (copied, "duplicate", "'s0', one in train, one in val"),
-    "copy within a split": (
-        lambda c: shutil.copy(c.image(2), c.image(3)),
-        "duplicate",
-        "the same voxels as 's2'",
-    ),
+    "copy within a split": (copied_file, "duplicate", "the same voxels as 's2'"),
 }
 
 

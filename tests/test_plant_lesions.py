@@ -24,10 +24,10 @@ def write_head(folder):
     core = (z / 7) ** 2 + (y / 9) ** 2 + ((x - 3) / 8) ** 2 < 1
     image[core] = 80
     image[(z / 5) ** 2 + (y / 8) ** 2 + ((x + 8) / 3) ** 2 < 1] = 10
-    affine = moved((0, 0, 0), (-22, -24, -20))
+    affine = moved(mm=(-22, -24, -20))
     write_volume(folder / "head.nii.gz", image, Volume(image, affine))
     coarse = np.zeros((24, 28, 26), np.int32)
-    flipped = moved((0, 0, 0), (25, -27, -23), (-2, 2, 2))
+    flipped = moved(mm=(25, -27, -23), spacing=(-2, 2, 2))
     z, y, x = np.indices(coarse.shape)
     x_mm, y_mm, z_mm = 25 - 2 * x, 2 * y - 27, 2 * z - 23
     coarse[(z_mm / 7) ** 2 + (y_mm / 9) ** 2 + ((x_mm - 3) / 8) ** 2 < 1] = 7

@@ -161,7 +161,7 @@ def test_an_atlas_is_for_scans_on_one_grid(tmp_path, capsys):
 
 
 def test_what_cannot_be_made_is_refused_by_name(tmp_path, capsys):
-    labels, far = label_array(), moved((0, 0, 0), (300, 300, 300)) @ SCAN
+    labels, far = label_array(), moved(mm=(300, 300, 300)) @ SCAN
     scan, far = write_scan(tmp_path / "scan.nii.gz", SCAN), write_scan(tmp_path / "far.nii.gz", far)
     aseg = write_labels(tmp_path / "aseg.mgz", labels)
     grey = write_labels(tmp_path / "grey.mgz", (labels + 0.5).astype(np.float32))
