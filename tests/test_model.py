@@ -151,16 +151,20 @@ def test_start_survives_maps_that_are_zero_everywhere():
     assert np.isfinite(model.params["linear.w"]).all()
 
 
-def test_set_level_moves_b_alone_until_the_mean_prediction_is_the_mean_count():
+def test_fit_scale_scales_the_last_layer_to_the_least_error_and_at_most_twofold():
     model, rng = network("lmax")
-    model.global_pool.blocks = 0.7  # these regions are larger than those it was trained on
     batches = [rng.random((3, 1, 8, 8, 8)), rng.random((3, 1, 8, 8, 8))]
     before = {name: value.copy() for name, value in model.params.items()}
-    model.set_level(batches, 4.0)
-    counts = np.concatenate([model.predict(scans)[0] for scans in batches])
-    assert counts.mean() == pytest.approx(4.0, rel=1e-12)
-    changed = [name for name in before if not np.array_equal(before[name], model.params[name])]
-    assert changed == ["linear.b"]
+    y = np.concatenate([model.predict(scans)[0] for scans in batches])
+    for counts, scale in (
+        (1.5 * y, 1.5),
+        (y + y[::-1] / 9, 1 + y @ y[::-1] / (y @ y) / 9),
+        (9 * y, 2),
+    ):
+        model.load(before)
+        model.fit_scale(batches, counts)
+        for name, value in model.params.items():
+            assert value == pytest.approx(before[name] * (scale if "linear" in name else 1))
 
 
 # -- the gradient with respect to the image --------------------------------------------------------

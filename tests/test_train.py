@@ -298,12 +298,13 @@ def test_run_that_cannot_resume_is_refused_by_name(finished, tmp_path, capsys, n
 
 
 @pytest.mark.parametrize("head", [[], ["--gaussian-head"]])
-def test_every_epoch_ends_with_the_level_right_on_the_training_scans(cohort, tmp_path, head):
-    run(cohort, tmp_path / "run", *head)
+def test_every_epoch_ends_with_the_scale_right_on_the_training_scans(cohort, tmp_path, head):
+    b = run(cohort, tmp_path / "run", *head)["linear.b"]
     model = load_model(tmp_path / "run" / "last.npz")
     scans = load.load_scans(Settings(data=str(cohort)), ("train",))["train"]
-    missing = np.mean([scan.count - predict_scan(model, scan.volume)[0] for scan in scans])
-    assert (abs(missing) < 1e-4) == (not head)
+    y = np.array([predict_scan(model, scan.volume)[0] for scan in scans])
+    scale = (y @ [scan.count for scan in scans]) / (y @ y)
+    assert (abs(scale - 1) < 1e-5) == (b == 0) == (not head)
 
 
 def test_gaussian_head_leaves_the_last_layer_as_drawn(cohort, tmp_path):

@@ -185,18 +185,20 @@ class WeakUNet:
         w *= count / (w @ level) if level.any() else 1 / len(w)
         self.load(self.params | {"linear.w": w, "linear.b": np.zeros(1)})
 
-    def set_level(self, batches, count, slabs=None):
-        """Set b alone so that the mean prediction over `batches` is the mean `count`.
+    def fit_scale(self, batches, counts, slabs=None):
+        """Scale w and b, at most twofold, so that the predictions are nearest to `counts`.
 
-        For a network that has learned on other scans what a lesion is, and goes on with these.
+        Parameters as for `start`, but counts (number of scans,) in the place of their mean. The
+        factor of the least squared error, sum y t / sum y^2.
         """
-        predicted, sizes = [], []
-        for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False):
-            predicted.append(to_host(self.predict(scans, counted=counted)[0]))
-            sizes.append(1 + to_host(self._bias_of_more(self.linear.params["b"] * 0 + 1)))
-        missing = count - np.concatenate(predicted).mean()
-        b = self.linear.params["b"]
-        b += b.dtype.type(missing / np.mean(sizes))
+        predicted = [
+            to_host(self.predict(scans, counted=counted)[0])
+            for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False)
+        ]
+        y = np.concatenate(predicted).astype(float)
+        scale = np.clip(y @ counts / max(y @ y, 1e-30), 0.5, 2)
+        for value in self.linear.params.values():
+            value *= value.dtype.type(scale)
 
     def backward(self, dcount, to_image=False, guided=False):
         """Set all gradients, from the loss's gradient dcount (N,) with respect to the counts.

@@ -35,7 +35,12 @@ class Run:
 
     def __init__(self, model, settings, out):
         self.model, self.settings, self.out = model, settings, out
-        self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
+        learned = dict(model.params)
+        if settings.pool == "lmax" and not settings.gaussian_head:
+            # b stays 0 (ours). Else it takes away what the anatomy that all scans share adds to
+            # every count, and the map may shine there: its highest peaks are then no lesions.
+            del learned["linear.b"]
+        self.optimizer = Adadelta(learned, settings.lr, settings.rho, settings.eps)
         self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
         # of the training scans, (n, 1, D, 1, 1) bool, the slice counted; None: all of the ROI
         self.slabs = None
@@ -115,7 +120,8 @@ class Run:
                 f"{path}: holds another network ({trained.settings}); "
                 f"give the options that make it the same ({self.model.settings})"
             )
-        self.model.load(trained.params)
+        b0 = {} if "linear.b" in self.optimizer.params else {"linear.b": np.zeros(1)}
+        self.model.load(trained.params | b0)
         self.model.global_pool.blocks = trained.global_pool.blocks  # w belongs to it
         self.learned_elsewhere = True
 
@@ -146,18 +152,20 @@ class Run:
         return self.model.forward(scans, slabs_of_batch(self.model, self.slabs, places))
 
     def set_last_layer(self, counts, all_of_it=False):
-        """Let the mean prediction on the first training scans be the mean of their counts (ours).
+        """Fit the last layer to the counts of the first training scans (ours).
 
         Before the first epoch `all_of_it` gets its first weights (model.start), unless weights that
-        can tell lesions are there already. After every epoch b alone is set (model.set_level): with
-        the common error weighed down (see loop.py) the level wanders by about one count, and
-        validation would judge where it happens to be instead of what was learned.
+        can tell lesions are there already. After every epoch its scale is fitted, no more: with the
+        common error weighed down (see loop.py) the level wanders by about one count, and validation
+        would judge where it happens to be instead of what was learned.
         """
         if self.settings.gaussian_head:
             return  # the paper's: drawn once, then left to the optimizer
-        set_to = self.model.start if all_of_it else self.model.set_level
-        scans, slabs = zip(*self.level_on, strict=True)
-        set_to(scans, float(counts[:LEVEL_ON].mean()), slabs)
+        (scans, slabs), first = zip(*self.level_on, strict=True), counts[:LEVEL_ON]
+        if all_of_it:
+            self.model.start(scans, float(first.mean()), slabs)
+        else:
+            self.model.fit_scale(scans, first, slabs)
 
     def validate(self):
         """Predicted counts (n,), on the host, of the validation scans."""
