@@ -12,11 +12,10 @@ import pytest
 from weakunet import evaluate as command
 from weakunet.data.cohort import LoadedScan, Scan, write_cohort
 from weakunet.data.volumes import Volume, index_to_world, write_volume
-from weakunet.evaluation.evaluator import Evaluation, evaluate_counts, evaluate_maps
+from weakunet.evaluation.evaluator import Evaluation, Score, evaluate_counts, evaluate_maps
 from weakunet.evaluation.froc import froc_by_threshold
 from weakunet.evaluation.metrics import Tolerance
 from weakunet.evaluation.predictions import read_predictions
-from weakunet.evaluation.score_scan import Score
 from weakunet.evaluation.tables import per_scan_rows, text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
 from weakunet.util.cli import InputError, write_csv
@@ -73,11 +72,11 @@ def test_evaluation_of_two_scans_by_hand(two):
 def test_radius_in_millimetres_uses_the_scans_spacing(two):
     scans, counts, maps = two  # the hit is one voxel of 0.5 mm away
     for radius_mm, tpr in ((0.4, 0), (0.5, 0.5)):
-        result = evaluate_maps(scans, counts, maps, Tolerance(radius_mm=radius_mm))
+        result = evaluate_maps(scans, counts, maps, tolerance=Tolerance(radius_mm=radius_mm))
         assert result.metrics["regression_fcn"]["tpr"] == tpr
         at_count = next(p for p in result.curves["regression_fcn"] if p["scale"] == 1)
         assert at_count["tpr"] == result.by_threshold["regression_fcn"][0]["tpr"] == tpr
-    result = evaluate_maps(scans, counts, maps, Tolerance(0.9))
+    result = evaluate_maps(scans, counts, maps, tolerance=Tolerance(0.9))
     assert result.metrics["regression_fcn"]["tpr"] == 0
 
 

@@ -248,12 +248,12 @@ def test_evaluation_holds_one_scan_at_a_time():
         heatmap = rng.normal(size=volume.array.shape).astype(np.float32)
         alive.watch(heatmap)
         scan = LoadedScan(f"s{i}", volume, 2, rng.uniform(0, 7, (2, 3)))
-        return scan, {"regression_fcn": heatmap}
+        return scan, {"regression_fcn": heatmap}, {"regression_fcn": 2.2}
 
     cases = [lambda i=i: case(i) for i in range(12)]
-    streamed = evaluate_cases(cases, {"regression_fcn": [2.2] * 12})
+    streamed = evaluate_cases(cases)
     assert 1 <= alive.most <= 2
-    scans, maps = zip(*(case(i) for i in range(12)), strict=True)
+    scans, maps, _ = zip(*(case(i) for i in range(12)), strict=True)
     in_memory = evaluate_maps(
         scans, [2.2] * 12, {"regression_fcn": [own["regression_fcn"] for own in maps]}
     )

@@ -39,7 +39,7 @@ from weakunet.util.threads import set_threads
 STUDIES = {  # title and x axis of the picture
     "scans": ("How many training scans?", "training scans (the same number of steps)"),
     "noise": ("How wrong may the counts be?", "fraction of training counts off by one"),
-    "pooling": ("Which global pooling?", "edge of the blocks, mm in the slice"),
+    "pooling": ("Which global pooling?", "edge of the blocks in the slice, mm"),
     "epochs": ("One training, watched", "epoch"),
 }
 COLUMNS = "study,series,x,seed,val_r2,val_r,val_mse,tpr_true_count,fp_true_count".split(",")
