@@ -3,10 +3,10 @@
     python -m weakunet.evaluate --predictions DIR --data cohort.csv --out DIR
 
 reads the heatmaps and predicted counts that weakunet.predict wrote and the lesion centres that the
-cohort table names. It writes metrics.json, per_scan.csv, froc.csv, froc.png, counts.png and a
-few overlays; without centres, how well the counts agree. The prepared images, thresholded for the
-same counts, are method (a) of the paper's Table 1, the heatmaps method (e). Where lesions were
-counted in one slice (the table's slice_z_mm), only that slice is evaluated.
+cohort table names. It writes metrics.json, per_scan.csv, froc.csv, froc.png, counts.png and a few
+overlays. Without centres it says only how well the counts agree. The heatmaps are method (e) of the
+paper's Table 1; the prepared images, thresholded for the same counts, are method (a). Where lesions
+were counted in one slice (the table's slice_z_mm), only that slice is evaluated.
 """
 
 import functools
