@@ -81,14 +81,13 @@ def variants(study, seeds, out):
         ],
         "epochs": [(local, 0, {})],
     }
-    made = []
-    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for series, x, varied in kinds[study]:
-            n_train, noise = varied.get("n_train", all_scans), varied.get("noise", 0.0)
-            how = {name: varied[name] for name in varied if name in ("pool", "block")}
-            settings = Settings(seed=seed, epochs=16 * all_scans // n_train, **how)
-            made.append(Variant(study, series, x, settings, n_train, noise, out))
-    return made
+
+    def variant(seed, series, x, n_train=all_scans, noise=0.0, **how):
+        settings = Settings(seed=seed, epochs=16 * all_scans // n_train, **how)
+        return Variant(study, series, x, settings, n_train, noise, out)
+
+    each_seed = range(FIRST_SEED, FIRST_SEED + seeds)
+    return [variant(seed, *own, **varied) for seed in each_seed for *own, varied in kinds[study]]
 
 
 def disturb(counts, fraction, seed):
