@@ -26,7 +26,6 @@ Writes OUT/counts.csv, OUT/SUBJECT_centres.csv and OUT/cohort.csv.
 """
 
 import dataclasses
-import functools
 import math
 import sys
 from pathlib import Path
@@ -40,7 +39,6 @@ from make_cohort import join, write_and_report
 from weakunet.data.slices import cut_volume, find_slice
 from weakunet.data.volumes import Volume, index_to_world, read_mask, read_volume, require_same_grid
 from weakunet.detection.detect import components_above
-from weakunet.util import resume
 from weakunet.util.cli import InputError, command, new_parser, write_csv
 from weakunet.util.parts import add_part_arguments, choose_part, part_table, run_command
 from weakunet.util.threads import cores
@@ -130,9 +128,13 @@ class Masks:
         return self.paths[0]
 
 
+def made_from(masks, out, **how):
+    """Settings, the files that a subject is counted in, and the list to write (for `parts`)."""
+    return how, [*masks.paths, masks.roi], [out / f"{masks.subject}_centres.csv"]
+
+
 def write_centres(masks, out, **how):
     """Count, and write the list of centres; return the subject's key and its row of COLUMNS."""
-    made_from = resume.inputs(how, [*masks.paths, masks.roi])
     centres_mm, volumes_mm3, n_small, n_outside, of_each = count_subject(
         masks.paths, masks.roi, **how
     )
@@ -141,15 +143,7 @@ def write_centres(masks, out, **how):
     path = out / f"{masks.subject}_centres.csv"
     write_csv(path, header, [[f"{value:.3f}" for value in line] for line in lines])
     row = [masks.subject, len(lines), " ".join(map(str, of_each)), n_small, n_outside]
-    row.append(f"{volumes_mm3.sum():.3f}")
-    resume.note(out, masks.subject, made_from, [masks.key, row])
-    return [masks.key, row]
-
-
-def kept_row(masks, out, **how):
-    """What `write_centres` returned, if its list is still that of the masks, or None."""
-    results = [out / f"{masks.subject}_centres.csv"]
-    return resume.noted(out, masks.subject, how, [*masks.paths, masks.roi], results)
+    return [masks.key, [*row, f"{volumes_mm3.sum():.3f}"]]
 
 
 def parse_arguments(argv):
@@ -189,11 +183,13 @@ def main(argv=None):
     how = {name: getattr(args, name) for name in ("agreement", "min_mm3", "slice_z_mm")}
     whole = part_table(args, args.out) == args.out
 
-    def write(path, results):
-        rows = [row for _, row in results]
-        write_csv(part_table(args, args.out / "counts.csv"), COLUMNS, rows)
-        entries = {key: Entry(row[0], row[1], args.slice_z_mm) for key, row in results}
-        centres = {key: [(row[0], args.out / f"{row[0]}_centres.csv")] for key, row in results}
+    def write(path, done):
+        results = dict(value for _, value in done)  # key -> row
+        write_csv(part_table(args, args.out / "counts.csv"), COLUMNS, results.values())
+        entries = {key: Entry(row[0], row[1], args.slice_z_mm) for key, row in results.items()}
+        centres = {
+            key: [(row[0], args.out / f"{row[0]}_centres.csv")] for key, row in results.items()
+        }
         for key in (masks.keys() if whole else []) - entries.keys():  # no scan, no ROI, or failed
             entries[key] = Entry(names[key], problem="not counted, see above")
         own_images = images if whole else {key: images[key] for key in entries}
@@ -202,9 +198,7 @@ def main(argv=None):
         hints = [prefix_hint(*pattern) for pattern in patterns if pattern[0]]
         write_and_report(path, *join(own_images, entries, rois, centres), hints)
 
-    work = functools.partial(write_centres, out=args.out, **how)
-    kept = functools.partial(kept_row, out=args.out, **how)
-    run_command(args, {}, work, kept, "count", "cohort.csv", write, mixed=True)
+    run_command(args, {}, made_from, write_centres, how, "count", "cohort.csv", write, mixed=True)
     if not args.scans:
         write(args.out / "cohort.csv", [])
 

@@ -14,7 +14,6 @@ detection too small for the original's voxels keeps the voxel at its centre. vol
 measured, because a rigid transform changes no volume.
 """
 
-import functools
 import math
 import os
 import sys
@@ -42,7 +41,6 @@ from weakunet.detection.output_files import (
     require_bids_names,
     write_markups,
 )
-from weakunet.util import resume
 from weakunet.util.cli import InputError, command, new_parser, write_csv
 from weakunet.util.parts import choose_part, run_command
 
@@ -52,7 +50,7 @@ class Job:
 
     def __init__(self, scan, rows, bids, args):
         self.scan, self.subject, self.image = scan, scan.subject, scan.image
-        self.rows, self.out = rows, args.out
+        self.rows = rows
         self.files = output_paths(args.predictions, scan.subject, bids)
         self.matrix_path = None  # it was not registered
         if args.transforms is not None:
@@ -72,10 +70,16 @@ def read_detections(path):
     return by_subject
 
 
-def carry_scan(job, bids):
+def made_from(job, out, bids):
+    """A scan's own settings, the files that are carried, and those to write (for `parts`)."""
+    results = output_paths(out, job.subject, bids)
+    results = [results[kind] for kind in ("lesions", "heatmap", "markups")]
+    return {"rows": job.rows}, job.sources, results
+
+
+def carry_scan(job, out, bids):
     """Write a scan's images and points; return its rows of detections.csv."""
     scan = job.scan
-    made_from = resume.inputs({"rows": job.rows}, job.sources)
     matrix = np.eye(4)  # cropped only: both are in the scan's world
     if job.matrix_path is not None:
         matrix = np.linalg.inv(read_matrix(job.matrix_path))  # template to scan
@@ -83,7 +87,7 @@ def carry_scan(job, bids):
     centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in job.rows]
     centres_mm = move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
     labels, heatmap = read_labels(job.files["lesions"]), read_volume(job.files["heatmap"])
-    paths = output_paths(job.out, scan.subject, bids)
+    paths = output_paths(out, scan.subject, bids)
     write_volume(paths["lesions"], resample_labels(labels, image, matrix), image)
     lowest = float(heatmap.array.min())
     write_volume(paths["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
@@ -95,16 +99,7 @@ def carry_scan(job, bids):
         row | dict(zip(names, place, strict=True))
         for row, place in zip(job.rows, np.hstack([places, centres_mm]).tolist(), strict=True)
     ]
-    rows = [[row[name] for name in DETECTIONS] for row in rows]
-    resume.note(job.out, scan.subject, made_from, rows)
-    return rows
-
-
-def kept_rows(job, bids):
-    """The rows of a scan whose files are still those of its prediction, or None."""
-    results = output_paths(job.out, job.subject, bids)
-    results = [results[kind] for kind in ("lesions", "heatmap", "markups")]
-    return resume.noted(job.out, job.subject, {"rows": job.rows}, job.sources, results)
+    return [[row[name] for name in DETECTIONS] for row in rows]
 
 
 def parse_arguments(argv):
@@ -143,14 +138,24 @@ def main(argv=None):
         name: path and Path(os.path.relpath(path, args.out)).as_posix()
         for name, path in (("predictions", args.predictions), ("transforms", args.transforms))
     }
-    work, kept = functools.partial(carry_scan, bids=bids), functools.partial(kept_rows, bids=bids)
-    run_command(args, settings, work, kept, "to scan", "detections.csv", write_table, mixed=bids)
+    how = {"bids": bids}
+    run_command(
+        args,
+        settings,
+        made_from,
+        carry_scan,
+        how,
+        "to scan",
+        "detections.csv",
+        write_table,
+        mixed=bids,
+    )
 
 
-def write_table(path, scans):
-    rows = [row for rows in scans for row in rows]
+def write_table(path, done):
+    rows = [row for _, rows in done for row in rows]
     write_csv(path, DETECTIONS, rows)
-    print(f"{len(rows)} detections in {len(scans)} scans: {path}")
+    print(f"{len(rows)} detections in {len(done)} scans: {path}")
 
 
 if __name__ == "__main__":

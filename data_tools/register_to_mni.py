@@ -17,7 +17,6 @@ done.
 """
 
 import dataclasses
-import functools
 import importlib.metadata
 import os
 import sys
@@ -34,7 +33,6 @@ from weakunet.data.cohort import read_centres, write_cohort
 from weakunet.data.load import read_raw
 from weakunet.data.rigid import box_grid, move_points, resample, write_matrix
 from weakunet.data.volumes import Volume, index_to_world, read_volume, write_volume
-from weakunet.util import resume
 from weakunet.util.cli import InputError, command, new_parser, write_csv
 from weakunet.util.parts import choose_part, run_command
 from weakunet.util.threads import cores
@@ -52,33 +50,31 @@ def _header(path, template_path, matrix, information):
     )
 
 
-def registered_files(scan, out):
-    """The row of a registered scan, its matrix and picture, and all files to write for it."""
-    image, check, text = (
-        out / f"{scan.subject}{end}" for end in (".nii.gz", "_check.png", "_to_template.txt")
+def registered_row(scan, out, slice_z_mm=None):
+    """The row of a registered scan in the table of the folder `out`."""
+    image, roi, centres = (
+        out / f"{scan.subject}{end}" for end in (".nii.gz", "_roi.nii.gz", "_centres.csv")
     )
-    roi = scan.roi and out / f"{scan.subject}_roi.nii.gz"
-    centres = scan.centres and out / f"{scan.subject}_centres.csv"
-    row = dataclasses.replace(scan, image=image, roi=roi, centres=centres)
-    return row, (text, check), [path for path in (text, check, roi, centres, image) if path]
+    files = {"image": image, "roi": scan.roi and roi, "centres": scan.centres and centres}
+    return dataclasses.replace(scan, **files, slice_z_mm=slice_z_mm)
 
 
-def kept_scan(scan, template_path, out):
-    """The row of a scan whose registration is still valid, or None."""
-    row, _, results = registered_files(scan, out)
-    z_mm = resume.noted(out, scan.subject, *_made_from(scan, template_path), results)
-    return z_mm and dataclasses.replace(row, **z_mm)
+def matrix_and_picture(scan, out):
+    """The paths of the two other files to write for a scan."""
+    return out / f"{scan.subject}_to_template.txt", out / f"{scan.subject}_check.png"
 
 
-def _made_from(scan, template_path):
-    own = {"slice_z_mm": scan.slice_z_mm}
-    return own, (scan.image, template_path, scan.roi, scan.centres)
+def made_from(scan, out, template_path, **_):
+    """A scan's own settings, the files it is registered from, and those to write (for `parts`)."""
+    row = registered_row(scan, out)
+    results = [*matrix_and_picture(scan, out), row.image, row.roi, row.centres]
+    sources = scan.image, template_path, scan.roi, scan.centres
+    return {"slice_z_mm": scan.slice_z_mm}, sources, [path for path in results if path]
 
 
-def write_registered(scan, template_path, spacing_mm, out):
-    """Register one scan into the folder `out`; return its row of `out`'s table."""
-    row, (text, check), _ = registered_files(scan, out)
-    made_from = resume.inputs(*_made_from(scan, template_path))
+def write_registered(scan, out, template_path, spacing_mm):
+    """Register one scan into the folder `out`; return what changes in its row: slice_z_mm."""
+    row, (text, check) = registered_row(scan, out), matrix_and_picture(scan, out)
     if scan.roi:
         volume, region = read_raw(scan)
     else:
@@ -108,8 +104,7 @@ def write_registered(scan, template_path, spacing_mm, out):
         middle_mm[0, 2] = scan.slice_z_mm
         z_mm = {"slice_z_mm": float(move_points(matrix, middle_mm)[0, 2].round(3))}
     write_volume(row.image, moved.array, moved)
-    resume.note(out, scan.subject, made_from, z_mm)
-    return dataclasses.replace(row, **z_mm)
+    return z_mm
 
 
 def parse_arguments(argv):
@@ -143,15 +138,15 @@ def main(argv=None):
         "template": Path(os.path.relpath(args.template, args.out)).as_posix(),
         "spacing_mm": list(args.spacing_mm),
     }
-    how = {"template_path": args.template, "out": args.out}
-    work = functools.partial(write_registered, spacing_mm=args.spacing_mm, **how)
-    kept = functools.partial(kept_scan, **how)
-    run_command(args, settings, work, kept, "register", "cohort.csv", write_table)
+    how = {"template_path": args.template, "spacing_mm": args.spacing_mm}
+    run_command(
+        args, settings, made_from, write_registered, how, "register", "cohort.csv", write_table
+    )
 
 
-def write_table(path, scans):
-    write_cohort(path, scans)
-    print(f"{len(scans)} scans registered: {path}; look at the *_check.png")
+def write_table(path, done):
+    write_cohort(path, [registered_row(scan, path.parent, **z_mm) for scan, z_mm in done])
+    print(f"{len(done)} scans registered: {path}; look at the *_check.png")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ atlas, one label image for all, lies in the template's world, too, and needs no 
 
 import argparse
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 
@@ -44,7 +43,6 @@ from weakunet.data.volumes import (
     require_same_grid,
     write_volume,
 )
-from weakunet.util import resume
 from weakunet.util.cli import InputError, command, new_parser, one_line
 from weakunet.util.parts import choose_part, run_command
 
@@ -106,10 +104,20 @@ def files_for(scan, labels, transform):
     return tuple(named)
 
 
-def write_roi(scan, labels, transform, structures, out):
-    """Write one scan's mask and its picture; return the Scan with its roi."""
+def roi_files(scan, out):
+    """The mask and the picture to write for a scan."""
+    return out / f"{scan.subject}_roi.nii.gz", out / f"{scan.subject}_roi.png"
+
+
+def made_from(scan, out, labels, transform, structures):
+    """A scan's own settings, the files its ROI is made from, and those to write (for `parts`)."""
+    sources = *files_for(scan, labels, transform), scan.image
+    return {"structures": structures}, sources, roi_files(scan, out)
+
+
+def write_roi(scan, out, labels, transform, structures):
+    """Write one scan's mask and its picture."""
     labels_path, matrix_path = files_for(scan, labels, transform)
-    made_from = resume.inputs({"structures": structures}, (labels_path, matrix_path, scan.image))
     matrix = np.eye(4) if matrix_path is None else read_matrix(matrix_path)
     labels, image = read_labels(labels_path), read_volume(scan.image, nan_ok=True)
     np.nan_to_num(image.array, copy=False, posinf=0, neginf=0)  # only the picture shows it
@@ -132,22 +140,6 @@ def write_roi(scan, labels, transform, structures, out):
     path, picture = roi_files(scan, out)
     check_picture(picture, image, busiest, [(title, image, Volume(mask, image.affine))])
     write_volume(path, mask, image)
-    resume.note(out, scan.subject, made_from)
-    return dataclasses.replace(scan, roi=path)
-
-
-def roi_files(scan, out):
-    """The mask and the picture to write for a scan."""
-    return out / f"{scan.subject}_roi.nii.gz", out / f"{scan.subject}_roi.png"
-
-
-def kept_scan(scan, labels, transform, structures, out):
-    """The row of a scan whose mask is still that of its labels, or None."""
-    sources = (*files_for(scan, labels, transform), scan.image)
-    own = {"structures": structures}
-    if resume.noted(out, scan.subject, own, sources, roi_files(scan, out)):
-        return dataclasses.replace(scan, roi=roi_files(scan, out)[0])
-    return None
 
 
 def require_atlas(labels, transform, scans):
@@ -202,15 +194,16 @@ def main(argv=None):
         require_atlas(args.labels, args.transform, args.scans)
     if args.data and (args.out / "cohort.csv").resolve() == args.data.resolve():
         raise InputError(f"{args.data}: would be overwritten; choose another --out")
-    how = {name: getattr(args, name) for name in ("labels", "transform", "structures", "out")}
-    work, kept = functools.partial(write_roi, **how), functools.partial(kept_scan, **how)
+    how = {name: getattr(args, name) for name in ("labels", "transform", "structures")}
     args.scans = choose_part(args, args.scans)
-    run_command(args, {}, work, kept, "roi", "cohort.csv", write_table, mixed=True)
+    run_command(args, {}, made_from, write_roi, how, "roi", "cohort.csv", write_table, mixed=True)
 
 
-def write_table(path, scans):
-    write_cohort(path, scans)
-    print(f"{len(scans)} ROI masks: {path}")
+def write_table(path, done):
+    write_cohort(
+        path, [dataclasses.replace(scan, roi=roi_files(scan, path.parent)[0]) for scan, _ in done]
+    )
+    print(f"{len(done)} ROI masks: {path}")
 
 
 if __name__ == "__main__":

@@ -71,24 +71,16 @@ def parse_arguments(argv):
     return args
 
 
-def made_from(scan):
-    """What a scan's prediction is made from: settings of its own, and files."""
-    return {"slice_z_mm": scan.slice_z_mm}, (scan.image, scan.roi, scan.centres)
-
-
-def kept_rows(scan, out, bids):
-    """The rows of a prediction in `out` that is still that of its scan, or None."""
+def made_from(scan, out, bids, **_):
+    """A scan's own settings, the files it is predicted from, and those to write (for `parts`)."""
     results = output_paths(out, scan.subject, bids).values()
-    return resume.noted(out, scan.subject, *made_from(scan), results)
+    return {"slice_z_mm": scan.slice_z_mm}, (scan.image, scan.roi, scan.centres), results
 
 
-def predict_rows(scan, model, out, **how):
+def predict_rows(scan, out, model, **how):
     """Predict on a scan; its rows of the tables (see `write_prediction`)."""
-    inputs = resume.inputs(*made_from(scan))
     with backend.explain_out_of_memory():
-        rows = write_prediction(load_once(*model), scan, out, overlay, **how)
-    resume.note(out, scan.subject, inputs, rows)
-    return rows
+        return write_prediction(load_once(*model), scan, out, overlay, **how)
 
 
 @functools.lru_cache(maxsize=1)
@@ -111,20 +103,20 @@ def main(argv=None):
     precision = pick_precision(args.precision, device)
     how = {name: getattr(args, name) for name in ("invert", "bids", "slab_mm", "spacing_mm")}
     settings = {"model": digest, **how, "device": device, "precision": precision}
-    model = (args.model, digest, device, precision)
-    work = functools.partial(predict_rows, model=model, out=out, **how)
-    kept = functools.partial(kept_rows, out=out, bids=args.bids)
+    how["model"] = args.model, digest, device, precision
     write = functools.partial(write_tables, args)
     if device == "cuda":
         args.jobs = 1  # one process does all on a GPU
-    parts.run_command(args, settings, work, kept, "predict", table.name, write, mixed=True)
+    parts.run_command(
+        args, settings, made_from, predict_rows, how, "predict", table.name, write, mixed=True
+    )
     parts.clear_parts(args, out / "detections.csv")
 
 
-def write_tables(args, path, results):
+def write_tables(args, path, done):
     """Write predictions.csv (`path`) and detections.csv, or those of a part."""
-    predictions, detections = zip(*results, strict=True)
-    detections = [row for rows in detections for row in rows]
+    predictions = [row for _, (row, _) in done]
+    detections = [row for _, (_, rows) in done for row in rows]
     if args.bids:
         describe_bids(args.out)
     path_detections = parts.part_table(args, args.out / "detections.csv")

@@ -9,12 +9,11 @@ to the scan.
 """
 
 import dataclasses
-import functools
 import os
 import shutil
 from pathlib import Path
 
-from weakunet.data.cohort import read_centres, read_cohort, write_cohort
+from weakunet.data.cohort import read_cohort, write_cohort
 from weakunet.data.load import load_scan, read_raw
 from weakunet.data.prepare import (
     DILATION_VOX,
@@ -26,49 +25,47 @@ from weakunet.data.prepare import (
 )
 from weakunet.data.slices import half_thickness
 from weakunet.data.volumes import write_volume
-from weakunet.util import resume
 from weakunet.util.cli import InputError, atomic_path, command, new_parser, positive
 from weakunet.util.parts import add_part_arguments, choose_part, run_command
 from weakunet.util.threads import cores
 
 
-def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None, spacing_mm=None):
-    """Write one prepared scan into the folder `out`; return its row of `out`'s table.
+def prepared_row(scan, out):
+    """The row of a prepared scan in the table of the folder `out`."""
+    centres = scan.centres and out / f"{scan.subject}_centres.csv"
+    return dataclasses.replace(
+        scan, image=out / f"{scan.subject}.nii.gz", roi=None, centres=centres
+    )
 
-    Parameters: as for `load_scan`; figures, draw the steps, too. The image is written last.
+
+def steps_figure(scan, out):
+    return out / f"{scan.subject}_steps.png"
+
+
+def made_from(scan, out, figures, **_):
+    """A scan's own settings, the files it is prepared from, and those to write (for `parts`)."""
+    row = prepared_row(scan, out)
+    results = [row.image, row.centres, steps_figure(scan, out) if figures else None]
+    sources = scan.image, scan.roi, scan.centres
+    return {"slice_z_mm": scan.slice_z_mm}, sources, [path for path in results if path]
+
+
+def prepare_scan(scan, out, figures=False, **preparation):
+    """Write one prepared scan into the folder `out`; the image is written last.
+
+    preparation: invert, slab_mm, spacing_mm, as for `load_scan`. figures: draw the steps, too.
     """
-    prepared, sources, results = prepared_files(scan, out, figures)
-    made_from = resume.inputs({"slice_z_mm": scan.slice_z_mm}, sources)
-    volume = load_scan(scan, invert=invert, slab_mm=slab_mm, spacing_mm=spacing_mm).volume
+    row = prepared_row(scan, out)
+    volume = load_scan(scan, **preparation).volume
     if scan.centres is not None:
-        read_centres(scan.centres)  # raises where it cannot be used
-        with atomic_path(prepared.centres) as temporary:
+        with atomic_path(row.centres) as temporary:
             shutil.copyfile(scan.centres, temporary)
     if figures:
-        draw_steps(scan, results[-2], invert, spacing_mm)
-    write_volume(prepared.image, volume.array, volume)
-    resume.note(out, scan.subject, made_from)
-    return prepared
+        draw_steps(scan, steps_figure(scan, out), **preparation)
+    write_volume(row.image, volume.array, volume)
 
 
-def prepared_files(scan, out, figures=False):
-    """A scan's row of `out`'s table, the files it is made from, and those to write for it."""
-    centres = scan.centres and out / f"{scan.subject}_centres.csv"
-    image = out / f"{scan.subject}.nii.gz"
-    row = dataclasses.replace(scan, image=image, roi=None, centres=centres)
-    figure = out / f"{scan.subject}_steps.png" if figures else None
-    results = [path for path in (centres, figure, image) if path is not None]
-    return row, (scan.image, scan.roi, scan.centres), results
-
-
-def kept_scan(scan, out, figures):
-    """The row of a prepared scan that is still that of its table, ROI and image, or None."""
-    row, sources, results = prepared_files(scan, out, figures)
-    own = {"slice_z_mm": scan.slice_z_mm}
-    return row if resume.noted(out, scan.subject, own, sources, results) else None
-
-
-def draw_steps(scan, path, invert, spacing_mm):
+def draw_steps(scan, path, invert=False, spacing_mm=None, slab_mm=None):
     from weakunet.figures.preprocess import preprocess_figure  # matplotlib, only where wanted
 
     volume, roi = read_raw(scan)
@@ -117,15 +114,15 @@ def main(argv=None):
     for name in ("slab_mm", "spacing_mm"):
         if getattr(args, name) is not None:
             settings[name] = getattr(args, name)
-    how = {name: getattr(args, name) for name in ("out", "invert", "figures", "slab_mm")}
-    work = functools.partial(prepare_scan, spacing_mm=args.spacing_mm, **how)
-    kept = functools.partial(kept_scan, out=args.out, figures=args.figures)
-    run_command(args, settings, work, kept, "preprocess", "cohort.csv", write_table)
+    how = {name: getattr(args, name) for name in ("figures", "invert", "slab_mm", "spacing_mm")}
+    run_command(
+        args, settings, made_from, prepare_scan, how, "preprocess", "cohort.csv", write_table
+    )
 
 
-def write_table(path, scans):
-    write_cohort(path, scans)
-    print(f"{len(scans)} prepared scans: {path}")
+def write_table(path, done):
+    write_cohort(path, [prepared_row(scan, path.parent) for scan, _ in done])
+    print(f"{len(done)} prepared scans: {path}")
 
 
 if __name__ == "__main__":

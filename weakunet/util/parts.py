@@ -73,63 +73,68 @@ def clear_parts(args, path):
                 table.unlink(missing_ok=True)
 
 
-def go_over(scans, work, kept, n_jobs, what, joining=False):
-    """What is kept or made for each scan, in order; an InputError where that failed.
+def run_command(args, settings, made_from, work, how, what, table, write, mixed=False):
+    """A command that makes files for each scan and one table of all, and goes on after a stop.
 
     Parameters
     ----------
-    work : scan -> result; a function of a module (or its partial), which runs in `n_jobs` processes
-    kept : scan -> the result that is still valid, or None
+    args : has scans, out, jobs and what `add_part_arguments` adds
+    settings, mixed : as for `resume.begin`
+    made_from : (scan, out, **how) -> settings of its own, files it is made from, files to write
+    work : (scan, out, **how) -> a value to note (JSON) or None; writes the scan's files
     what : what the progress bar says
-    joining : make nothing; a scan without a result has failed
+    table : the table's name
+    write : (path, [(scan, value), ...]), writes the table of the scans that did not fail
 
-    The failures of several scans are printed on stderr.
+    made_from and work are functions of a module: `args.jobs` processes call them. Raises
+    InputError, at the end, where scans failed; of several, each is named on stderr.
     """
-    results = [kept(scan) for scan in scans]
+    table, scans = args.out / table, args.scans
+    joining = joins(args, table)
+    shared = joining or part_table(args, table) != table  # others may be writing, too
+    resume.begin(args.out, settings, mixed=mixed, shared=shared)
+    made_from, work = (functools.partial(f, out=args.out, **how) for f in (made_from, work))
+    results = [_kept(made_from, args.out, scan) for scan in scans]
     todo = [scan for scan, result in zip(scans, results, strict=True) if result is None]
     if 0 < len(todo) < len(scans):
         print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
-    new = map_processes(functools.partial(_try, work), todo, n_jobs)
+    new = map_processes(functools.partial(_make, made_from, work, args.out), todo, args.jobs)
     if joining:
         remedy = "run its part again, or --subjects"
         new = (InputError(f"{s.subject} is missing; {remedy} {s.subject}") for s in todo)
     for i, _ in enumerate(progress(scans, what)):
         results[i] = next(new) if results[i] is None else results[i]
+    pairs = zip(scans, results, strict=True)
+    done = [(scan, result) for scan, result in pairs if not isinstance(result, InputError)]
+    failed = [result for result in results if isinstance(result, InputError)]
     if len(results) > 1:
-        for result in results:
-            if isinstance(result, InputError):
-                print(f"failed: {result}", file=sys.stderr)
-    return results
+        for error in failed:
+            print(f"failed: {error}", file=sys.stderr)
+    if done:
+        write(part_table(args, table), done)
+    if failed and len(results) == 1:
+        raise failed[0]
+    if failed:
+        raise InputError(
+            f"{args.out}: {len(failed)} of {len(results)} scans failed, named above "
+            "and left out; fix them and run the same command again"
+        )
+    clear_parts(args, table)
 
 
-def _try(work, scan):
+def _kept(made_from, out, scan):
+    settings, sources, results = made_from(scan)
+    return resume.noted(out, scan.subject, settings, sources, results)
+
+
+def _make(made_from, work, out, scan):
+    settings, sources, _ = made_from(scan)
     try:
-        return work(scan)
+        inputs = resume.inputs(settings, sources)
+        value = work(scan)
+        resume.note(out, scan.subject, inputs, True if value is None else value)
+        return value
     except InputError as error:
         return error
     except MemoryError:
         return InputError(f"{scan.image}: not enough memory; use --jobs 1 or crop the scan")
-
-
-def run_command(args, settings, work, kept, what, table, write, mixed=False):
-    """A command that makes files for each scan and one table of all.
-
-    args has scans, out, jobs and what `add_part_arguments` adds. settings, mixed: as for
-    `resume.begin`; work, kept, what: as for `go_over`. write(path, results of the scans that did
-    not fail) writes the table. Raises InputError, at the end, where scans failed.
-    """
-    table = args.out / table
-    shared = part_table(args, table) != table or joins(args, table)  # others may be writing, too
-    resume.begin(args.out, settings, mixed=mixed, shared=shared)
-    results = go_over(args.scans, work, kept, args.jobs, what, joins(args, table))
-    done = [result for result in results if not isinstance(result, InputError)]
-    if done:
-        write(part_table(args, table), done)
-    if not done and len(results) == 1:
-        raise results[0]
-    if len(done) < len(results):
-        raise InputError(
-            f"{args.out}: {len(results) - len(done)} of {len(results)} scans failed, named above "
-            "and left out; fix them and run the same command again"
-        )
-    clear_parts(args, table)
