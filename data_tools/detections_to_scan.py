@@ -22,12 +22,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
 import numpy as np
-from scan_tools import add_scan_arguments, scans_asked_for
+from scan_tools import add_scan_arguments, read_matrix, scans_asked_for
 
-from weakunet.data.rigid import move_points, read_matrix, resample, resample_labels
+from weakunet.data.rigid import resample, resample_labels
 from weakunet.data.tables import parse_number, read_table
 from weakunet.data.volumes import (
     index_to_file,
+    move_points,
     read_labels,
     read_volume,
     world_to_index,

@@ -21,14 +21,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 
 import numpy as np
 from make_phantom import require_new, write_scan
+from scan_tools import box_grid
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from weakunet.data.cohort import SPLITS, write_cohort
 from weakunet.data.phantom import draw_count, draw_lesions, scan_rng, smooth_noise
 from weakunet.data.prepare import DILATION_VOX, dilate_mask, invert_contrast
-from weakunet.data.rigid import box_grid, move_points, resample, resample_image
-from weakunet.data.volumes import Volume, index_to_world, read_labels, read_mask, read_volume
+from weakunet.data.rigid import resample, resample_image
+from weakunet.data.volumes import (
+    Volume,
+    index_to_world,
+    move_points,
+    read_labels,
+    read_mask,
+    read_volume,
+)
 from weakunet.util.cli import InputError, command, new_parser, progress
 
 MARGIN_VOX = 2  # shown around the box that preprocessing crops

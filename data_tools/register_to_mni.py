@@ -26,13 +26,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 
 import numpy as np
 from rigid_elastix import register
-from scan_tools import add_scan_arguments, check_picture, scans_asked_for
+from scan_tools import (
+    add_scan_arguments,
+    box_grid,
+    check_picture,
+    scans_asked_for,
+    write_matrix,
+)
 from scipy.spatial.transform import Rotation
 
 from weakunet.data.cohort import read_centres, write_cohort
 from weakunet.data.load import read_raw
-from weakunet.data.rigid import box_grid, move_points, resample, write_matrix
-from weakunet.data.volumes import Volume, index_to_world, read_volume, write_volume
+from weakunet.data.rigid import resample
+from weakunet.data.volumes import (
+    Volume,
+    index_to_world,
+    move_points,
+    read_volume,
+    write_volume,
+)
 from weakunet.util.cli import InputError, command, new_parser, write_csv
 from weakunet.util.parts import choose_part, run_command
 from weakunet.util.threads import cores

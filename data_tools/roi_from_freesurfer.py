@@ -31,13 +31,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 
 import numpy as np
 from freesurfer_labels import GROUPS, NAMES, NUMBERS, PAIRS, describe
-from scan_tools import add_scan_arguments, check_picture, scans_asked_for
+from scan_tools import add_scan_arguments, check_picture, read_matrix, scans_asked_for
 
 from weakunet.data.cohort import write_cohort
-from weakunet.data.rigid import move_points, read_matrix, resample
+from weakunet.data.rigid import resample
 from weakunet.data.volumes import (
     Volume,
     index_to_world,
+    move_points,
     read_labels,
     read_volume,
     require_same_grid,

@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from weakunet.data.cohort import Scan, read_centres, read_cohort, write_cohort
-from weakunet.data.rigid import box_grid, read_matrix, resample, write_matrix
+from weakunet.data.rigid import resample
 from weakunet.data.volumes import Volume, read_volume
 from weakunet.util.cli import InputError
 
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
 import detections_to_scan  # noqa: E402
 import register_to_mni  # noqa: E402
 import rigid_elastix  # noqa: E402
+from scan_tools import box_grid, read_matrix, write_matrix  # noqa: E402
 
 TEMPLATES = Path("/usr/share/mricron/templates")  # Debian's mricron-data
 HEADER = "subject,detection,i,j,k,x_mm,y_mm,z_mm,score,volume_mm3".split(",")

@@ -133,8 +133,8 @@ def _template(shape, sides=1, ventricle=VENTRICLE):
         axes[2] = 2 * abs(axes[2]) - 1  # the left side is the right one mirrored
     z, y, x = np.meshgrid(*axes, indexing="ij")
     grid = np.stack([x, y, z])
-    depth = DILATION_VOX  # dilating the region by this gives a box of `shape`
-    half = [1 - 2 * depth / n for n in (shape[2] / sides, shape[1], shape[0])]
+    # dilating the region gives a box of `shape`
+    half = [1 - 2 * DILATION_VOX / n for n in (shape[2] / sides, shape[1], shape[0])]
     roi = sum((axis / size) ** 4 for axis, size in zip(grid, half, strict=True)) <= 1
     return grid, roi, roi & (_ellipsoid(grid, *ventricle[:3], 0.1) == 0)
 
@@ -230,8 +230,7 @@ def simulate_cohort(preset, n, seed, n_jobs=1, show=False):
         if show:
             bar = progress(wanted, "simulating scans")
             simulated = (scan for _, scan in zip(bar, simulated, strict=True))
-        simulated = list(simulated)
-    scans = iter(simulated)
+        scans = iter(list(simulated))
     return {split: list(itertools.islice(scans, n[split])) for split in n}
 
 
@@ -241,8 +240,6 @@ def _prepared_scan(wanted):
     image, roi = raw_volumes(image, roi)
     prepared = prepare(image, roi)
     k, slab_mm = PRESETS[preset].slice_index, PRESETS[preset].slab_mm
-    if slab_mm is not None:
-        prepared, first = cut_slab(prepared, k, slab_mm)
-        k -= first
     centres_zyx = world_to_index(prepared, index_to_world(image, centres_zyx))
-    return LoadedScan(f"{split}{i:04d}", prepared, len(centres_zyx), centres_zyx, k)
+    scan = LoadedScan(f"{split}{i:04d}", prepared, len(centres_zyx), centres_zyx, k)
+    return scan if slab_mm is None else cut_slab(scan, slab_mm)

@@ -209,7 +209,8 @@ def require_same_grid(a, path_a, b, path_b):
     if not same:
         raise InputError(
             f"{path_b}: not on the grid of {path_a}: size (x, y, z) {b.array.shape[::-1]} against "
-            f"{a.array.shape[::-1]}, affine {_short(b.affine)} against {_short(a.affine)}; "
+            f"{a.array.shape[::-1]}, affine {b.affine[:3].round(4).tolist()} "
+            f"against {a.affine[:3].round(4).tolist()}; "
             f"resample it to the grid of {path_a}"
         )
 
@@ -226,10 +227,6 @@ def require_spacing(volume, spacing_mm, name):
         own, wanted = (" x ".join(f"{mm:.3g}" for mm in s) for s in (volume.spacing_mm, spacing_mm))
         raise InputError(
             f"{name}: its voxels are {own} mm (z, y, x), the others' or the network's {wanted} mm; "
-            "resample it: python -m weakunet.preprocess --spacing-mm "
-            + " ".join(f"{mm:.3g}" for mm in spacing_mm)
+            f"resample it: python -m weakunet.preprocess --spacing-mm {wanted.replace(' x', '')}; "
+            "predict takes the same option for a raw scan with its ROI"
         )
-
-
-def _short(affine):
-    return [[round(float(value), 4) for value in row] for row in affine[:3]]

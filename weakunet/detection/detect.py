@@ -76,9 +76,8 @@ def thresholds_for_counts(heatmap, counts):
         for i in list(unmet):
             reached = np.flatnonzero(numbers >= counts[i])
             swept = numbers[: reached[0] + 1] if len(reached) else numbers
-            # fewest components and highest level first: of equally near ones argmin takes the first
-            order = np.argsort(swept, kind="stable")
-            k = order[np.argmin(abs(swept[order] - counts[i]))]
+            # the nearest number; of equally near ones the lower, then the first level
+            k = np.lexsort((swept, abs(swept - counts[i])))[0]
             best[i] = min(best[i], (float(levels[k]), int(swept[k])), key=_nearness(counts[i]))
             if len(reached):
                 unmet.remove(i)

@@ -1,7 +1,5 @@
 """From one scan's file to all that is written of its prediction."""
 
-import sys
-
 import numpy as np
 
 from weakunet.data.load import read_scan
@@ -11,6 +9,7 @@ from weakunet.data.volumes import index_to_file, index_to_world, require_spacing
 from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.output_files import output_paths, write_markups
 from weakunet.detection.predict_scan import predict_with_flips
+from weakunet.util.cli import note
 
 
 def write_prediction(model, scan, out, draw, bids=False, **preparation):
@@ -22,8 +21,8 @@ def write_prediction(model, scan, out, draw, bids=False, **preparation):
     """
     volume, prepared = read_scan(scan, **preparation)
     require_spacing(prepared.volume, getattr(model, "spacing_mm", None), scan.image)
-    if note := warn_of_larger_box(model, prepared.volume):
-        print(f"note: {scan.image}: {note}", file=sys.stderr, flush=True)
+    if about := warn_of_larger_box(model, prepared.volume):
+        note(f"{scan.image}: {about}")
     paths = output_paths(out, scan.subject, bids)
     count, heatmap = predict_with_flips(model, prepared.volume, prepared.slice_index)
     # from the prepared scan's grid to the file's

@@ -27,9 +27,8 @@ def save_checkpoint(path, model, training=None):
     header = {"format": FORMAT, "settings": model.settings}
     header |= {"shape": model.shape, "flips": model.flips, "blocks": model.global_pool.blocks}
     header |= {"spacing_mm": model.spacing_mm}
-    header = json.dumps(header)
     with atomic_path(path) as temporary:
-        np.savez(temporary, header=np.array(header), **arrays)
+        np.savez(temporary, header=np.array(json.dumps(header)), **arrays)
 
 
 def load_checkpoint(path):
@@ -51,9 +50,9 @@ def load_checkpoint(path):
             raise ValueError("another program wrote its settings")
         model.shape = tuple(header["shape"])
         model.flips = header.get("flips", "")  # older files do not say
-        model.global_pool.blocks = header.get("blocks")
-        if not (header.get("blocks") is None or 0 < header["blocks"] <= MAX_VOXELS):
-            raise ValueError(f"it divides by {header['blocks']!r} blocks")
+        model.global_pool.blocks = blocks = header.get("blocks")
+        if not (blocks is None or 0 < blocks <= MAX_VOXELS):
+            raise ValueError(f"it divides by {blocks!r} blocks")
         spacing_mm = header.get("spacing_mm")  # older files do not say
         if spacing_mm is not None:
             model.spacing_mm = tuple(float(mm) for mm in spacing_mm)

@@ -40,6 +40,11 @@ def one_line(what, longest=80):
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
+def note(what):
+    """Tell the user on stderr what does not stop the work."""
+    print(f"note: {what}", file=sys.stderr, flush=True)
+
+
 def new_parser(about, prog=None):
     """A command's parser; `prog` is how the command is called."""
     return argparse.ArgumentParser(prog, description=about, formatter_class=Help)
@@ -139,15 +144,12 @@ def write_text(path, text):
 
 def write_json(path, value):
     """Write `value` as indented JSON to `path` atomically; NaN is written as null."""
-    write_text(path, json.dumps(_without_nan(value), indent=2) + "\n")
 
+    def constant(name):
+        return None if name == "NaN" else float(name)
 
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    value = json.loads(json.dumps(value), parse_constant=constant)
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_csv(path, header, rows):
