@@ -128,20 +128,19 @@ class Masks:
         return self.paths[0]
 
 
-def made_from(masks, out, **how):
+def files_of(masks, out, **how):
     """Settings, the files that a subject is counted in, and the list to write (for `parts`)."""
-    return how, [*masks.paths, masks.roi], [out / f"{masks.subject}_centres.csv"]
+    return how, [*masks.paths, masks.roi], {"centres": out / f"{masks.subject}_centres.csv"}
 
 
-def write_centres(masks, out, **how):
+def write_centres(masks, files, **how):
     """Count, and write the list of centres; return the subject's key and its row of COLUMNS."""
     centres_mm, volumes_mm3, n_small, n_outside, of_each = count_subject(
         masks.paths, masks.roi, **how
     )
     lines = np.column_stack([centres_mm, volumes_mm3])
     header = ["x_mm", "y_mm", "z_mm", "volume_mm3"]
-    path = out / f"{masks.subject}_centres.csv"
-    write_csv(path, header, [[f"{value:.3f}" for value in line] for line in lines])
+    write_csv(files["centres"], header, [[f"{value:.3f}" for value in line] for line in lines])
     row = [masks.subject, len(lines), " ".join(map(str, of_each)), n_small, n_outside]
     return [masks.key, [*row, f"{volumes_mm3.sum():.3f}"]]
 
@@ -184,21 +183,21 @@ def main(argv=None):
     whole = part_table(args, args.out) == args.out
 
     def write(path, done):
-        results = dict(value for _, value in done)  # key -> row
-        write_csv(part_table(args, args.out / "counts.csv"), COLUMNS, results.values())
-        entries = {key: Entry(row[0], row[1], args.slice_z_mm) for key, row in results.items()}
-        centres = {
-            key: [(row[0], args.out / f"{row[0]}_centres.csv")] for key, row in results.items()
-        }
+        rows = [row for *_, (_, row) in done]
+        write_csv(part_table(args, args.out / "counts.csv"), COLUMNS, rows)
+        entries, centres = {}, {}
+        for _, files, (key, row) in done:
+            entries[key] = Entry(row[0], row[1], args.slice_z_mm)
+            centres[key] = [(row[0], files["centres"])]
         for key in (masks.keys() if whole else []) - entries.keys():  # no scan, no ROI, or failed
             entries[key] = Entry(names[key], problem="not counted, see above")
         own_images = images if whole else {key: images[key] for key in entries}
-        patterns = (args.masks, masks, images), (args.images, images, masks)
-        patterns = (*patterns, (args.rois, rois, masks))
-        hints = [prefix_hint(*pattern) for pattern in patterns if pattern[0]]
+        hints = [prefix_hint(args.masks, masks, images), prefix_hint(args.images, images, masks)]
+        if args.rois:
+            hints.append(prefix_hint(args.rois, rois, masks))
         write_and_report(path, *join(own_images, entries, rois, centres), hints)
 
-    run_command(args, {}, made_from, write_centres, how, "count", "cohort.csv", write, mixed=True)
+    run_command(args, {}, files_of, write_centres, how, "count", "cohort.csv", write, mixed=True)
     if not args.scans:
         write(args.out / "cohort.csv", [])
 

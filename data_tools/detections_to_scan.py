@@ -71,14 +71,14 @@ def read_detections(path):
     return by_subject
 
 
-def made_from(job, out, bids):
+def files_of(job, out, bids):
     """A scan's own settings, the files that are carried, and those to write (for `parts`)."""
-    results = output_paths(out, job.subject, bids)
-    results = [results[kind] for kind in ("lesions", "heatmap", "markups")]
-    return {"rows": job.rows}, job.sources, results
+    files = output_paths(out, job.subject, bids)
+    del files["overlay"]
+    return {"rows": job.rows}, job.sources, files
 
 
-def carry_scan(job, out, bids):
+def carry_scan(job, files, bids):
     """Write a scan's images and points; return its rows of detections.csv."""
     scan = job.scan
     matrix = np.eye(4)  # cropped only: both are in the scan's world
@@ -88,12 +88,11 @@ def carry_scan(job, out, bids):
     centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in job.rows]
     centres_mm = move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
     labels, heatmap = read_labels(job.files["lesions"]), read_volume(job.files["heatmap"])
-    paths = output_paths(out, scan.subject, bids)
-    write_volume(paths["lesions"], resample_labels(labels, image, matrix), image)
+    write_volume(files["lesions"], resample_labels(labels, image, matrix), image)
     lowest = float(heatmap.array.min())
-    write_volume(paths["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
+    write_volume(files["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
     scores = [row["score"] for row in job.rows]
-    write_markups(paths["markups"], scan.subject, centres_mm.tolist(), scores)
+    write_markups(files["markups"], scan.subject, centres_mm.tolist(), scores)
     places = index_to_file(image, world_to_index(image, centres_mm)).round(3) + 0.0
     names = ("i", "j", "k", "x_mm", "y_mm", "z_mm")
     rows = [
@@ -139,22 +138,12 @@ def main(argv=None):
         name: path and Path(os.path.relpath(path, args.out)).as_posix()
         for name, path in (("predictions", args.predictions), ("transforms", args.transforms))
     }
-    how = {"bids": bids}
-    run_command(
-        args,
-        settings,
-        made_from,
-        carry_scan,
-        how,
-        "to scan",
-        "detections.csv",
-        write_table,
-        mixed=bids,
-    )
+    what, how = ("to scan", "detections.csv"), {"bids": bids}
+    run_command(args, settings, files_of, carry_scan, how, *what, write_table, mixed=bids)
 
 
 def write_table(path, done):
-    rows = [row for _, rows in done for row in rows]
+    rows = [row for *_, rows in done for row in rows]
     write_csv(path, DETECTIONS, rows)
     print(f"{len(rows)} detections in {len(done)} scans: {path}")
 

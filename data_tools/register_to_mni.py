@@ -62,31 +62,20 @@ def _header(path, template_path, matrix, information):
     )
 
 
-def registered_row(scan, out, slice_z_mm=None):
-    """The row of a registered scan in the table of the folder `out`."""
-    image, roi, centres = (
-        out / f"{scan.subject}{end}" for end in (".nii.gz", "_roi.nii.gz", "_centres.csv")
-    )
-    files = {"image": image, "roi": scan.roi and roi, "centres": scan.centres and centres}
-    return dataclasses.replace(scan, **files, slice_z_mm=slice_z_mm)
-
-
-def matrix_and_picture(scan, out):
-    """The paths of the two other files to write for a scan."""
-    return out / f"{scan.subject}_to_template.txt", out / f"{scan.subject}_check.png"
-
-
-def made_from(scan, out, template_path, **_):
+def files_of(scan, out, template_path, **_):
     """A scan's own settings, the files it is registered from, and those to write (for `parts`)."""
-    row = registered_row(scan, out)
-    results = [*matrix_and_picture(scan, out), row.image, row.roi, row.centres]
+    endings = {"matrix": "_to_template.txt", "check": "_check.png", "image": ".nii.gz"}
+    if scan.roi:
+        endings["roi"] = "_roi.nii.gz"
+    if scan.centres:
+        endings["centres"] = "_centres.csv"
+    files = {kind: out / f"{scan.subject}{ending}" for kind, ending in endings.items()}
     sources = scan.image, template_path, scan.roi, scan.centres
-    return {"slice_z_mm": scan.slice_z_mm}, sources, [path for path in results if path]
+    return {"slice_z_mm": scan.slice_z_mm}, sources, files
 
 
-def write_registered(scan, out, template_path, spacing_mm):
-    """Register one scan into the folder `out`; return what changes in its row: slice_z_mm."""
-    row, (text, check) = registered_row(scan, out), matrix_and_picture(scan, out)
+def write_registered(scan, files, template_path, spacing_mm):
+    """Register one scan; return the height of its slice, {"slice_z_mm": mm or None}."""
     if scan.roi:
         volume, region = read_raw(scan)
     else:
@@ -94,28 +83,28 @@ def write_registered(scan, out, template_path, spacing_mm):
     template = read_volume(template_path)
     grid = box_grid(template, spacing_mm)
     matrix, information = register(template, volume, scan.image)
-    write_matrix(text, matrix, _header(scan.image, template_path, matrix, information))
+    write_matrix(files["matrix"], matrix, _header(scan.image, template_path, matrix, information))
     if scan.roi:
         moved = resample(region, grid, 0, matrix)
         if not moved.any():
-            raise InputError(f"{scan.roi}: empty in the template's box; check {check}")
-        write_volume(row.roi, moved, grid)
+            raise InputError(f"{scan.roi}: empty in the template's box; check {files['check']}")
+        write_volume(files["roi"], moved, grid)
     if scan.centres:
         points = move_points(matrix, read_centres(scan.centres)).round(3) + 0.0
-        write_csv(row.centres, ("x_mm", "y_mm", "z_mm"), points.tolist())
+        write_csv(files["centres"], ("x_mm", "y_mm", "z_mm"), points.tolist())
     low, high = volume.array.min(), volume.array.max()
     moved = resample(volume, grid, 3, matrix, low).clip(low, high)  # splines overshoot
     moved = Volume(moved, grid.affine)
     over = f"edges of {template_path.name} over the scan"
     under = f"edges of the scan over {template_path.name}"
     rows = (over, moved, template), (under, template, moved)
-    check_picture(check, grid, np.array(grid.array.shape) // 2, rows)
+    check_picture(files["check"], grid, np.array(grid.array.shape) // 2, rows)
     z_mm = {"slice_z_mm": None}
     if scan.slice_z_mm is not None:
         middle_mm = index_to_world(volume, (np.array(volume.array.shape) - 1) / 2)
         middle_mm[0, 2] = scan.slice_z_mm
         z_mm = {"slice_z_mm": float(move_points(matrix, middle_mm)[0, 2].round(3))}
-    write_volume(row.image, moved.array, moved)
+    write_volume(files["image"], moved.array, moved)
     return z_mm
 
 
@@ -152,12 +141,18 @@ def main(argv=None):
     }
     how = {"template_path": args.template, "spacing_mm": args.spacing_mm}
     run_command(
-        args, settings, made_from, write_registered, how, "register", "cohort.csv", write_table
+        args, settings, files_of, write_registered, how, "register", "cohort.csv", write_table
     )
 
 
 def write_table(path, done):
-    write_cohort(path, [registered_row(scan, path.parent, **z_mm) for scan, z_mm in done])
+    rows = [
+        dataclasses.replace(
+            scan, image=files["image"], roi=files.get("roi"), centres=files.get("centres"), **z_mm
+        )
+        for scan, files, z_mm in done
+    ]
+    write_cohort(path, rows)
     print(f"{len(done)} scans registered: {path}; look at the *_check.png")
 
 

@@ -99,26 +99,21 @@ def above_ventricles(labels, matrix, path):
     return height > height[ventricles].max()
 
 
-def files_for(scan, labels, transform):
+def labels_of(scan, labels, transform):
     """The label image and the matrix (or None) that belong to a scan."""
-    named = (text and Path(text.replace("{subject}", scan.subject)) for text in (labels, transform))
-    return tuple(named)
+    return [text and Path(text.replace("{subject}", scan.subject)) for text in (labels, transform)]
 
 
-def roi_files(scan, out):
-    """The mask and the picture to write for a scan."""
-    return out / f"{scan.subject}_roi.nii.gz", out / f"{scan.subject}_roi.png"
-
-
-def made_from(scan, out, labels, transform, structures):
+def files_of(scan, out, labels, transform, structures):
     """A scan's own settings, the files its ROI is made from, and those to write (for `parts`)."""
-    sources = *files_for(scan, labels, transform), scan.image
-    return {"structures": structures}, sources, roi_files(scan, out)
+    sources = *labels_of(scan, labels, transform), scan.image
+    files = {"mask": out / f"{scan.subject}_roi.nii.gz", "picture": out / f"{scan.subject}_roi.png"}
+    return {"structures": structures}, sources, files
 
 
-def write_roi(scan, out, labels, transform, structures):
+def write_roi(scan, files, labels, transform, structures):
     """Write one scan's mask and its picture."""
-    labels_path, matrix_path = files_for(scan, labels, transform)
+    labels_path, matrix_path = labels_of(scan, labels, transform)
     matrix = np.eye(4) if matrix_path is None else read_matrix(matrix_path)
     labels, image = read_labels(labels_path), read_volume(scan.image, nan_ok=True)
     np.nan_to_num(image.array, copy=False, posinf=0, neginf=0)  # only the picture shows it
@@ -138,9 +133,8 @@ def write_roi(scan, out, labels, transform, structures):
     sizes = (mask.sum(axis=other) for other in ((1, 2), (0, 2), (0, 1)))
     busiest = [int(size.argmax()) for size in sizes]
     title = f"{', '.join(structures)}, outlined"
-    path, picture = roi_files(scan, out)
-    check_picture(picture, image, busiest, [(title, image, Volume(mask, image.affine))])
-    write_volume(path, mask, image)
+    check_picture(files["picture"], image, busiest, [(title, image, Volume(mask, image.affine))])
+    write_volume(files["mask"], mask, image)
 
 
 def require_atlas(labels, transform, scans):
@@ -197,13 +191,11 @@ def main(argv=None):
         raise InputError(f"{args.data}: would be overwritten; choose another --out")
     how = {name: getattr(args, name) for name in ("labels", "transform", "structures")}
     args.scans = choose_part(args, args.scans)
-    run_command(args, {}, made_from, write_roi, how, "roi", "cohort.csv", write_table, mixed=True)
+    run_command(args, {}, files_of, write_roi, how, "roi", "cohort.csv", write_table, mixed=True)
 
 
 def write_table(path, done):
-    write_cohort(
-        path, [dataclasses.replace(scan, roi=roi_files(scan, path.parent)[0]) for scan, _ in done]
-    )
+    write_cohort(path, [dataclasses.replace(scan, roi=files["mask"]) for scan, files, _ in done])
     print(f"{len(done)} ROI masks: {path}")
 
 

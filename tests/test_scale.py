@@ -122,9 +122,9 @@ def redone(cohort, monkeypatch):
     """Go on; the subjects that were predicted on now."""
     subjects = []
 
-    def watch(model, scan, *arguments, **options):
+    def watch(scan, *arguments, **options):
         subjects.append(scan.subject)
-        return write(model, scan, *arguments, **options)
+        return write(scan, *arguments, **options)
 
     write = predict.write_prediction
     with monkeypatch.context() as patch:

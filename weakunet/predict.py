@@ -11,9 +11,14 @@ same command keeps what is done and predicts on what is missing or changed.
 import functools
 from pathlib import Path
 
+import numpy as np
+
 from weakunet.data.cohort import read_cohort
-from weakunet.data.load import scans_from_files
-from weakunet.data.slices import half_thickness
+from weakunet.data.load import read_scan, scans_from_files
+from weakunet.data.prepare import places_in, put_back
+from weakunet.data.slices import half_thickness, in_slice
+from weakunet.data.volumes import index_to_file, index_to_world, require_spacing, write_volume
+from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.output_files import (
     DETECTIONS,
     PREDICTIONS,
@@ -21,14 +26,15 @@ from weakunet.detection.output_files import (
     is_bids,
     output_paths,
     require_bids_names,
+    write_markups,
 )
-from weakunet.detection.prediction import write_prediction
+from weakunet.detection.predict_scan import predict_with_flips
 from weakunet.figures.overlay import overlay
 from weakunet.gpu import backend
 from weakunet.layers.conv.gpu import PRECISIONS, pick_precision
 from weakunet.training.checkpoint import load_model
 from weakunet.util import parts, resume
-from weakunet.util.cli import InputError, command, new_parser, positive, write_csv
+from weakunet.util.cli import InputError, command, new_parser, note, positive, write_csv
 from weakunet.util.threads import cores
 
 
@@ -71,22 +77,66 @@ def parse_arguments(argv):
     return args
 
 
-def made_from(scan, out, bids, **_):
+def files_of(scan, out, bids, **_):
     """A scan's own settings, the files it is predicted from, and those to write (for `parts`)."""
-    results = output_paths(out, scan.subject, bids).values()
-    return {"slice_z_mm": scan.slice_z_mm}, (scan.image, scan.roi, scan.centres), results
+    sources = scan.image, scan.roi, scan.centres
+    return {"slice_z_mm": scan.slice_z_mm}, sources, output_paths(out, scan.subject, bids)
 
 
-def predict_rows(scan, out, model, **how):
-    """Predict on a scan; its rows of the tables (see `write_prediction`)."""
-    with backend.explain_out_of_memory():
-        return write_prediction(load_once(*model), scan, out, overlay, **how)
+@backend.explain_out_of_memory()
+def write_prediction(scan, files, model, bids, **preparation):
+    """Predict on one scan and write its images, markups and picture.
+
+    preparation: invert, slab_mm, spacing_mm of a raw scan, as for `read_scan`. Returns the row of
+    predictions.csv and the rows of detections.csv, the highest score first; detection n is the
+    label n of the label image.
+    """
+    model = load_once(*model)
+    volume, prepared = read_scan(scan, **preparation)
+    require_spacing(prepared.volume, model.spacing_mm, scan.image)
+    if about := warn_of_larger_box(model, prepared.volume):
+        note(f"{scan.image}: {about}")
+    count, heatmap = predict_with_flips(model, prepared.volume, prepared.slice_index)
+    # from the prepared scan's grid to the file's
+    whole = put_back(heatmap, prepared.volume, volume, heatmap.min())
+    write_volume(files["heatmap"], whole, volume)
+    # only the slice that was counted, where it was one
+    counted, heatmap = in_slice(prepared, heatmap)
+    found = detect_lesions(heatmap, whole_count(count))
+    write_volume(files["lesions"], put_back(found.labels, counted.volume, volume, 0), volume)
+    rows = detection_rows(scan.subject, found, counted.volume, volume)
+    write_markups(files["markups"], scan.subject, [row[5:8] for row in rows], found.scores)
+    array, spacing_mm = counted.volume.array, counted.volume.spacing_mm
+    overlay(files["overlay"], array, heatmap, found.labels, counted.centres_zyx, spacing_mm)
+    return [scan.subject, count, len(rows), found.threshold], rows
 
 
 @functools.lru_cache(maxsize=1)
 def load_once(path, digest, device, precision):
     """The network, read once per process; `digest` tells a new file of the same name."""
     return load_model(path).to(device, precision)
+
+
+def warn_of_larger_box(model, volume):
+    """What to say of a scan whose box is larger than in training, where the count depends on it."""
+    sizes, trained = volume.array.shape, model.shape
+    averages = model.settings["pooling"] != "max" and not model.settings["region"]
+    if averages and any(n > m for n, m in zip(sizes, trained, strict=True)):
+        return (
+            f"its box of {sizes} voxels is larger than the {trained} of training, and this "
+            "network averages over the box: do not trust its count; crop the scan or train anew"
+        )
+
+
+def detection_rows(subject, found, part, volume):
+    """Rows of DETECTIONS of what was found in `part`, prepared from the Volume `volume`."""
+    centres = places_in(found.centres_zyx, part, volume)
+    places = np.hstack([index_to_file(volume, centres), index_to_world(volume, centres)])
+    places = (places.round(3) + 0.0).tolist()  # + 0.0: no -0.0
+    return [
+        [subject, i + 1, *places[i], float(found.scores[i]), round(float(mm3), 3)]
+        for i, mm3 in enumerate(found.volumes_vox * part.voxel_mm3)
+    ]
 
 
 @command
@@ -108,15 +158,15 @@ def main(argv=None):
     if device == "cuda":
         args.jobs = 1  # one process does all on a GPU
     parts.run_command(
-        args, settings, made_from, predict_rows, how, "predict", table.name, write, mixed=True
+        args, settings, files_of, write_prediction, how, "predict", table.name, write, mixed=True
     )
     parts.clear_parts(args, out / "detections.csv")
 
 
 def write_tables(args, path, done):
     """Write predictions.csv (`path`) and detections.csv, or those of a part."""
-    predictions = [row for _, (row, _) in done]
-    detections = [row for _, (_, rows) in done for row in rows]
+    predictions = [row for *_, (row, _) in done]
+    detections = [row for *_, (_, rows) in done for row in rows]
     if args.bids:
         describe_bids(args.out)
     path_detections = parts.part_table(args, args.out / "detections.csv")

@@ -30,42 +30,28 @@ from weakunet.util.parts import add_part_arguments, choose_part, run_command
 from weakunet.util.threads import cores
 
 
-def prepared_row(scan, out):
-    """The row of a prepared scan in the table of the folder `out`."""
-    centres = scan.centres and out / f"{scan.subject}_centres.csv"
-    return dataclasses.replace(
-        scan, image=out / f"{scan.subject}.nii.gz", roi=None, centres=centres
-    )
-
-
-def steps_figure(scan, out):
-    return out / f"{scan.subject}_steps.png"
-
-
-def made_from(scan, out, figures, **_):
+def files_of(scan, out, figures, **_):
     """A scan's own settings, the files it is prepared from, and those to write (for `parts`)."""
-    row = prepared_row(scan, out)
-    results = [row.image, row.centres, steps_figure(scan, out) if figures else None]
-    sources = scan.image, scan.roi, scan.centres
-    return {"slice_z_mm": scan.slice_z_mm}, sources, [path for path in results if path]
+    files = {"image": out / f"{scan.subject}.nii.gz"}
+    if scan.centres:
+        files["centres"] = out / f"{scan.subject}_centres.csv"
+    if figures:
+        files["steps"] = out / f"{scan.subject}_steps.png"
+    return {"slice_z_mm": scan.slice_z_mm}, (scan.image, scan.roi, scan.centres), files
 
 
-def prepare_scan(scan, out, figures=False, **preparation):
-    """Write one prepared scan into the folder `out`; the image is written last.
-
-    preparation: invert, slab_mm, spacing_mm, as for `load_scan`. figures: draw the steps, too.
-    """
-    row = prepared_row(scan, out)
+def prepare_scan(scan, files, figures, **preparation):
+    """Write one prepared scan; preparation: invert, slab_mm, spacing_mm, as for `load_scan`."""
     volume = load_scan(scan, **preparation).volume
-    if scan.centres is not None:
-        with atomic_path(row.centres) as temporary:
+    if scan.centres:
+        with atomic_path(files["centres"]) as temporary:
             shutil.copyfile(scan.centres, temporary)
     if figures:
-        draw_steps(scan, steps_figure(scan, out), **preparation)
-    write_volume(row.image, volume.array, volume)
+        draw_steps(scan, files["steps"], **preparation)
+    write_volume(files["image"], volume.array, volume)
 
 
-def draw_steps(scan, path, invert=False, spacing_mm=None, slab_mm=None):
+def draw_steps(scan, path, invert, spacing_mm, slab_mm):
     from weakunet.figures.preprocess import preprocess_figure  # matplotlib, only where wanted
 
     volume, roi = read_raw(scan)
@@ -116,12 +102,16 @@ def main(argv=None):
             settings[name] = getattr(args, name)
     how = {name: getattr(args, name) for name in ("figures", "invert", "slab_mm", "spacing_mm")}
     run_command(
-        args, settings, made_from, prepare_scan, how, "preprocess", "cohort.csv", write_table
+        args, settings, files_of, prepare_scan, how, "preprocess", "cohort.csv", write_table
     )
 
 
 def write_table(path, done):
-    write_cohort(path, [prepared_row(scan, path.parent) for scan, _ in done])
+    rows = [
+        dataclasses.replace(scan, image=files["image"], roi=None, centres=files.get("centres"))
+        for scan, files, _ in done
+    ]
+    write_cohort(path, rows)
     print(f"{len(done)} prepared scans: {path}")
 
 

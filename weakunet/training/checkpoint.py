@@ -39,7 +39,8 @@ def load_checkpoint(path):
     """
     arrays = _read_arrays(path)
     try:
-        header = json.loads(str(arrays.pop("header")))
+        header = {"flips": "", "blocks": None, "spacing_mm": None}  # older files do not say
+        header |= json.loads(str(arrays.pop("header")))
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, this program reads {FORMAT!r}")
         training = {name: arrays.pop(name) for name in list(arrays) if name.startswith("training.")}
@@ -48,13 +49,11 @@ def load_checkpoint(path):
         model = WeakUNet(**settings, rng=np.random.default_rng(0))
         if model.settings != settings:
             raise ValueError("another program wrote its settings")
-        model.shape = tuple(header["shape"])
-        model.flips = header.get("flips", "")  # older files do not say
-        model.global_pool.blocks = blocks = header.get("blocks")
+        model.shape, model.flips = tuple(header["shape"]), header["flips"]
+        model.global_pool.blocks = blocks = header["blocks"]
         if not (blocks is None or 0 < blocks <= MAX_VOXELS):
             raise ValueError(f"it divides by {blocks!r} blocks")
-        spacing_mm = header.get("spacing_mm")  # older files do not say
-        if spacing_mm is not None:
+        if (spacing_mm := header["spacing_mm"]) is not None:
             model.spacing_mm = tuple(float(mm) for mm in spacing_mm)
             if len(spacing_mm) != 3 or not 0 < min(model.spacing_mm) <= max(model.spacing_mm) < 1e6:
                 raise ValueError(f"it was trained on voxels of {spacing_mm} mm")

@@ -73,65 +73,64 @@ def clear_parts(args, path):
                 table.unlink(missing_ok=True)
 
 
-def run_command(args, settings, made_from, work, how, what, table, write, mixed=False):
+def run_command(args, settings, files_of, work, how, what, table, write, mixed=False):
     """A command that makes files for each scan and one table of all, and goes on after a stop.
 
     Parameters
     ----------
     args : has scans, out, jobs and what `add_part_arguments` adds
     settings, mixed : as for `resume.begin`
-    made_from : (scan, out, **how) -> settings of its own, files it is made from, files to write
-    work : (scan, out, **how) -> a value to note (JSON) or None; writes the scan's files
+    files_of : (scan, out, **how) -> settings of its own, source files, {kind: path to write}
+    work : (scan, {kind: path}, **how) -> a value to note (JSON) or None; writes those files. A
+        function of a module, which `args.jobs` processes call
     what : what the progress bar says
     table : the table's name
-    write : (path, [(scan, value), ...]), writes the table of the scans that did not fail
+    write : (path, [(scan, {kind: path}, value), ...]), writes the table of what did not fail
 
-    made_from and work are functions of a module: `args.jobs` processes call them. Raises
-    InputError, at the end, where scans failed; of several, each is named on stderr.
+    Raises InputError, at the end, where scans failed; of several, each is named on stderr.
     """
-    table, scans = args.out / table, args.scans
+    out, table, scans = args.out, args.out / table, args.scans
     joining = joins(args, table)
     shared = joining or part_table(args, table) != table  # others may be writing, too
-    resume.begin(args.out, settings, mixed=mixed, shared=shared)
-    made_from, work = (functools.partial(f, out=args.out, **how) for f in (made_from, work))
-    results = [_kept(made_from, args.out, scan) for scan in scans]
-    todo = [scan for scan, result in zip(scans, results, strict=True) if result is None]
+    resume.begin(out, settings, mixed=mixed, shared=shared)
+    tasks = [(scan, *files_of(scan, out, **how)) for scan in scans]
+    results = [
+        resume.noted(out, scan.subject, own, sources, files.values())
+        for scan, own, sources, files in tasks
+    ]
+    todo = [task for task, result in zip(tasks, results, strict=True) if result is None]
     if 0 < len(todo) < len(scans):
         print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
-    new = map_processes(functools.partial(_make, made_from, work, args.out), todo, args.jobs)
+    new = map_processes(functools.partial(_make, work, how, out), todo, args.jobs)
     if joining:
         remedy = "run its part again, or --subjects"
-        new = (InputError(f"{s.subject} is missing; {remedy} {s.subject}") for s in todo)
+        new = (InputError(f"{s.subject} is missing; {remedy} {s.subject}") for s, *_ in todo)
     for i, _ in enumerate(progress(scans, what)):
         results[i] = next(new) if results[i] is None else results[i]
-    pairs = zip(scans, results, strict=True)
-    done = [(scan, result) for scan, result in pairs if not isinstance(result, InputError)]
     failed = [result for result in results if isinstance(result, InputError)]
     if len(results) > 1:
         for error in failed:
             print(f"failed: {error}", file=sys.stderr)
-    if done:
+    if len(failed) < len(results):
+        pairs = zip(tasks, results, strict=True)
+        done = [(t[0], t[3], value) for t, value in pairs if not isinstance(value, InputError)]
         write(part_table(args, table), done)
-    if failed and len(results) == 1:
+    elif len(failed) == 1:
         raise failed[0]
     if failed:
         raise InputError(
-            f"{args.out}: {len(failed)} of {len(results)} scans failed, named above "
+            f"{out}: {len(failed)} of {len(results)} scans failed, named above "
             "and left out; fix them and run the same command again"
         )
     clear_parts(args, table)
 
 
-def _kept(made_from, out, scan):
-    settings, sources, results = made_from(scan)
-    return resume.noted(out, scan.subject, settings, sources, results)
-
-
-def _make(made_from, work, out, scan):
-    settings, sources, _ = made_from(scan)
+def _make(work, how, out, task):
+    """Make a scan's files and note what they are made from; an InputError where that failed."""
+    scan, own, sources, files = task
     try:
-        inputs = resume.inputs(settings, sources)
-        value = work(scan)
+        inputs = resume.inputs(own, sources)
+        value = work(scan, files, **how)
         resume.note(out, scan.subject, inputs, True if value is None else value)
         return value
     except InputError as error:
