@@ -40,7 +40,7 @@ from weakunet.data.slices import cut_volume, find_slice
 from weakunet.data.volumes import Volume, index_to_world, read_mask, read_volume, require_same_grid
 from weakunet.detection.detect import components_above
 from weakunet.util.cli import InputError, command, new_parser, write_csv
-from weakunet.util.parts import add_part_arguments, choose_part, part_table, run_command
+from weakunet.util.parts import add_arguments, choose_part, part_table, run_command
 from weakunet.util.threads import cores
 
 MARKED = 0.5  # the lowest value of a lesion's voxel; masks may be soft
@@ -154,9 +154,7 @@ def parse_arguments(argv):
     about = "volume of the smallest lesion that counts"
     parser.add_argument("--min-mm3", type=float, default=0.0, help=about)
     parser.add_argument("--slice-z-mm", type=float, help="count in the axial slice at this height")
-    parser.add_argument("--jobs", type=int, default=cores(), help="subjects in memory at once")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    add_part_arguments(parser)
+    add_arguments(parser, jobs=cores())
     args = parser.parse_args(argv)
     if not 0 < args.agreement <= 1:
         raise InputError(f"--agreement {args.agreement:g}: give a fraction above 0, at most 1")
@@ -178,7 +176,6 @@ def main(argv=None):
         for key in masks
         if key in images and (rois is None or key in rois)
     ]
-    args.scans = choose_part(args, args.scans)
     how = {name: getattr(args, name) for name in ("agreement", "min_mm3", "slice_z_mm")}
     whole = part_table(args, args.out) == args.out
 
@@ -198,7 +195,7 @@ def main(argv=None):
         write_and_report(path, *join(own_images, entries, rois, centres), hints)
 
     run_command(args, {}, files_of, write_centres, how, "count", "cohort.csv", write, mixed=True)
-    if not args.scans:
+    if not choose_part(args, args.scans):
         write(args.out / "cohort.csv", [])
 
 

@@ -43,7 +43,7 @@ from weakunet.detection.output_files import (
     write_markups,
 )
 from weakunet.util.cli import InputError, command, new_parser, write_csv
-from weakunet.util.parts import choose_part, run_command
+from weakunet.util.parts import run_command
 
 
 class Job:
@@ -108,8 +108,6 @@ def parse_arguments(argv):
     add_scan_arguments(parser, "original scans, as given to register_to_mni.py")
     parser.add_argument("--predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--transforms", type=Path, help="folder of registered scans' matrices")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder to write to")
-    parser.add_argument("--jobs", type=int, default=1, help="scans in memory at once")
     args = parser.parse_args(argv)
     args.scans = scans_asked_for(parser, args)
     return args
@@ -133,7 +131,7 @@ def main(argv=None):
     if bids:
         require_bids_names(job.subject for job in jobs)
         describe_bids(args.out)
-    args.scans = choose_part(args, jobs)
+    args.scans = jobs
     settings = {
         name: path and Path(os.path.relpath(path, args.out)).as_posix()
         for name, path in (("predictions", args.predictions), ("transforms", args.transforms))

@@ -46,7 +46,7 @@ from weakunet.data.volumes import (
     write_volume,
 )
 from weakunet.util.cli import InputError, command, new_parser, write_csv
-from weakunet.util.parts import choose_part, run_command
+from weakunet.util.parts import run_command
 from weakunet.util.threads import cores
 
 PAPER_SPACING_MM = (0.49, 0.49, 0.8)  # x, y, z
@@ -111,15 +111,13 @@ def write_registered(scan, files, template_path, spacing_mm):
 def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
     parser = new_parser(__doc__)
-    add_scan_arguments(parser, "scans to register")
+    add_scan_arguments(parser, "scans to register", jobs=cores())
     parser.add_argument("--template", type=Path, required=True, help="the template's image")
     about = "size of the registered scans' voxels in mm"
     spacing = {"type": float, "nargs": 3, "metavar": tuple("XYZ"), "default": PAPER_SPACING_MM}
     parser.add_argument("--spacing-mm", **spacing, help=about)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)
-    args.scans = choose_part(args, scans_asked_for(parser, args))
+    args.scans = scans_asked_for(parser, args)
     return args
 
 

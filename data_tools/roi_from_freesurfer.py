@@ -45,7 +45,7 @@ from weakunet.data.volumes import (
     write_volume,
 )
 from weakunet.util.cli import InputError, command, new_parser, one_line
-from weakunet.util.parts import choose_part, run_command
+from weakunet.util.parts import run_command
 
 
 def label_numbers(structure):
@@ -169,8 +169,6 @@ def parse_arguments(argv):
     names = {"nargs": "+", "metavar": "NAME", "default": ["basal-ganglia"]}
     parser.add_argument("--structures", **names, help=about)
     parser.add_argument("--transform", help="SUBJECT_to_template.txt, with {subject} for the name")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--jobs", type=int, default=1, help="scans in memory at once")
     parser.add_argument("--list", action=_ListNames, nargs=0, help="print names and numbers")
     args = parser.parse_args(argv)
     args.scans = scans_asked_for(parser, args)
@@ -190,7 +188,6 @@ def main(argv=None):
     if args.data and (args.out / "cohort.csv").resolve() == args.data.resolve():
         raise InputError(f"{args.data}: would be overwritten; choose another --out")
     how = {name: getattr(args, name) for name in ("labels", "transform", "structures")}
-    args.scans = choose_part(args, args.scans)
     run_command(args, {}, files_of, write_roi, how, "roi", "cohort.csv", write_table, mixed=True)
 
 

@@ -18,18 +18,18 @@ from weakunet.data.rigid import resample
 from weakunet.data.volumes import Volume, index_to_world
 from weakunet.figures.drawing import new_figure, save_figure
 from weakunet.util.cli import InputError, one_line, write_text
-from weakunet.util.parts import add_part_arguments
+from weakunet.util.parts import add_arguments
 
 ORANGE = "#FF8C00"  # visible on black, grey and white, and to the colour-blind
 RIGHT, FRONT, UP = "x, towards the patient's right", "y, towards the front", "z, upwards"
 PLANES = ((2, "sagittal", FRONT, UP), (1, "coronal", RIGHT, UP), (0, "axial", RIGHT, FRONT))
 
 
-def add_scan_arguments(parser, what):
-    """Let a command take scans by name or from a cohort table; `what` describes them."""
+def add_scan_arguments(parser, what, jobs=1):
+    """Let a command go over scans, named or from a cohort table; `what` describes them."""
     parser.add_argument("--scan", type=Path, nargs="+", help=f"{what}, named after their files")
     parser.add_argument("--data", type=Path, help=f"or a cohort table of {what}")
-    add_part_arguments(parser)
+    add_arguments(parser, jobs)
 
 
 def scans_asked_for(parser, args):

@@ -39,13 +39,12 @@ from weakunet.util.threads import cores
 
 
 def parse_arguments(argv):
-    """The command line as a namespace; `scans` are those of its part of the `cohort`."""
+    """The command line as a namespace, its scans in `scans`."""
     parser = new_parser(__doc__, "python -m weakunet.predict")
     add, raw = parser.add_argument, "as for preprocess, for raw scans"
     add("images", nargs="*", type=Path, help="scans, instead of --data")
     add("--model", type=Path, required=True, help="best.npz of a training run")
     add("--data", type=Path, help="cohort table; a row with an roi is a raw scan")
-    add("--out", type=Path, required=True, help="folder for the results")
     add("--roi", type=Path, help="ROI mask of the scans named on the command line")
     add("--slice-z-mm", type=float, help="those scans' slice, if lesions were counted in one")
     add("--invert", action="store_true", help=raw)
@@ -54,8 +53,7 @@ def parse_arguments(argv):
     add("--bids", action="store_true", help="name the files as BIDS derivatives")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU, if any")
     add("--precision", choices=PRECISIONS, default="auto", help="as for train")
-    add("--jobs", type=int, default=cores(), help="scans in memory at once (CPU)")
-    parts.add_part_arguments(parser)
+    parts.add_arguments(parser, jobs=cores())
     args = parser.parse_args(argv)
     if (args.data is None) == (not args.images):
         parser.error("give either --data cohort.csv or one or more scans")
@@ -66,14 +64,13 @@ def parse_arguments(argv):
                 f"the table has a column {name} for it"
             )
     if args.data:
-        args.cohort = read_cohort(args.data)
+        args.scans = read_cohort(args.data)
     else:
-        args.cohort = scans_from_files(args.images, args.roi, args.slice_z_mm)
-    if args.slab_mm is not None and args.cohort[0].slice_z_mm is None:
+        args.scans = scans_from_files(args.images, args.roi, args.slice_z_mm)
+    if args.slab_mm is not None and args.scans[0].slice_z_mm is None:
         raise InputError("--slab-mm: needs --slice-z-mm, or the table's column slice_z_mm")
     if args.bids:
-        require_bids_names(scan.subject for scan in args.cohort)
-    args.scans = parts.choose_part(args, args.cohort)
+        require_bids_names(scan.subject for scan in args.scans)
     return args
 
 

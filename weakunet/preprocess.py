@@ -26,7 +26,7 @@ from weakunet.data.prepare import (
 from weakunet.data.slices import half_thickness
 from weakunet.data.volumes import write_volume
 from weakunet.util.cli import InputError, atomic_path, command, new_parser, positive
-from weakunet.util.parts import add_part_arguments, choose_part, run_command
+from weakunet.util.parts import add_arguments, run_command
 from weakunet.util.threads import cores
 
 
@@ -66,23 +66,20 @@ def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
     parser = new_parser(__doc__, "python -m weakunet.preprocess")
     parser.add_argument("--data", type=Path, required=True, help="cohort table with a roi column")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared scans")
     parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
     parser.add_argument("--figures", action="store_true", help="draw the steps for each scan")
     about = "keep only the slices within this distance of the one that was counted"
     parser.add_argument("--slab-mm", type=half_thickness, metavar="MM", help=about)
     about = "resample to voxels of this size in mm first"
     parser.add_argument("--spacing-mm", type=positive, nargs=3, metavar=tuple("ZYX"), help=about)
-    parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
-    add_part_arguments(parser)
+    add_arguments(parser, jobs=cores())
     args = parser.parse_args(argv)
-    scans = read_cohort(args.data)
-    for scan in scans:
+    args.scans = read_cohort(args.data)
+    for scan in args.scans:
         if scan.roi is None:
             raise InputError(f"{args.data}: subject {scan.subject!r} has no roi; name its ROI mask")
         if args.slab_mm is not None and scan.slice_z_mm is None:
             raise InputError(f"{args.data}: --slab-mm needs the column slice_z_mm; add it")
-    args.scans = choose_part(args, scans)
     return args
 
 

@@ -14,14 +14,17 @@ and names those that are missing.
 import argparse
 import functools
 import sys
+from pathlib import Path
 
 from weakunet.util import resume
 from weakunet.util.cli import InputError, clear_leftovers, progress
 from weakunet.util.processes import map_processes
 
 
-def add_part_arguments(parser):
-    """Let a command work on a part of the scans."""
+def add_arguments(parser, jobs):
+    """Give a command the options of `run_command`: --out, --jobs, and the part of the scans."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--jobs", type=int, default=jobs, help="scans in memory at once")
     group = parser.add_mutually_exclusive_group()
     about = "only every N-th scan, from the K-th; the same command without it joins the parts"
     group.add_argument("--part", type=_part, metavar="K/N", help=about)
@@ -78,7 +81,7 @@ def run_command(args, settings, files_of, work, how, what, table, write, mixed=F
 
     Parameters
     ----------
-    args : has scans, out, jobs and what `add_part_arguments` adds
+    args : has `scans`, of which it chooses its part, and what `add_arguments` adds
     settings, mixed : as for `resume.begin`
     files_of : (scan, out, **how) -> settings of its own, source files, {kind: path to write}
     work : (scan, {kind: path}, **how) -> a value to note (JSON) or None; writes those files. A
@@ -89,7 +92,7 @@ def run_command(args, settings, files_of, work, how, what, table, write, mixed=F
 
     Raises InputError, at the end, where scans failed; of several, each is named on stderr.
     """
-    out, table, scans = args.out, args.out / table, args.scans
+    out, table, scans = args.out, args.out / table, choose_part(args, args.scans)
     joining = joins(args, table)
     shared = joining or part_table(args, table) != table  # others may be writing, too
     resume.begin(out, settings, mixed=mixed, shared=shared)
