@@ -24,24 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 import numpy as np
 from scan_tools import add_scan_arguments, read_matrix, scans_asked_for
 
+from weakunet.data import volumes
 from weakunet.data.rigid import resample, resample_labels
 from weakunet.data.tables import parse_number, read_table
-from weakunet.data.volumes import (
-    index_to_file,
-    move_points,
-    read_labels,
-    read_volume,
-    world_to_index,
-    write_volume,
-)
-from weakunet.detection.output_files import (
-    DETECTIONS,
-    describe_bids,
-    is_bids,
-    output_paths,
-    require_bids_names,
-    write_markups,
-)
+from weakunet.detection import output_files
 from weakunet.util.cli import InputError, command, new_parser, write_csv
 from weakunet.util.parts import run_command
 
@@ -52,7 +38,7 @@ class Job:
     def __init__(self, scan, rows, bids, args):
         self.scan, self.subject, self.image = scan, scan.subject, scan.image
         self.rows = rows
-        self.files = output_paths(args.predictions, scan.subject, bids)
+        self.files = output_files.output_paths(args.predictions, scan.subject, bids)
         self.matrix_path = None  # it was not registered
         if args.transforms is not None:
             self.matrix_path = args.transforms / f"{scan.subject}_to_template.txt"
@@ -62,9 +48,9 @@ class Job:
 def read_detections(path):
     """Read the table of `weakunet.predict`: {subject: rows}, each row a dict of numbers."""
     by_subject = {}
-    for line, row in read_table(path, DETECTIONS):
-        row |= {name: parse_number(row[name]) for name in DETECTIONS[1:]}
-        if any(math.isnan(row[name]) for name in DETECTIONS[1:]):
+    for line, row in read_table(path, output_files.DETECTIONS):
+        row |= {name: parse_number(row[name]) for name in output_files.DETECTIONS[1:]}
+        if any(math.isnan(row[name]) for name in output_files.DETECTIONS[1:]):
             raise InputError(f"{path}: line {line}: a cell is not a number; predict again")
         row["detection"] = int(row["detection"])
         by_subject.setdefault(row["subject"], []).append(row)
@@ -73,7 +59,7 @@ def read_detections(path):
 
 def files_of(job, out, bids):
     """A scan's own settings, the files that are carried, and those to write (for `parts`)."""
-    files = output_paths(out, job.subject, bids)
+    files = output_files.output_paths(out, job.subject, bids)
     del files["overlay"]
     return {"rows": job.rows}, job.sources, files
 
@@ -84,22 +70,23 @@ def carry_scan(job, files, bids):
     matrix = np.eye(4)  # cropped only: both are in the scan's world
     if job.matrix_path is not None:
         matrix = np.linalg.inv(read_matrix(job.matrix_path))  # template to scan
-    image = read_volume(scan.image, nan_ok=True)  # only its grid matters
+    image = volumes.read_volume(scan.image, nan_ok=True)  # only its grid matters
     centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in job.rows]
-    centres_mm = move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
-    labels, heatmap = read_labels(job.files["lesions"]), read_volume(job.files["heatmap"])
-    write_volume(files["lesions"], resample_labels(labels, image, matrix), image)
+    centres_mm = volumes.move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
+    labels = volumes.read_labels(job.files["lesions"])
+    heatmap = volumes.read_volume(job.files["heatmap"])
+    volumes.write_volume(files["lesions"], resample_labels(labels, image, matrix), image)
     lowest = float(heatmap.array.min())
-    write_volume(files["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
+    volumes.write_volume(files["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
     scores = [row["score"] for row in job.rows]
-    write_markups(files["markups"], scan.subject, centres_mm.tolist(), scores)
-    places = index_to_file(image, world_to_index(image, centres_mm)).round(3) + 0.0
+    output_files.write_markups(files["markups"], scan.subject, centres_mm.tolist(), scores)
+    places = volumes.index_to_file(image, volumes.world_to_index(image, centres_mm)).round(3) + 0.0
     names = ("i", "j", "k", "x_mm", "y_mm", "z_mm")
     rows = [
         row | dict(zip(names, place, strict=True))
         for row, place in zip(job.rows, np.hstack([places, centres_mm]).tolist(), strict=True)
     ]
-    return [[row[name] for name in DETECTIONS] for row in rows]
+    return [[row[name] for name in output_files.DETECTIONS] for row in rows]
 
 
 def parse_arguments(argv):
@@ -118,7 +105,7 @@ def main(argv=None):
     """Take the predictions that the arguments name back to the scans."""
     args = parse_arguments(argv)
     by_subject = read_detections(args.predictions / "detections.csv")
-    bids = is_bids(args.predictions)
+    bids = output_files.is_bids(args.predictions)
     jobs = [Job(scan, by_subject.get(scan.subject, []), bids, args) for scan in args.scans]
     jobs = [job for job in jobs if job.files["lesions"].is_file()]
     strangers = sorted(set(by_subject) - {job.subject for job in jobs})
@@ -129,8 +116,8 @@ def main(argv=None):
             "name the originals as the registered scans were named"
         )
     if bids:
-        require_bids_names(job.subject for job in jobs)
-        describe_bids(args.out)
+        output_files.require_bids_names(job.subject for job in jobs)
+        output_files.describe_bids(args.out)
     args.scans = jobs
     settings = {
         name: path and Path(os.path.relpath(path, args.out)).as_posix()
@@ -142,7 +129,7 @@ def main(argv=None):
 
 def write_table(path, done):
     rows = [row for *_, rows in done for row in rows]
-    write_csv(path, DETECTIONS, rows)
+    write_csv(path, output_files.DETECTIONS, rows)
     print(f"{len(rows)} detections in {len(done)} scans: {path}")
 
 

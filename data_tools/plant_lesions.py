@@ -25,17 +25,10 @@ from scan_tools import box_grid
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from weakunet.data import volumes
 from weakunet.data.phantom import draw_count, draw_lesions, scan_rng, smooth_noise
 from weakunet.data.prepare import DILATION_VOX, dilate_mask, invert_contrast
 from weakunet.data.rigid import resample, resample_image
-from weakunet.data.volumes import (
-    Volume,
-    index_to_world,
-    move_points,
-    read_labels,
-    read_mask,
-    read_volume,
-)
 from weakunet.util.cli import InputError, command, new_parser
 
 MARGIN_VOX = 2  # shown around the box that preprocessing crops
@@ -50,10 +43,10 @@ TURN_DEG, SHIFT_MM = 12.0, 20.0  # --moved: at most, about and along each axis
 def read_region(path, labels):
     """Read the region of interest as a Volume of bool: a mask, or the voxels of `labels`."""
     if labels:
-        image = read_labels(path)
-        region = Volume(np.isin(image.array, labels), image.affine)
+        image = volumes.read_labels(path)
+        region = volumes.Volume(np.isin(image.array, labels), image.affine)
     else:
-        region = read_mask(path)
+        region = volumes.read_mask(path)
     if not region.array.any():
         raise InputError(f"{path}: no voxel of the region; check the mask or --labels")
     return region
@@ -61,14 +54,14 @@ def read_region(path, labels):
 
 def grid_around(region, spacing_mm):
     """An empty grid around what preprocessing crops to, with `spacing_mm` (z, y, x)."""
-    inside_mm = index_to_world(region, np.argwhere(region.array))
+    inside_mm = volumes.index_to_world(region, np.argwhere(region.array))
     step_mm = np.array(spacing_mm)[::-1]
     low_mm = inside_mm.min(axis=0) - (DILATION_VOX + MARGIN_VOX) * step_mm
     high_mm = inside_mm.max(axis=0) + (DILATION_VOX + MARGIN_VOX) * step_mm
     shape = np.ceil((high_mm - low_mm) / step_mm).astype(int)[::-1] + 1
     affine = np.diag([*step_mm, 1.0])
     affine[:3, 3] = low_mm
-    return Volume(np.zeros(shape, np.float32), affine)
+    return volumes.Volume(np.zeros(shape, np.float32), affine)
 
 
 def full_scale(image, inside, invert, path):
@@ -136,12 +129,12 @@ def main(argv=None):
     """Write the planted cohort the arguments ask for."""
     args = parse_arguments(argv)
     require_new(args.out)
-    scan = read_volume(args.scan)
+    scan = volumes.read_volume(args.scan)
     region = read_region(args.roi, args.labels)
     spacing_mm = (args.spacing_mm,) * 3 if args.spacing_mm else scan.spacing_mm
     grid = box_grid(scan, spacing_mm[::-1]) if args.moved else grid_around(region, spacing_mm)
-    image = Volume(resample_image(scan, grid, order=1), grid.affine)
-    roi = Volume(resample(region, grid, order=0), grid.affine)
+    image = volumes.Volume(resample_image(scan, grid, order=1), grid.affine)
+    roi = volumes.Volume(resample(region, grid, order=0), grid.affine)
     if not roi.array.any() or not image.array.any():
         raise InputError(f"{args.roi}: does not lie in {args.scan}; check their affines")
     around = dilate_mask(roi.array)
@@ -153,8 +146,8 @@ def main(argv=None):
         raw, mask, centres_zyx = plant(rng, whole, roi.array, spacing_mm, *settings)
         motion = draw_motion(rng) if args.moved else np.eye(4)
         affine = motion @ image.affine  # the voxels stay, the axes turn with the head
-        centres_mm = move_points(motion, index_to_world(image, centres_zyx))
-        return Volume(raw, affine), Volume(mask, affine), centres_mm
+        centres_mm = volumes.move_points(motion, volumes.index_to_world(image, centres_zyx))
+        return volumes.Volume(raw, affine), volumes.Volume(mask, affine), centres_mm
 
     write_scans(args, make, "planting")
 

@@ -25,26 +25,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
 import numpy as np
+import scan_tools
 from rigid_elastix import register
-from scan_tools import (
-    add_scan_arguments,
-    box_grid,
-    check_picture,
-    scans_asked_for,
-    write_matrix,
-)
 from scipy.spatial.transform import Rotation
 
+from weakunet.data import volumes
 from weakunet.data.cohort import read_centres, write_cohort
 from weakunet.data.load import read_raw
 from weakunet.data.rigid import resample
-from weakunet.data.volumes import (
-    Volume,
-    index_to_world,
-    move_points,
-    read_volume,
-    write_volume,
-)
 from weakunet.util.cli import InputError, command, new_parser, write_csv
 from weakunet.util.parts import run_command
 from weakunet.util.threads import cores
@@ -79,45 +67,46 @@ def write_registered(scan, files, template_path, spacing_mm):
     if scan.roi:
         volume, region = read_raw(scan)
     else:
-        volume = read_volume(scan.image)
-    template = read_volume(template_path)
-    grid = box_grid(template, spacing_mm)
+        volume = volumes.read_volume(scan.image)
+    template = volumes.read_volume(template_path)
+    grid = scan_tools.box_grid(template, spacing_mm)
     matrix, information = register(template, volume, scan.image)
-    write_matrix(files["matrix"], matrix, _header(scan.image, template_path, matrix, information))
+    header = _header(scan.image, template_path, matrix, information)
+    scan_tools.write_matrix(files["matrix"], matrix, header)
     if scan.roi:
         moved = resample(region, grid, 0, matrix)
         if not moved.any():
             raise InputError(f"{scan.roi}: empty in the template's box; check {files['check']}")
-        write_volume(files["roi"], moved, grid)
+        volumes.write_volume(files["roi"], moved, grid)
     if scan.centres:
-        points = move_points(matrix, read_centres(scan.centres)).round(3) + 0.0
+        points = volumes.move_points(matrix, read_centres(scan.centres)).round(3) + 0.0
         write_csv(files["centres"], ("x_mm", "y_mm", "z_mm"), points.tolist())
     low, high = volume.array.min(), volume.array.max()
     moved = resample(volume, grid, 3, matrix, low).clip(low, high)  # splines overshoot
-    moved = Volume(moved, grid.affine)
+    moved = volumes.Volume(moved, grid.affine)
     over = f"edges of {template_path.name} over the scan"
     under = f"edges of the scan over {template_path.name}"
     rows = (over, moved, template), (under, template, moved)
-    check_picture(files["check"], grid, np.array(grid.array.shape) // 2, rows)
+    scan_tools.check_picture(files["check"], grid, np.array(grid.array.shape) // 2, rows)
     z_mm = {"slice_z_mm": None}
     if scan.slice_z_mm is not None:
-        middle_mm = index_to_world(volume, (np.array(volume.array.shape) - 1) / 2)
+        middle_mm = volumes.index_to_world(volume, (np.array(volume.array.shape) - 1) / 2)
         middle_mm[0, 2] = scan.slice_z_mm
-        z_mm = {"slice_z_mm": float(move_points(matrix, middle_mm)[0, 2].round(3))}
-    write_volume(files["image"], moved.array, moved)
+        z_mm = {"slice_z_mm": float(volumes.move_points(matrix, middle_mm)[0, 2].round(3))}
+    volumes.write_volume(files["image"], moved.array, moved)
     return z_mm
 
 
 def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
     parser = new_parser(__doc__)
-    add_scan_arguments(parser, "scans to register", jobs=cores())
+    scan_tools.add_scan_arguments(parser, "scans to register", jobs=cores())
     parser.add_argument("--template", type=Path, required=True, help="the template's image")
     about = "size of the registered scans' voxels in mm"
     spacing = {"type": float, "nargs": 3, "metavar": tuple("XYZ"), "default": PAPER_SPACING_MM}
     parser.add_argument("--spacing-mm", **spacing, help=about)
     args = parser.parse_args(argv)
-    args.scans = scans_asked_for(parser, args)
+    args.scans = scan_tools.scans_asked_for(parser, args)
     return args
 
 
@@ -131,7 +120,8 @@ def main(argv=None):
         raise InputError(
             f"Elastix is not installed (Python package itk-elastix); {INSTALL}"
         ) from None
-    box_grid(read_volume(args.template), args.spacing_mm)  # a mistake here concerns all scans
+    template = volumes.read_volume(args.template)
+    scan_tools.box_grid(template, args.spacing_mm)  # a mistake here concerns all scans
     settings = {
         "data": args.data and Path(os.path.relpath(args.data, args.out)).as_posix(),
         "template": Path(os.path.relpath(args.template, args.out)).as_posix(),

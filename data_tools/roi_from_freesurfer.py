@@ -33,18 +33,10 @@ import numpy as np
 from freesurfer_labels import GROUPS, NAMES, NUMBERS, PAIRS, describe
 from scan_tools import add_scan_arguments, check_picture, read_matrix, scans_asked_for
 
+from weakunet.data import volumes
 from weakunet.data.cohort import write_cohort
 from weakunet.data.rigid import resample
-from weakunet.data.volumes import (
-    Volume,
-    index_to_world,
-    move_points,
-    read_labels,
-    read_volume,
-    require_same_grid,
-    write_volume,
-)
-from weakunet.util.cli import InputError, command, new_parser, one_line
+from weakunet.util.cli import InputError, command, new_parser, note, one_line
 from weakunet.util.parts import run_command
 
 
@@ -59,7 +51,7 @@ def label_numbers(structure):
 
 
 def select_structures(labels, structures, matrix, path):
-    """The union of the structures as a bool array (D, H, W); absent ones are named on stderr.
+    """The union of the structures as a Volume of bool; absent ones are named on stderr.
 
     Parameters: labels, a Volume of whole numbers; matrix (4, 4) from its world to the scan's, which
     says what is above the ventricles; path, for the InputError when a structure is missing.
@@ -77,12 +69,12 @@ def select_structures(labels, structures, matrix, path):
             )
         part = np.isin(numbers, asked)
         if structure.lower() == "centrum-semiovale":
-            part &= above_ventricles(Volume(numbers, labels.affine), matrix, path)
+            part &= above_ventricles(labels, matrix, path)
         else:
             for number in sorted(set(asked) - set(present)):
-                print(f"note: {path}: no voxel is {describe(number)}", file=sys.stderr)
+                note(f"{path}: no voxel is {describe(number)}")
         mask |= part
-    return mask
+    return volumes.Volume(mask, labels.affine)
 
 
 def above_ventricles(labels, matrix, path):
@@ -115,26 +107,25 @@ def write_roi(scan, files, labels, transform, structures):
     """Write one scan's mask and its picture."""
     labels_path, matrix_path = labels_of(scan, labels, transform)
     matrix = np.eye(4) if matrix_path is None else read_matrix(matrix_path)
-    labels, image = read_labels(labels_path), read_volume(scan.image, nan_ok=True)
+    labels, image = volumes.read_labels(labels_path), volumes.read_volume(scan.image, nan_ok=True)
     np.nan_to_num(image.array, copy=False, posinf=0, neginf=0)  # only the picture shows it
-    region = Volume(select_structures(labels, structures, matrix, labels_path), labels.affine)
+    region = select_structures(labels, structures, matrix, labels_path)
     mask = resample(region, image, 0, matrix)
     if not mask.any():
-        middle_mm = index_to_world(region, np.argwhere(region.array).mean(axis=0))
-        at = move_points(matrix, middle_mm)[0].round(1).tolist()
+        middle_mm = volumes.index_to_world(region, np.argwhere(region.array).mean(axis=0))
+        at = volumes.move_points(matrix, middle_mm)[0].round(1).tolist()
         raise InputError(
             f"{labels_path}: the region, around {at} mm, is not in {scan.image}; "
             "check both images' affines, and --transform where the scan was registered"
         )
     expected_vox = region.array.sum() * region.voxel_mm3 / image.voxel_mm3
     if mask.sum() < 0.95 * expected_vox:
-        lost = 1 - mask.sum() / expected_vox
-        print(f"note: {scan.image}: {lost:.0%} of the region lies outside", file=sys.stderr)
+        note(f"{scan.image}: {1 - mask.sum() / expected_vox:.0%} of the region lies outside")
     sizes = (mask.sum(axis=other) for other in ((1, 2), (0, 2), (0, 1)))
     busiest = [int(size.argmax()) for size in sizes]
-    title = f"{', '.join(structures)}, outlined"
-    check_picture(files["picture"], image, busiest, [(title, image, Volume(mask, image.affine))])
-    write_volume(files["mask"], mask, image)
+    outlined = f"{', '.join(structures)}, outlined", image, volumes.Volume(mask, image.affine)
+    check_picture(files["picture"], image, busiest, [outlined])
+    volumes.write_volume(files["mask"], mask, image)
 
 
 def require_atlas(labels, transform, scans):
@@ -143,9 +134,10 @@ def require_atlas(labels, transform, scans):
     try:
         if others and transform:
             raise InputError("they were registered with a transform each")
-        grid = read_volume(first.image) if others else None
+        grid = volumes.read_volume(first.image) if others else None
         for scan in others:
-            require_same_grid(grid, first.image, read_volume(scan.image), scan.image)
+            own = volumes.read_volume(scan.image)
+            volumes.require_same_grid(grid, first.image, own, scan.image)
     except InputError as error:
         raise InputError(
             f"{labels}: one file for several scans; put {{subject}} in its name, or give "

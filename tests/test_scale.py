@@ -208,7 +208,7 @@ def test_parts_of_other_settings_are_refused(cohort, no_pictures, capsys):
     assert "begun with other settings, invert False (now True)" in capsys.readouterr().err
     assert run(cohort, "out", "--part", "4/3") == 2
     assert run(cohort, "out", "--subjects", "s99") == 2
-    assert "s99: no scan is called so" in capsys.readouterr().err
+    assert "s99: no such scan" in capsys.readouterr().err
 
 
 # -- memory ---------------------------------------------------------------------------------

@@ -18,16 +18,8 @@ from weakunet.data.load import read_scan, scans_from_files
 from weakunet.data.prepare import places_in, put_back
 from weakunet.data.slices import half_thickness, in_slice
 from weakunet.data.volumes import index_to_file, index_to_world, require_spacing, write_volume
+from weakunet.detection import output_files
 from weakunet.detection.detect import detect_lesions, whole_count
-from weakunet.detection.output_files import (
-    DETECTIONS,
-    PREDICTIONS,
-    describe_bids,
-    is_bids,
-    output_paths,
-    require_bids_names,
-    write_markups,
-)
 from weakunet.detection.predict_scan import predict_with_flips
 from weakunet.figures.overlay import overlay
 from weakunet.gpu import backend
@@ -70,14 +62,14 @@ def parse_arguments(argv):
     if args.slab_mm is not None and args.scans[0].slice_z_mm is None:
         raise InputError("--slab-mm: needs --slice-z-mm, or the table's column slice_z_mm")
     if args.bids:
-        require_bids_names(scan.subject for scan in args.scans)
+        output_files.require_bids_names(scan.subject for scan in args.scans)
     return args
 
 
 def files_of(scan, out, bids, **_):
     """A scan's own settings, the files it is predicted from, and those to write (for `parts`)."""
-    sources = scan.image, scan.roi, scan.centres
-    return {"slice_z_mm": scan.slice_z_mm}, sources, output_paths(out, scan.subject, bids)
+    files = output_files.output_paths(out, scan.subject, bids)
+    return {"slice_z_mm": scan.slice_z_mm}, (scan.image, scan.roi, scan.centres), files
 
 
 @backend.explain_out_of_memory()
@@ -102,7 +94,8 @@ def write_prediction(scan, files, model, bids, **preparation):
     found = detect_lesions(heatmap, whole_count(count))
     write_volume(files["lesions"], put_back(found.labels, counted.volume, volume, 0), volume)
     rows = detection_rows(scan.subject, found, counted.volume, volume)
-    write_markups(files["markups"], scan.subject, [row[5:8] for row in rows], found.scores)
+    places_mm = [row[5:8] for row in rows]
+    output_files.write_markups(files["markups"], scan.subject, places_mm, found.scores)
     array, spacing_mm = counted.volume.array, counted.volume.spacing_mm
     overlay(files["overlay"], array, heatmap, found.labels, counted.centres_zyx, spacing_mm)
     return [scan.subject, count, len(rows), found.threshold], rows
@@ -143,7 +136,7 @@ def main(argv=None):
     out, table = args.out, args.out / "predictions.csv"
     if table.exists() and not (out / resume.SETTINGS).exists():
         raise InputError(f"{table}: the folder holds predictions already; choose another --out")
-    if is_bids(out) and not args.bids:
+    if output_files.is_bids(out) and not args.bids:
         raise InputError(f"{out}: holds BIDS names; add --bids, or choose another --out")
     load_model(args.model)  # its error comes first
     device, digest = backend.pick_device(args.device), resume.file_digest(args.model)
@@ -165,10 +158,10 @@ def write_tables(args, path, done):
     predictions = [row for *_, (row, _) in done]
     detections = [row for *_, (_, rows) in done for row in rows]
     if args.bids:
-        describe_bids(args.out)
+        output_files.describe_bids(args.out)
     path_detections = parts.part_table(args, args.out / "detections.csv")
-    write_csv(path_detections, DETECTIONS, detections)
-    write_csv(path, PREDICTIONS, predictions)
+    write_csv(path_detections, output_files.DETECTIONS, detections)
+    write_csv(path, output_files.PREDICTIONS, predictions)
     print(f"{len(detections)} lesions in {len(predictions)} scans: {path_detections}")
 
 

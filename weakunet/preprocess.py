@@ -13,16 +13,9 @@ import os
 import shutil
 from pathlib import Path
 
+from weakunet.data import prepare
 from weakunet.data.cohort import read_cohort, write_cohort
 from weakunet.data.load import load_scan, read_raw
-from weakunet.data.prepare import (
-    DILATION_VOX,
-    SIGMA_VOX,
-    TRIM,
-    change_spacing,
-    crop_box,
-    preparation_steps,
-)
 from weakunet.data.slices import half_thickness
 from weakunet.data.volumes import write_volume
 from weakunet.util.cli import InputError, atomic_path, command, new_parser, positive
@@ -56,9 +49,9 @@ def draw_steps(scan, path, invert, spacing_mm, slab_mm):
 
     volume, roi = read_raw(scan)
     if spacing_mm is not None:
-        volume, roi = change_spacing(volume, roi, spacing_mm)
-    box = crop_box(roi.array)
-    steps = preparation_steps(volume.array[box], roi.array[box], invert)
+        volume, roi = prepare.change_spacing(volume, roi, spacing_mm)
+    box = prepare.crop_box(roi.array)
+    steps = prepare.preparation_steps(volume.array[box], roi.array[box], invert)
     preprocess_figure(path, steps, volume.spacing_mm)
 
 
@@ -90,9 +83,9 @@ def main(argv=None):
     settings = {
         "data": Path(os.path.relpath(args.data, args.out)).as_posix(),
         "invert": args.invert,
-        "dilation_vox": DILATION_VOX,
-        "sigma_vox": SIGMA_VOX,
-        "trim": TRIM,
+        "dilation_vox": prepare.DILATION_VOX,
+        "sigma_vox": prepare.SIGMA_VOX,
+        "trim": prepare.TRIM,
     }
     for name in ("slab_mm", "spacing_mm"):
         if getattr(args, name) is not None:

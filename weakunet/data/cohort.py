@@ -1,4 +1,4 @@
-"""The cohort table: which scans there are, their counts, and who trains, validates and tests.
+"""The cohort table: the scans, their counts, and which of them train, validate and test.
 
 One row per scan: `subject,image[,count][,roi][,split][,centres][,slice_z_mm]`. Paths are relative
 to the table, other columns are ignored. `centres` names a table of lesion centres, `x_mm,y_mm,z_mm`
@@ -85,7 +85,7 @@ def read_cohort(path):
 
 
 def _parse_row(where, row, folder):
-    subject, split = row["subject"], row["split"].lower()
+    subject = row["subject"]
     odd = not subject.isprintable() or FORBIDDEN & set(subject) or len(subject) > MAX_NAME
     if not subject or subject[0] == "." or odd:
         raise InputError(
@@ -99,7 +99,8 @@ def _parse_row(where, row, folder):
         raise InputError(f"{where}: no image; give the path of {subject}'s scan")
     if paths["roi"] == paths["image"]:
         raise InputError(f"{where}: the roi is the image itself; give the mask of the region")
-    if not is_blank(split) and split not in SPLITS:
+    split = None if is_blank(row["split"]) else row["split"].lower()
+    if split not in (None, *SPLITS):
         raise InputError(
             f"{where}: split {one_line(row['split'])!r} is unknown; use train, val or test"
         )
@@ -115,9 +116,7 @@ def _parse_row(where, row, folder):
             f"{where}: slice_z_mm {one_line(row['slice_z_mm'])!r} is not a number; give the "
             "slice's world z in mm, or leave it empty where the whole scan was counted"
         )
-    return Scan(
-        subject, count=count, split=None if is_blank(split) else split, slice_z_mm=z_mm, **paths
-    )
+    return Scan(subject, count=count, split=split, slice_z_mm=z_mm, **paths)
 
 
 def write_cohort(path, scans):
@@ -171,7 +170,7 @@ def split_cohort(scans, seed, path="cohort table"):
                 f"{path}: the split {name!r} holds no scan; "
                 "training needs at least one scan in each of train, val and test"
             )
-    return list(scans)
+    return scans
 
 
 def person_of(scan):

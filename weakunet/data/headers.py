@@ -121,7 +121,7 @@ def is_compressed(path):
 
 
 def open_image(path):
-    """The file as bytes, unpacked where it is packed."""
+    """Open a file to read its bytes, decompressed."""
     return gzip.open(path) if is_compressed(path) else open(path, "rb")
 
 

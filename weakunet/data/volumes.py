@@ -42,7 +42,6 @@ class FileGrid:
 
     shape: tuple  # (i, j, k) as stored; a 2-D image or a trailing axis of length 1 is kept
     affine: np.ndarray  # (4, 4), (i, j, k) -> mm
-    orientation: np.ndarray  # (3, 2), nibabel's: the RAS+ axis of each file axis, and its direction
 
 
 @dataclasses.dataclass
@@ -124,7 +123,7 @@ def _read(path, dtype):
     return Volume(
         np.ascontiguousarray(canonical.transpose(2, 1, 0)),  # (x, y, z) -> (z, y, x)
         affine @ inv_ornt_aff(orientation, stored.shape),
-        FileGrid(tuple(header.get_data_shape()), affine, orientation),
+        FileGrid(tuple(header.get_data_shape()), affine),
     )
 
 
@@ -149,7 +148,7 @@ def write_volume(path, array, like):
     affine = like.affine
     if like.native is not None:  # back to the file's own order of axes and directions
         affine = like.native.affine
-        stored = apply_orientation(stored, ornt_transform(RAS, like.native.orientation))
+        stored = apply_orientation(stored, ornt_transform(RAS, io_orientation(affine)))
         stored = stored.reshape(like.native.shape)
     image = nibabel.Nifti1Image(stored, affine)
     image.header.set_xyzt_units("mm")
@@ -190,9 +189,9 @@ def index_to_file(volume, points_zyx):
     """Voxel indices (n, 3) as (z, y, x) to (n, 3) indices (i, j, k) in the file as it is stored."""
     points_xyz = np.asarray(points_zyx, np.float64).reshape(-1, 3)[:, ::-1]
     if volume.native is None:
-        return points_xyz.copy()
-    shape = (volume.native.shape + (1,))[:3]
-    return move_points(inv_ornt_aff(volume.native.orientation, shape), points_xyz)
+        return points_xyz
+    shape = (*volume.native.shape, 1)[:3]
+    return move_points(inv_ornt_aff(io_orientation(volume.native.affine), shape), points_xyz)
 
 
 def require_same_grid(a, path_a, b, path_b):

@@ -1,9 +1,9 @@
-"""Go over the scans of a cohort: in processes, in parts, and on again after a stop.
+"""A command over the scans of a cohort: in several processes, in parts, resumed after a stop.
 
 The jobs of a cluster share a cohort and one output folder:
 
     COMMAND --part K/N             every N-th scan, from the K-th on (K = 1 ... N)
-    COMMAND --subjects s001 s002   the scans so called
+    COMMAND --subjects s001 s002   only these scans
     COMMAND                        all scans
 
 A part writes its own table, TABLE.part-K-of-N.csv, so that no table is ever torn. Where there are
@@ -40,14 +40,14 @@ def _part(text):
 
 
 def choose_part(args, scans):
-    """The scans that the arguments ask for. Raises InputError where no subject has a name given."""
+    """The scans that the arguments ask for. Raises InputError for a name that no scan has."""
     if args.part:
         number, of = args.part
         return scans[number - 1 :: of]
     if args.subjects:
         unknown = set(args.subjects) - {scan.subject for scan in scans}
         if unknown:
-            raise InputError(f"--subjects {min(unknown)}: no scan is called so; check the table")
+            raise InputError(f"--subjects {min(unknown)}: no such scan; check the table")
         return [scan for scan in scans if scan.subject in args.subjects]
     return scans
 
@@ -60,11 +60,6 @@ def part_table(args, path):
         more = f"-and-{len(args.subjects) - 1}" if len(args.subjects) > 1 else ""
         return path.with_name(f"{path.stem}.subject-{args.subjects[0]}{more}{path.suffix}")
     return path
-
-
-def joins(args, path):
-    """Whether the command only joins parts: they are there, and the arguments ask for all."""
-    return part_table(args, path) == path and any(path.parent.glob(f"{path.stem}.part-*-of-*"))
 
 
 def clear_parts(args, path):
@@ -93,8 +88,9 @@ def run_command(args, settings, files_of, work, how, what, table, write, mixed=F
     Raises InputError, at the end, where scans failed; of several, each is named on stderr.
     """
     out, table, scans = args.out, args.out / table, choose_part(args, args.scans)
-    joining = joins(args, table)
-    shared = joining or part_table(args, table) != table  # others may be writing, too
+    of_part = part_table(args, table)
+    parts_are_there = any(out.glob(f"{table.stem}.part-*-of-*"))
+    shared = of_part != table or parts_are_there  # others may be writing, too
     resume.begin(out, settings, mixed=mixed, shared=shared)
     tasks = [(scan, *files_of(scan, out, **how)) for scan in scans]
     results = [
@@ -105,7 +101,7 @@ def run_command(args, settings, files_of, work, how, what, table, write, mixed=F
     if 0 < len(todo) < len(scans):
         print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
     new = map_processes(functools.partial(_make, work, how, out), todo, args.jobs)
-    if joining:
+    if parts_are_there and of_part == table:  # only join them
         remedy = "run its part again, or --subjects"
         new = (InputError(f"{s.subject} is missing; {remedy} {s.subject}") for s, *_ in todo)
     for i, _ in enumerate(progress(scans, what)):
@@ -117,7 +113,7 @@ def run_command(args, settings, files_of, work, how, what, table, write, mixed=F
     if len(failed) < len(results):
         pairs = zip(tasks, results, strict=True)
         done = [(t[0], t[3], value) for t, value in pairs if not isinstance(value, InputError)]
-        write(part_table(args, table), done)
+        write(of_part, done)
     elif len(failed) == 1:
         raise failed[0]
     if failed:
