@@ -210,7 +210,7 @@ def test_a_step_launches_no_more_kernels_than_it_did(gpu, network, most):
 def two_epochs(gpu, folder, stop_at=None):
     """All that training knows after epochs 3 and 4 of 4, between which the learning rate falls."""
     rng = np.random.default_rng(0)
-    settings = Settings(channels=[8, 16], batch=2, epochs=4, restart=0, rotate_deg=5.0)
+    settings = Settings(channels=[8, 16], batch=2, epochs=4, rotate_deg=5.0)
     model = WeakUNet(settings.channels, rng=rng).to("cuda", "tf32")
     run = Run(model, settings, folder)
     volumes = gpu.to_device(rng.random((7, 4, 6, 10), np.float32), "cuda")

@@ -193,8 +193,8 @@ class WeakUNet:
             predicted.append(to_host(self.predict(scans, counted=counted)[0]))
             sizes.append(1 + to_host(self._bias_of_more(self.linear.params["b"] * 0 + 1)))
         missing = count - np.concatenate(predicted).mean()
-        b = to_host(self.linear.params["b"]) + missing / np.mean(sizes)
-        self.load(self.params | {"linear.b": b})
+        b = self.linear.params["b"]
+        b += b.dtype.type(missing / np.mean(sizes))
 
     def backward(self, dcount, to_image=False, guided=False):
         """Set all gradients, from the loss's gradient dcount (N,) with respect to the counts.

@@ -45,11 +45,6 @@ class Adadelta:
             for average in ("avg_g2", "avg_s2")
         }
 
-    def reset(self):
-        """Forget the past: all averages 0, as before the first step."""
-        for average in self.state.values():
-            average[...] = 0
-
     def step(self, grads):
         """Update every parameter from `grads` (same names and shapes)."""
         for name, w in self.params.items():

@@ -26,7 +26,7 @@ from weakunet.training.batches import (
 from weakunet.training.run import TRANSFORM, warn_if_nothing_learned
 from weakunet.util.cli import progress
 
-START_ON = 32  # training scans that the last layer's first weights are measured on
+LEVEL_ON = 64  # training scans on which the level of the count is measured
 SMALL = 2**19  # voxels: a GPU computes smaller batches faster than the host queues their kernels
 # Weight of the error that a batch's scans have in common (see loss.py). The level of the count is
 # what all weights change, so its error drowns the differences between scans, which say where the
@@ -53,8 +53,8 @@ def train_epoch(run, volumes, counts, stop):
     """
     settings, model = run.settings, run.model
     order = run.order(len(counts))
-    if run.batch == 0 and run.epoch in (0, settings.restart):
-        start_last_layer(run, volumes, counts)
+    if run.epoch == run.batch == 0:
+        set_last_layer(run, volumes, counts, all_of_it=not run.learned_elsewhere)
     run.optimizer.lr = learning_rate(settings, run.epoch)
     # moved to the GPU once, not in every step
     places = backend.to_device(order, "cuda" if backend.is_cuda(volumes) else "cpu")
@@ -90,22 +90,21 @@ def train_step(run, scans, targets, places, matrices):
     return predicted
 
 
-def start_last_layer(run, volumes, counts):
-    """Give the last layer its first weights and Adadelta averages of 0 (ours; see model.start).
+def set_last_layer(run, volumes, counts, all_of_it=False):
+    """Let the mean prediction on some training scans be their mean count (ours).
 
-    Once more after `restart` epochs: by then the other layers have found features that follow the
-    lesions, but the last layer may weigh them so that few maps, or peaks beside the lesions, do the
-    counting, and Adadelta's steps have shrunk. From equal shares, every map has its say again.
+    Before the first epoch `all_of_it` gets its first weights (model.start), unless weights that can
+    tell lesions are there already. After every epoch b alone is set (model.set_level): with the
+    common error weighed down, the level wanders by about one count, and validation would judge
+    where it happens to be rather than what was learned.
     """
     if run.settings.gaussian_head:
-        return  # the paper's: drawn once, and never again
-    first = [slice(i, i + 1) for i in range(min(START_ON, len(counts)))]
+        return  # the paper's: drawn once, then left to the optimizer
+    first = [slice(i, i + 1) for i in range(min(LEVEL_ON, len(counts)))]
     scans = (as_batch(run.model, volumes[i]) for i in first)
     slabs = (slabs_of_batch(run.model, run.slabs["train"], i) for i in first)
-    again = run.learned_elsewhere and run.epoch == 0  # w is right, its level may not be
-    start = run.model.set_level if again else run.model.start
-    start(scans, float(counts.mean()), slabs)
-    run.optimizer.reset()
+    set_to = run.model.start if all_of_it else run.model.set_level
+    set_to(scans, float(counts[:LEVEL_ON].mean()), slabs)
 
 
 def _transforms(run, order, shape):
@@ -149,6 +148,7 @@ def train(run, scans, stop=lambda: False):
         if train_epoch(run, volumes["train"], counts["train"], stop):
             run.save()
             return True
+        set_last_layer(run, volumes["train"], counts["train"])
         predicted = run.validate(volumes["val"])
         run.finish_epoch(counts, predicted, time.monotonic() - started)
     warn_if_nothing_learned(settings, run.validate(volumes["val"]), counts)

@@ -33,7 +33,6 @@ class Settings:
                        choices=("lmax", "max", "mean"))
     block: int = option(8, "edge of the blocks of lmax, in voxels; even", 1)
     gaussian_head: bool = option(False, "draw the last layer from a Gaussian too, as the paper")
-    restart: int = option(0, "epoch after which the last layer is re-initialised; 0: never", 0)
     start_from: str = option("auto", "a best.npz whose weights to start from; none: random, as "
                              "the paper; auto: where volumes are large, those of small phantoms")
     lr: float = option(1.0, "learning rate; x0.3 and x0.1 after 70 and 90 %% of the epochs", 1e-30)
@@ -88,7 +87,9 @@ def resumed_settings(path, given):
     """
     try:
         earlier = {"precision": "fp32"}  # of a run that an older program began
-        earlier = Settings(**earlier | json.loads(path.read_text(encoding="utf-8")))
+        earlier |= json.loads(path.read_text(encoding="utf-8"))
+        earlier.pop("restart", None)  # an option until 2026
+        earlier = Settings(**earlier)
     except FileNotFoundError:
         raise InputError(f"{path}: no such run; name its folder with --out") from None
     except (ValueError, TypeError, InputError) as error:
