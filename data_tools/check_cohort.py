@@ -22,7 +22,8 @@ from check_scan import Report, check_scan
 
 from weakunet.data.cohort import SPLITS, person_of, read_cohort
 from weakunet.util.cli import command, new_parser, progress
-from weakunet.util.processes import cores, map_processes
+from weakunet.util.processes import map_processes
+from weakunet.util.threads import cores
 
 SPACING_FACTOR, VOLUME_FACTOR, LEVEL_FACTOR = 1.05, 2.0, 10.0  # allowed from the median
 TILT_DEGREES = 15.0

@@ -4,14 +4,14 @@
         --images 'scans/{subject}_T2.nii.gz' --rois 'rois/{subject}.nii.gz' --out counted
 
 How patterns name subjects: cohort_files.py. A lesion is a 26-connected component of voxels of at
-least 0.5; its place is the centre of mass. It counts if it is not smaller than `--min-mm3` and,
+least 0.5; its place is their centre of mass. It counts if it is not smaller than `--min-mm3` and,
 with `--rois`, if the voxel at its centre lies in the region.
 
-Several masks of a subject come from several raters. A voxel is lesion where at least the fraction
-`--agreement` of them have marked it: 0.5 takes either of two raters and two of three, 1 takes all.
+Several masks of a subject come from several raters. A voxel belongs to a lesion where at least the
+fraction `--agreement` of them marked it: 0.5 asks for one of two raters or two of three, 1 for all.
 counts.csv lists the count of each rater beside the one that is used.
 
-The VALDO challenge's training data (2021) is read with, for perivascular spaces and microbleeds,
+For the training data of the VALDO challenge (2021), perivascular spaces and microbleeds, give
 
     --masks  'Task1/{subject}/{subject}_space-T1_desc-Rater*_PVSSeg.nii.gz'
     --images 'Task1/{subject}/{subject}_space-T1_desc-masked_T2.nii.gz'
@@ -36,8 +36,15 @@ import numpy as np
 from cohort_files import Entry, find_files, prefix_hint, without_files
 from make_cohort import join, write_and_report
 
-from weakunet.data.slices import cut_volume, find_slice
-from weakunet.data.volumes import Volume, index_to_world, read_mask, read_volume, require_same_grid
+from weakunet.data.slices import find_slice
+from weakunet.data.volumes import (
+    Volume,
+    crop,
+    index_to_world,
+    read_mask,
+    read_volume,
+    require_same_grid,
+)
 from weakunet.detection.detect import components_above
 from weakunet.util.cli import InputError, command, new_parser, write_csv
 from weakunet.util.parts import add_arguments, choose_part, part_table, run_command
@@ -57,9 +64,13 @@ def read_marked(path, slice_z_mm=None):
         raise InputError(
             f"{path}: {marked.mean():.0%} of its voxels are marked; check that it is a lesion mask"
         )
-    k = find_slice(volume, slice_z_mm, path)
-    mask = Volume(marked, volume.affine)
-    return mask if k is None else cut_volume(mask, k, k + 1)
+    return slice_of(Volume(marked, volume.affine), slice_z_mm, path)
+
+
+def slice_of(volume, z_mm, path):
+    """The slice of a Volume at world height `z_mm`; all of it for None."""
+    k = find_slice(volume, z_mm, path)
+    return volume if k is None else crop(volume, np.s_[k : k + 1, 0:, 0:])
 
 
 def count_lesions(fraction, roi=None, agreement=0.5, min_mm3=0.0):
@@ -93,22 +104,18 @@ def count_subject(paths, roi_path=None, agreement=0.5, min_mm3=0.0, slice_z_mm=N
     Returns: what `count_lesions` does, and the count of each rater. Raises InputError naming the
     file that cannot be used.
     """
-    fraction, roi, of_each = None, None, []
+    roi, fraction, of_each = None, None, []
     for path in paths:
         mask = read_marked(path, slice_z_mm)
         if fraction is None:
             fraction = Volume(np.zeros(mask.array.shape, np.float32), mask.affine)
-            if roi_path is not None:
-                roi = read_mask(roi_path)
-                k = find_slice(roi, slice_z_mm, roi_path)
-                roi = roi if k is None else cut_volume(roi, k, k + 1)
-                require_same_grid(mask, path, roi, roi_path)
-                roi = roi.array
-                if not roi.any():
-                    raise InputError(
-                        f"{roi_path}: no voxel of the region is above 0 (in the slice)"
-                    )
         require_same_grid(fraction, paths[0], mask, path)
+        if roi_path is not None and roi is None:
+            region = slice_of(read_mask(roi_path), slice_z_mm, roi_path)
+            require_same_grid(mask, path, region, roi_path)
+            roi = region.array
+            if not roi.any():
+                raise InputError(f"{roi_path}: no voxel of the region is above 0 (in the slice)")
         of_each.append(len(count_lesions(mask, roi, MARKED, min_mm3)[0]))
         fraction.array += mask.array / np.float32(len(paths))
     return *count_lesions(fraction, roi, agreement, min_mm3), of_each
@@ -135,13 +142,11 @@ def files_of(masks, out, **how):
 
 def write_centres(masks, files, **how):
     """Count, and write the list of centres; return the subject's key and its row of COLUMNS."""
-    centres_mm, volumes_mm3, n_small, n_outside, of_each = count_subject(
-        masks.paths, masks.roi, **how
-    )
+    centres_mm, volumes_mm3, *left_out, of_each = count_subject(masks.paths, masks.roi, **how)
     lines = np.column_stack([centres_mm, volumes_mm3])
     header = ["x_mm", "y_mm", "z_mm", "volume_mm3"]
     write_csv(files["centres"], header, [[f"{value:.3f}" for value in line] for line in lines])
-    row = [masks.subject, len(lines), " ".join(map(str, of_each)), n_small, n_outside]
+    row = [masks.subject, len(lines), " ".join(map(str, of_each)), *left_out]
     return [masks.key, [*row, f"{volumes_mm3.sum():.3f}"]]
 
 

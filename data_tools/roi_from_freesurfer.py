@@ -10,12 +10,12 @@ filled. Structures are names (a name without its side means both sides), numbers
 
     basal-ganglia      caudate, putamen, pallidum and accumbens (the paper's region; the default)
     hippocampus        the hippocampi
-    midbrain           173 of brainstemSsLabels.mgz; aseg.mgz has the whole brain stem only (16),
-                       and its VentralDC is more than the midbrain and less
+    midbrain           173 of brainstemSsLabels.mgz; in aseg.mgz it is part of the brain stem (16)
+                       and of VentralDC
     centrum-semiovale  white matter above the highest voxel of the lateral ventricles, a common
-                       approximation: all of it from aseg.mgz; from wmparc.mgz that which belongs to
-                       no gyrus (5001, 5002). "Above" is along z of the scan's world: in a scan
-                       registered to MNI the same for all heads
+                       approximation: all of it in aseg.mgz, in wmparc.mgz what belongs to no gyrus
+                       (5001, 5002). "Above" is along z of the scan's world, which is the same for
+                       all heads once they are registered to MNI
 
 Registered scans lie in the template's world, FreeSurfer's labels in the scanner's: give
 `--transform 'registered/{subject}_to_template.txt'`, and the registered cohort.csv as --data. An

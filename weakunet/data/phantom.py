@@ -213,13 +213,10 @@ def raw_volumes(image, roi):
 def simulate_cohort(preset, n, seed, n_jobs=1, show=False):
     """Simulate and prepare a cohort of a preset: dict split -> list of LoadedScan.
 
-    Parameters
-    ----------
-    n : dict split -> number of scans, for example {"train": 400, "val": 100, "test": 30}
-    seed : integer; scan i of a split does not depend on how many others are drawn
-    n_jobs : processes that share the scans, where there is enough to do; the bits are the same.
-        Only below `if __name__ == "__main__"`, or a script's processes begin processes of their own
-    show : with a progress bar
+    n: dict split -> number of scans. Scan i of a split does not depend on how many others are
+    drawn, nor on n_jobs, the processes that share the work where there is enough of it. A script
+    asks for several only below `if __name__ == "__main__"`: its processes import it. show: with a
+    progress bar.
     """
     wanted = [(preset, seed, split, i) for split in n for i in range(n[split])]
     if len(wanted) * np.prod(PRESETS[preset].shape) < WORTH_PROCESSES_VOX:

@@ -19,11 +19,9 @@ from weakunet.util.cli import InputError
 def resample(volume, like, order, matrix=None, fill=0):
     """Interpolate a Volume onto the grid of the Volume `like`, by world coordinates: an array.
 
-    Parameters
-    ----------
-    order : of the spline; 0 the nearest voxel (labels), 1 linear, 3 cubic, which may overshoot
-    matrix : (4, 4) from the world of `volume` to that of `like`; None: they are the same
-    fill : the value outside `volume`, whose voxels reach half a voxel beyond their centres
+    order: of the spline; 0 the nearest voxel (labels), 1 linear, 3 cubic, which may overshoot.
+    matrix: (4, 4) from the world of `volume` to that of `like`; None: they are the same.
+    fill: the value outside `volume`, whose voxels reach half a voxel beyond their centres.
     """
     affine = volume.affine if matrix is None else matrix @ volume.affine
     grid = like.array.T.shape, like.affine  # nibabel's axes are (x, y, z)

@@ -43,11 +43,6 @@ def find_slice(volume, z_mm, path="image"):
     return math.floor(above_first)
 
 
-def cut_volume(volume, first, stop):
-    """Cut the slices `first`..`stop` - 1 out of a Volume; they keep their place in the world."""
-    return crop(volume, np.s_[first:stop, 0:, 0:])
-
-
 def half_thickness(text):
     """Parse the option --slab-mm: a number of at least 0."""
     value = float(text)
@@ -61,7 +56,7 @@ def cut_scan(scan, first, stop):
     centres_zyx = scan.centres_zyx
     return dataclasses.replace(
         scan,
-        volume=cut_volume(scan.volume, first, stop),
+        volume=crop(scan.volume, np.s_[first:stop, 0:, 0:]),
         centres_zyx=None if centres_zyx is None else centres_zyx - (first, 0, 0),
         slice_index=scan.slice_index - first,
     )

@@ -53,7 +53,7 @@ def warp(volume, matrix):
     """Transform a volume (D, H, W) by `matrix` (3, 4): trilinear, zero outside, same shape; or a
     batch (N, D, H, W), each by its own matrix of (N, 3, 4).
 
-    For volumes on a GPU the matrices had better be there, too, in float64: else they are sent.
+    For volumes on a GPU the matrices should be there too, in float64; otherwise they are copied.
     """
     if backend.is_cuda(volume):
         return warp_cuda(volume, matrix)

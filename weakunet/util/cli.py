@@ -41,7 +41,7 @@ def one_line(what, longest=80):
 
 
 def note(what):
-    """Tell the user on stderr what does not stop the work."""
+    """Print a remark on stderr; the work goes on."""
     print(f"note: {what}", file=sys.stderr, flush=True)
 
 
@@ -104,7 +104,13 @@ def atomic_path(path):
     open(name, "xb").close()
     try:
         yield Path(name)
-        _flush(name)
+        # the content is on the disk before it gets its name, where that can be asked for
+        with open(name, "r+b") as file:  # Windows refuses to flush what is open for reading
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
         os.replace(name, path)
     except OSError as error:
         if error.filename in (None, name):  # a full disk does not say whose write failed
@@ -112,16 +118,6 @@ def atomic_path(path):
         raise
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def _flush(name):
-    """Have a file's content on the disk before it gets its name, where that can be asked for."""
-    with open(name, "r+b") as file:  # Windows refuses to flush what is open for reading
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno in FULL:
-                raise
 
 
 def clear_leftovers(folder):
