@@ -24,8 +24,8 @@ REQUIRED = ("subject", "image")
 OPTIONAL = ("count", "roi", "split", "centres", "slice_z_mm")
 SPLITS = ("train", "val", "test")
 SHARES = (0.70, 0.15, 0.15)
-MAX_NAME = 100  # letters of a subject: a file name has at most 255 bytes, endings included
-FORBIDDEN = set('/\\<>:"|?*')  # on some system, in the name of a file
+MAX_NAME = 100  # letters in a subject's name: a file name has at most 255 bytes, endings included
+FORBIDDEN = set('/\\<>:"|?*')  # in file names, on some system
 
 
 @dataclasses.dataclass(frozen=True)

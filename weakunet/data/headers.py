@@ -20,7 +20,7 @@ from weakunet.util.cli import InputError, one_line
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 MAX_VOXELS = 2**29  # 2 GiB in float32; more is taken for a damaged header
 MAX_DEFLATE = 1040  # deflate never shrinks by more than 1032:1
-MAX_HEADER = 2**24  # bytes before the voxels, extensions and all
+MAX_HEADER = 2**24  # bytes before the voxels, extensions included
 GOOD_RAS = slice(28, 30)  # where an .mgh file says whether it has a place in the world
 NOWHERE = "so its place in the world is unknown"
 SET_PLACE = "set its qform or sform, or convert it again from the scanner's files"
@@ -47,7 +47,7 @@ def read_header(path):
         kind = next((kind for kind in kinds if mgh or kind.may_contain_header(start)), None)
         if kind is None:
             raise ValueError("no NIfTI header")
-        with np.errstate(all="ignore"):  # odd numbers are looked for below
+        with np.errstate(all="ignore"):  # odd numbers are checked below
             header = kind(start[: kind.template_dtype.itemsize])
             header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
             if not mgh:

@@ -32,7 +32,7 @@ from weakunet.util.cli import progress
 from weakunet.util.processes import map_processes
 
 SPACING_MM = (0.8, 0.49, 0.49)  # z, y, x, as the paper's scans
-MARGIN_VOX = 2  # shown by the raw image around the box that preprocessing crops
+MARGIN_VOX = 2  # the raw image shows so much around the box that preprocessing crops
 WORTH_PROCESSES_VOX = 10**7  # in smaller cohorts, starting processes takes longer
 BLOB_REACH_MM = 16.0  # beyond it a blob adds less than float32 can hold
 
@@ -221,7 +221,7 @@ def simulate_cohort(preset, n, seed, n_jobs=1, show=False):
     wanted = [(preset, seed, split, i) for split in n for i in range(n[split])]
     if len(wanted) * np.prod(PRESETS[preset].shape) < WORTH_PROCESSES_VOX:
         n_jobs = 1
-    # small products: a BLAS library that shares them out over threads is up to ten times slower
+    # small products: a BLAS library that splits them across threads is up to ten times slower
     with threadpool_limits(1, user_api="blas"):
         simulated = map_processes(_prepared_scan, wanted, n_jobs)
         if show:

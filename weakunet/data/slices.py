@@ -34,7 +34,7 @@ def find_slice(volume, z_mm, path="image"):
     ends_mm = index_to_world(volume, ends_zyx)
     at_mm = (*ends_mm.mean(axis=0)[:2], z_mm)
     above_first = world_to_index(volume, at_mm)[0, 0] + HALF_VOXEL
-    if not 0 <= above_first < depth:  # nor is NaN
+    if not 0 <= above_first < depth:  # NaN fails, too
         low, high = ends_mm[:, 2]
         raise InputError(
             f"{path}: slice_z_mm {z_mm:g} lies outside, its slices reach from {low:.1f} to "

@@ -1,4 +1,4 @@
-"""What every command shares: errors in one line, files that are whole or absent, progress.
+"""What every command shares: errors in one line, files that are complete or absent, progress.
 
 A user's mistake (a missing file, a bad count, no GPU) is raised as `InputError`: one line that
 names the file and the remedy. `command` prints that line, or that of a full disk, and exits with
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-WRITING = ".writing-"  # the name of a file begins so until it is whole
+WRITING = ".writing-"  # file names begin with this until the file is complete
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 UNUSABLE += (errno.ENAMETOOLONG, errno.ELOOP)
@@ -72,7 +72,7 @@ def command(main):
     @functools.wraps(main)
     def wrapped(argv=None):
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # letters that a terminal lacks become \\u65e5
+            if hasattr(stream, "reconfigure"):  # letters that a terminal lacks become \u65e5
                 stream.reconfigure(errors="backslashreplace")
         try:
             return main(argv)

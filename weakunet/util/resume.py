@@ -1,4 +1,4 @@
-"""The one way to go on after a stop, and the one rule for keeping a result.
+"""The one way to resume after a stop, and the one rule for keeping a result.
 
 A command that works scan by scan notes each finished scan in OUT/.done/SUBJECT.json. Run again, it
 keeps a result if its files exist, VERSION and the settings are as noted, and every input file has
