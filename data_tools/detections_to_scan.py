@@ -15,7 +15,6 @@ measured, because a rigid transform changes no volume.
 """
 
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from weakunet.data import volumes
 from weakunet.data.rigid import resample, resample_labels
 from weakunet.data.tables import parse_number, read_table
 from weakunet.detection import output_files
-from weakunet.util.cli import InputError, command, new_parser, write_csv
+from weakunet.util.cli import InputError, command, new_parser, path_from, write_csv
 from weakunet.util.parts import run_command
 
 
@@ -36,13 +35,10 @@ class Job:
     """A scan with its detections and the files of its prediction."""
 
     def __init__(self, scan, rows, bids, args):
-        self.scan, self.subject, self.image = scan, scan.subject, scan.image
-        self.rows = rows
-        self.files = output_files.output_paths(args.predictions, scan.subject, bids)
-        self.matrix_path = None  # it was not registered
-        if args.transforms is not None:
-            self.matrix_path = args.transforms / f"{scan.subject}_to_template.txt"
-        self.sources = [self.files["lesions"], self.files["heatmap"], self.image, self.matrix_path]
+        self.subject, self.image, self.rows = scan.subject, scan.image, rows
+        files = output_files.output_paths(args.predictions, scan.subject, bids)
+        matrix = args.transforms and args.transforms / f"{scan.subject}_to_template.txt"
+        self.sources = files["lesions"], files["heatmap"], scan.image, matrix
 
 
 def read_detections(path):
@@ -66,27 +62,25 @@ def files_of(job, out, bids):
 
 def carry_scan(job, files, bids):
     """Write a scan's images and points; return its rows of detections.csv."""
-    scan = job.scan
+    labels_path, heatmap_path, image_path, matrix_path = job.sources
     matrix = np.eye(4)  # cropped only: both are in the scan's world
-    if job.matrix_path is not None:
-        matrix = np.linalg.inv(read_matrix(job.matrix_path))  # template to scan
-    image = volumes.read_volume(scan.image, nan_ok=True)  # only its grid matters
+    if matrix_path is not None:
+        matrix = np.linalg.inv(read_matrix(matrix_path))  # template to scan
+    image = volumes.read_volume(image_path, nan_ok=True)  # only its grid matters
     centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in job.rows]
     centres_mm = volumes.move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
-    labels = volumes.read_labels(job.files["lesions"])
-    heatmap = volumes.read_volume(job.files["heatmap"])
+    labels, heatmap = volumes.read_labels(labels_path), volumes.read_volume(heatmap_path)
     volumes.write_volume(files["lesions"], resample_labels(labels, image, matrix), image)
     lowest = float(heatmap.array.min())
     volumes.write_volume(files["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
     scores = [row["score"] for row in job.rows]
-    output_files.write_markups(files["markups"], scan.subject, centres_mm.tolist(), scores)
+    output_files.write_markups(files["markups"], job.subject, centres_mm.tolist(), scores)
     places = volumes.index_to_file(image, volumes.world_to_index(image, centres_mm)).round(3) + 0.0
-    names = ("i", "j", "k", "x_mm", "y_mm", "z_mm")
-    rows = [
-        row | dict(zip(names, place, strict=True))
-        for row, place in zip(job.rows, np.hstack([places, centres_mm]).tolist(), strict=True)
+    places = np.hstack([places, centres_mm]).tolist()
+    return [
+        [job.subject, row["detection"], *place, row["score"], row["volume_mm3"]]
+        for row, place in zip(job.rows, places, strict=True)
     ]
-    return [[row[name] for name in output_files.DETECTIONS] for row in rows]
 
 
 def parse_arguments(argv):
@@ -107,21 +101,20 @@ def main(argv=None):
     by_subject = read_detections(args.predictions / "detections.csv")
     bids = output_files.is_bids(args.predictions)
     jobs = [Job(scan, by_subject.get(scan.subject, []), bids, args) for scan in args.scans]
-    jobs = [job for job in jobs if job.files["lesions"].is_file()]
-    strangers = sorted(set(by_subject) - {job.subject for job in jobs})
-    if strangers or not jobs:
+    args.scans = [job for job in jobs if job.sources[0].is_file()]
+    strangers = sorted(set(by_subject) - {job.subject for job in args.scans})
+    if strangers or not args.scans:
         who = f"subject {strangers[0]!r} of its table" if strangers else "no scan"
         raise InputError(
             f"{args.predictions}: {who} is among the original scans with a label image here; "
             "name the originals as the registered scans were named"
         )
     if bids:
-        output_files.require_bids_names(job.subject for job in jobs)
+        output_files.require_bids_names(job.subject for job in args.scans)
         output_files.describe_bids(args.out)
-    args.scans = jobs
     settings = {
-        name: path and Path(os.path.relpath(path, args.out)).as_posix()
-        for name, path in (("predictions", args.predictions), ("transforms", args.transforms))
+        "predictions": path_from(args.out, args.predictions),
+        "transforms": args.transforms and path_from(args.out, args.transforms),
     }
     what, how = ("to scan", "detections.csv"), {"bids": bids}
     run_command(args, settings, files_of, carry_scan, how, *what, write_table, mixed=bids)

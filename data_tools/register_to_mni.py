@@ -16,9 +16,7 @@ head is not a slice of the template. DIR/cohort.csv names all of it. Run again, 
 done.
 """
 
-import dataclasses
 import importlib.metadata
-import os
 import sys
 from pathlib import Path
 
@@ -30,10 +28,10 @@ from rigid_elastix import register
 from scipy.spatial.transform import Rotation
 
 from weakunet.data import volumes
-from weakunet.data.cohort import read_centres, write_cohort
+from weakunet.data.cohort import made_scan, read_centres, write_cohort
 from weakunet.data.load import read_raw
 from weakunet.data.rigid import resample
-from weakunet.util.cli import InputError, command, new_parser, write_csv
+from weakunet.util.cli import InputError, command, new_parser, path_from, write_csv
 from weakunet.util.parts import run_command
 from weakunet.util.threads import cores
 
@@ -123,8 +121,8 @@ def main(argv=None):
     template = volumes.read_volume(args.template)
     scan_tools.box_grid(template, args.spacing_mm)  # a mistake here concerns all scans
     settings = {
-        "data": args.data and Path(os.path.relpath(args.data, args.out)).as_posix(),
-        "template": Path(os.path.relpath(args.template, args.out)).as_posix(),
+        "data": args.data and path_from(args.out, args.data),
+        "template": path_from(args.out, args.template),
         "spacing_mm": list(args.spacing_mm),
     }
     how = {"template_path": args.template, "spacing_mm": args.spacing_mm}
@@ -134,13 +132,7 @@ def main(argv=None):
 
 
 def write_table(path, done):
-    rows = [
-        dataclasses.replace(
-            scan, image=files["image"], roi=files.get("roi"), centres=files.get("centres"), **z_mm
-        )
-        for scan, files, z_mm in done
-    ]
-    write_cohort(path, rows)
+    write_cohort(path, [made_scan(scan, files, **z_mm) for scan, files, z_mm in done])
     print(f"{len(done)} scans registered: {path}; look at the *_check.png")
 
 

@@ -8,17 +8,15 @@ is missing or changed. data_tools/detections_to_scan.py takes what is found in a
 to the scan.
 """
 
-import dataclasses
-import os
 import shutil
 from pathlib import Path
 
 from weakunet.data import prepare
-from weakunet.data.cohort import read_cohort, write_cohort
+from weakunet.data.cohort import made_scan, read_cohort, write_cohort
 from weakunet.data.load import load_scan, read_raw
 from weakunet.data.slices import half_thickness
 from weakunet.data.volumes import write_volume
-from weakunet.util.cli import InputError, atomic_path, command, new_parser, positive
+from weakunet.util.cli import InputError, atomic_path, command, new_parser, path_from, positive
 from weakunet.util.parts import add_arguments, run_command
 from weakunet.util.threads import cores
 
@@ -81,7 +79,7 @@ def main(argv=None):
     """Prepare a cohort: see the module's first lines."""
     args = parse_arguments(argv)
     settings = {
-        "data": Path(os.path.relpath(args.data, args.out)).as_posix(),
+        "data": path_from(args.out, args.data),
         "invert": args.invert,
         "dilation_vox": prepare.DILATION_VOX,
         "sigma_vox": prepare.SIGMA_VOX,
@@ -97,11 +95,7 @@ def main(argv=None):
 
 
 def write_table(path, done):
-    rows = [
-        dataclasses.replace(scan, image=files["image"], roi=None, centres=files.get("centres"))
-        for scan, files, _ in done
-    ]
-    write_cohort(path, rows)
+    write_cohort(path, [made_scan(scan, files) for scan, files, _ in done])
     print(f"{len(done)} prepared scans: {path}")
 
 

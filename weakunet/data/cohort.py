@@ -9,7 +9,6 @@ slice in which lesions were counted, as in the paper (at the anterior commissure
 
 import dataclasses
 import math
-import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from weakunet.data.tables import is_blank, parse_count, parse_number, read_table
 from weakunet.data.volumes import Volume
-from weakunet.util.cli import InputError, one_line, write_csv
+from weakunet.util.cli import InputError, one_line, path_from, write_csv
 
 REQUIRED = ("subject", "image")
 OPTIONAL = ("count", "roi", "split", "centres", "slice_z_mm")
@@ -130,13 +129,15 @@ def write_cohort(path, scans):
     def cell(value):
         if not isinstance(value, Path):
             return "" if value is None else value
-        value = value.parent.resolve() / value.name  # the name may be a link: keep it
-        try:
-            return Path(os.path.relpath(value, folder)).as_posix()
-        except ValueError:
-            return value.as_posix()
+        return path_from(folder, value.parent.resolve() / value.name)  # the name may be a link
 
     write_csv(path, header, [[cell(getattr(scan, name)) for name in header] for scan in scans])
+
+
+def made_scan(scan, files, **changed):
+    """The row of a scan whose image, roi and centres are now `files` (name -> path)."""
+    names = "image", "roi", "centres"
+    return dataclasses.replace(scan, **{name: files.get(name) for name in names}, **changed)
 
 
 def split_cohort(scans, seed, path="cohort table"):

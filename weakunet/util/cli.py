@@ -120,6 +120,14 @@ def atomic_path(path):
         Path(name).unlink(missing_ok=True)
 
 
+def path_from(folder, path):
+    """`path` as seen from `folder`, with forward slashes; absolute across Windows drives."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
 def clear_leftovers(folder):
     """Remove the half-written files of a killed run; no other run may be writing in the folder."""
     for path in Path(folder).rglob(f"{WRITING}*"):
