@@ -135,7 +135,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     scans = read_cohort(args.data)
     done = map_processes(_check_or_fail, scans, args.jobs)
-    reports = [report for _, report in zip(progress(scans, "check"), done, strict=True)]
+    reports = list(progress(done, "check", total=len(scans)))
     whole = compare_scans(scans, reports)
     wrong = [report for report in [whole, *reports] if report.problems]
     if not wrong:

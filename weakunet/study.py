@@ -185,8 +185,8 @@ def main(argv=None):
     for study in args.study or STUDIES:
         todo = variants(study, args.seeds, args.out)
         found = map_processes(run_variant, todo, args.jobs)
-        pairs = zip(progress(todo, f"study {study}"), found, strict=True)
-        rows = [row for _, own in pairs for row in own]
+        found = progress(found, f"study {study}", total=len(todo))
+        rows = [row for own in found for row in own]
         write_csv(args.out / f"study_{study}.csv", COLUMNS, rows)
         draw(args.out, study, rows)
         print(f"written: {args.out / f'study_{study}.png'}", flush=True)

@@ -225,8 +225,7 @@ def simulate_cohort(preset, n, seed, n_jobs=1, show=False):
     with threadpool_limits(1, user_api="blas"):
         simulated = map_processes(_prepared_scan, wanted, n_jobs)
         if show:
-            bar = progress(wanted, "simulating scans")
-            simulated = (scan for _, scan in zip(bar, simulated, strict=True))
+            simulated = progress(simulated, "simulating scans", total=len(wanted))
         scans = iter(list(simulated))
     return {split: list(itertools.islice(scans, n[split])) for split in n}
 

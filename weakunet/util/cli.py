@@ -165,9 +165,12 @@ def write_csv(path, header, rows):
     write_text(path, text.getvalue())
 
 
-def progress(items, what, quiet=False):
-    """Iterate over `items` with a progress bar; outside a terminal ten lines, none if `quiet`."""
-    total = len(items)
+def progress(items, what, quiet=False, total=None):
+    """Iterate over `items` with a progress bar; outside a terminal ten lines, none if `quiet`.
+
+    total: their number, where they have no length.
+    """
+    total = len(items) if total is None else total
     if sys.stderr.isatty():
         yield from tqdm(items, desc=what, total=total, leave=False)
         return
