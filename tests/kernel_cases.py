@@ -91,6 +91,8 @@ def _global_pooling(rng):
             name = f"localmax_backward {s}, in a region, overlap {overlap}"
             more = 4, 2.5, overlap
             yield name, *_pair(globalpool3d, "localmax_backward"), (dy, argmax, s, *more)
+            args = dy, argmax, s, *more, x  # x itself, as if it were the output of a ReLU
+            yield f"{name}, masked", *_pair(globalpool3d, "localmax_backward"), args
 
 
 def _convolutions(rng):
@@ -124,6 +126,10 @@ def _upsample_convolutions(rng):
         dskip, dup = concat.concat_backward(dx, skip.shape[1])
         return dskip, upsample3d.upsample3d_backward(dup), dw, db
 
+    def masked(dy, skip, coarse, w):
+        dskip, dcoarse, dw, db = backward(dy, skip, coarse, w)
+        return dskip, relu.relu_backward(dcoarse, coarse), dw, db
+
     for n, c_a, c_b, volume, c_out in UPSAMPLE_CONVOLUTIONS:
         fine = [2 * size for size in volume]
         skip, coarse, dy = values(n, c_a, *fine), values(n, c_b, *volume), values(n, c_out, *fine)
@@ -134,10 +140,13 @@ def _upsample_convolutions(rng):
             yield f"upsample_conv3d_forward {where}", forward, on_gpu, (skip, coarse, w, b)
             on_gpu = _with(folded.upsample_conv3d_backward, kernel)
             yield f"upsample_conv3d_backward {where}", backward, on_gpu, (dy, skip, coarse, w)
+            on_gpu = _with(folded.upsample_conv3d_backward, kernel, mask=True)
+            args = dy, skip, coarse, w
+            yield f"upsample_conv3d_backward {where}, masked", masked, on_gpu, args
 
 
-def _with(function, kernel):
-    return lambda *args: function(*args, kernel=kernel)
+def _with(function, kernel, **more):
+    return lambda *args: function(*args, kernel=kernel, **more)
 
 
 def _last_layer_and_training(rng):

@@ -57,6 +57,13 @@ def concat(c_a):
     return SimpleNamespace(forward=concat_forward, backward=backward)
 
 
+class LastReLUFirst(Level):
+    """A level's own backward begins behind its last ReLU."""
+
+    def backward(self, dy):
+        return super().backward(relu_backward(dy, self.y))
+
+
 LAYERS = {
     "conv3": lambda rng: (Conv3D(2, 3, rng=rng, dtype=np.float64), [(2, 2, 3, 4, 5)]),
     "conv1": lambda rng: (Conv3D(3, 2, k=1, rng=rng, dtype=np.float64), [(2, 3, 2, 3, 1)]),
@@ -70,7 +77,7 @@ LAYERS = {
     "localmax, overlapping": lambda rng: (GlobalPool3D("lmax", 2, 2), [(2, 2, 4, 3, 5)]),
     "localmax in a region": lambda rng: (PoolInRegion(), [(2, 2, 5, 7, 6)]),
     "level": lambda rng: (
-        Level([Conv3D(2, 3, rng=rng, dtype=np.float64), Conv3D(3, 2, rng=rng, dtype=np.float64)]),
+        LastReLUFirst([Conv3D(*c, rng=rng, dtype=np.float64) for c in ((2, 3), (3, 2))]),
         [(1, 2, 3, 4, 5)],
     ),
     "linear": lambda rng: (Linear(4, rng=rng, dtype=np.float64), [(3, 4)]),

@@ -156,7 +156,7 @@ class Apart(Level):
         self.y = relu.y  # where a skip connection joins
         return relu.y
 
-    def backward(self, dy, guided=False, masked=False, **first):
+    def backward(self, dy, guided=False, **first):
         for conv, relu in zip(self.convs[::-1], self.relus[::-1], strict=True):
             dy = conv.backward(relu.backward(dy), **first if conv is self.convs[0] else {})
         return dy

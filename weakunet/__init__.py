@@ -3,9 +3,9 @@
 The package in reading order. Behind each place the most lines it may have, which .ci/lines.py holds
 it to: whoever needs more raises the number on purpose, in the same change.
 
-    layers/        1360  one layer per file: equation, numpy pair, small class; its CUDA beside it
-    layers/conv/   2420  the one hard layer: the plain pair, the fast one, the CUDA ladder
-    model.py        310  the network: forward, backward and heatmap written out
+    layers/        1380  one layer per file: equation, numpy pair, small class; its CUDA beside it
+    layers/conv/   2440  the one hard layer: the plain pair, the fast one, the CUDA ladder
+    model.py        320  the network: forward, backward and heatmap written out
     gpu/            430  which device holds an array, and how a kernel is started there
     data/          1600  scans and counts: volumes, cohort tables, section 2.1, simulated scans
     training/      1030  settings, random transforms, the training step and loop, checkpoints

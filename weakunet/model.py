@@ -31,6 +31,7 @@ from weakunet.layers.globalpool3d import GlobalPool3D, localmax_forward
 from weakunet.layers.level import Level
 from weakunet.layers.linear import Linear, linear_forward
 from weakunet.layers.maxpool3d import MaxPool3D
+from weakunet.layers.relu import relu_backward
 
 # Intensities in [0, 1] are spread around 0 before the first convolution (ours): learning is faster.
 INPUT_CENTRE, INPUT_GAIN = 0.4, 4.0
@@ -90,6 +91,7 @@ class WeakUNet:
             level(channels[i] + channels[i + 1], channels[i], UpsampleConv3D)
             for i in range(len(channels) - 1 if upsampling else 0)
         ]
+        self.last = (self.decoder or self.encoder[::-1])[0]  # the level whose maps are pooled
         # edge length, in input voxels, of what a voxel of the last maps covers
         self.coarseness = 1 if upsampling else self.multiple
         overlap = 2 if self.settings["region"] else 1
@@ -201,36 +203,44 @@ class WeakUNet:
 
         Returns the gradient with respect to the scans (N, 1, D, H, W) if `to_image`, else None.
         """
-        df = self.global_pool.backward(self.linear.backward(dcount))
+        # with respect to a, where the last maps are f = max(a, 0)
+        da = self.global_pool.backward(self.linear.backward(dcount), self.last.y)
         self.linear.grads["b"] = self.linear.grads["b"] + self._bias_of_more(dcount).sum(
             keepdims=True
         )
-        return self.backward_features(df, to_image, guided)
+        return self._backward_levels(da, to_image, guided)
 
     def backward_features(self, df, to_image=False, guided=False):
         """As `backward`, from the gradient df with respect to the last maps: no last layer."""
-        dh, dskips = self.backward_decoder(df, guided)
+        return self._backward_levels(relu_backward(df, self.last.y), to_image, guided)
+
+    def _backward_levels(self, da, to_image, guided):
+        """da has been through the backward of the last ReLU, as every level's `backward` wants."""
+        dskips, bottom = [], len(self.encoder) - 1
+        if self.decoder:
+            dh, dskips = self.backward_decoder(da, guided)
+            da = relu_backward(dh, self.encoder[bottom].y)
         for i in reversed(range(len(self.encoder))):
-            level, join = self.encoder[i], bool(dskips) and i < len(self.pools)
-            if join:
+            level = self.encoder[i]
+            if i < bottom and dskips:
                 # a skip connection splits the forward path in two, so here two gradients add up
-                dh = self.pools[i].backward_skip(dh, dskips.pop(), level.y)
-            elif i < len(self.pools):
-                dh = self.pools[i].backward(dh)
+                da = self.pools[i].backward_skip(dh, dskips.pop(), level.y)
+            elif i < bottom:
+                da = relu_backward(self.pools[i].backward(dh), level.y)
             # training has no use for the gradient with respect to the image
-            dh = level.backward(dh, guided, masked=join, needs_dx=to_image or i > 0)
+            dh = level.backward(da, guided, needs_dx=to_image or i > 0)
         if not to_image:
             return None
         return dh * INPUT_GAIN * (self.inside if self.settings["region"] else 1)
 
-    def backward_decoder(self, df, guided=False):
-        """The gradients with respect to the bottom's maps and to each skip; sets its own, from df.
+    def backward_decoder(self, da, guided=False):
+        """The gradients with respect to the bottom's maps and to each skip; sets its own, from da.
 
-        guided: as in Level.backward.
+        da: as Level.backward takes it, which also says what `guided` is.
         """
-        dh, dskips = df, []
+        dh, dskips = da, []
         for level in self.decoder:
-            dskip, dh = level.backward(dh, guided)
+            dskip, dh = level.backward(dh, guided, mask=level is not self.decoder[-1])
             dskips.append(dskip)
         return dh, dskips
 

@@ -48,8 +48,9 @@ def grad_cam(model, volume, slice_index=None):
     """
     count = model.forward(*to_network(model, volume, slice_index))
     bottom = to_host(model.encoder[-1].y)
-    df = model.global_pool.backward(model.linear.backward(count * 0 + 1))
-    alpha = to_host(model.backward_decoder(df)[0]).mean(axis=(2, 3, 4), keepdims=True)
+    y = model.last.y if model.decoder else None  # of the ReLU that the decoder ends with
+    dh = model.global_pool.backward(model.linear.backward(count * 0 + 1), y)
+    alpha = to_host(model.backward_decoder(dh)[0]).mean(axis=(2, 3, 4), keepdims=True)
     cam = np.maximum((alpha * bottom).sum(axis=1, keepdims=True), 0)
     return from_network(model, enlarge3d(cam, model.multiple), volume, slice_index)
 

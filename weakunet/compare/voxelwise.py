@@ -20,6 +20,7 @@ from weakunet.evaluation.metrics import correlation
 from weakunet.gpu import backend
 from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
 from weakunet.training.augment import warp
+from weakunet.training.batches import pad_together
 from weakunet.training.run import Run
 from weakunet.util.cli import InputError
 
@@ -100,10 +101,11 @@ class VoxelwiseRun(Run):
 
     def prepare(self, scans, volumes):
         shape = self.model.shape
+        self.val = pad_together([scan.volume.array for scan in scans["val"]], shape)
         self.labels = {split: label_volumes(scans[split], shape) for split in ("train", "val")}
         if self.epoch == self.batch == 0:
             lesion = inside = 0
-            for volume, labels in zip(volumes["train"], self.labels["train"], strict=True):
+            for volume, labels in zip(volumes, self.labels["train"], strict=True):
                 counts = (backend.to_host(volume) > 0) & (labels != NOT_COUNTED)
                 lesion, inside = lesion + (labels[counts] == 1).sum(), inside + counts.sum()
             # the logit that is right on average: the log of the weighted odds of a lesion's voxel
@@ -118,12 +120,11 @@ class VoxelwiseRun(Run):
         labels = self.labels[split][chosen].astype(np.float32)  # (N, D, H, W)
         return backend.to_device(labels, self.model.device)
 
-    def validate(self, volumes):
+    def validate(self):
         """Sums of the probabilities (n,); keeps the mean loss for `finish_epoch`."""
         losses, sums, head = [], [], self.model.linear.params
-        for i, volume in enumerate(volumes):
-            scan = backend.to_device(volume, self.model.device).astype(np.float32, copy=False)
-            scan = scan[None, None]  # (D, H, W) -> (1, 1, D, H, W)
+        for i, volume in enumerate(self.val):
+            scan = backend.to_device(volume[None, None], self.model.device)  # (1, 1, D, H, W)
             labels, counts = _targets(scan, self._labels("val", [i]))
             w = head["w"].reshape(1, -1, 1, 1, 1)
             logits = conv3d_forward(self.model.features(scan), w, head["b"])

@@ -212,28 +212,40 @@ extern "C" __global__ void localmax_join_eight(const real* __restrict__ maxima,
     larger_argmax[i] = at;
 }
 
-// computes  dx = dy of the map / divisor, once for each block whose maximum this voxel is. Blocks
-//           begin every `step` voxels and are `overlap` steps wide: 1 or 2.
-// threads   thread i owns dx[i], i < n = maps x voxels
-// memory    reads overlap^3 argmax (shared by step^3 voxels) and 1 dy, writes 1 element per output
-// work      overlap^3 comparisons and 1 division per output
-// no race   a gather: the voxel looks up what it won, so every dx[i] has one owner
+// computes  dx = dy of the map / divisor, once for each block whose maximum this voxel is, where dx
+//           is 0 to begin with. Blocks begin every `step` voxels and are `overlap` steps wide: 1 or
+//           2. masked != 0: only where y, what was pooled, is positive (the backward of a ReLU).
+// threads   thread i owns the voxels of one cell of step^3, all of which are in the same overlap^3
+//           blocks; i counts map, cell z, y, x, and there are n of them
+// memory    reads overlap^3 argmax (from the cache, mostly) and 1 dy per cell, and y where a block
+//           has its maximum; writes there
+// work      overlap^6 comparisons per cell
+// no race   every voxel is in one cell, and only that cell's owner writes there
 extern "C" __global__ void localmax_backward(const real* __restrict__ dy,
                                              const long long* __restrict__ argmax,
-                                             real* __restrict__ dx, real divisor, int step,
-                                             int overlap, int d, int h, int w, long long n)
+                                             const real* __restrict__ y, real* __restrict__ dx,
+                                             real divisor, int step, int overlap, int d, int h,
+                                             int w, int masked, long long n)
 {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    int x = (int)(i % w), y = (int)(i / w % h), z = (int)(i / w / h % d);
-    long long m = i / w / h / d, voxel = ((long long)z * h + y) * w + x;
-    int first_z = z / step, first_y = y / step, first_x = x / step;
-    int blocks_z = (d - 1) / step + overlap, blocks_y = (h - 1) / step + overlap;
-    int blocks_x = (w - 1) / step + overlap;
-    int won = 0;
-    for (int bz = first_z; bz < first_z + overlap; ++bz)
-        for (int by = first_y; by < first_y + overlap; ++by)
-            for (int bx = first_x; bx < first_x + overlap; ++bx)
-                won += argmax[((m * blocks_z + bz) * blocks_y + by) * blocks_x + bx] == voxel;
-    dx[i] = won * (dy[m] / divisor);
+    int cells_z = (d - 1) / step + 1, cells_y = (h - 1) / step + 1, cells_x = (w - 1) / step + 1;
+    int x = (int)(i % cells_x), y_ = (int)(i / cells_x % cells_y);
+    int z = (int)(i / cells_x / cells_y % cells_z);
+    long long m = i / cells_x / cells_y / cells_z, winner[8];
+    for (int e = 0; e < 8; ++e) {
+        int oz = e / 4, oy = e / 2 % 2, ox = e % 2, more = overlap - 1;
+        long long block = ((m * (cells_z + more) + z + oz) * (cells_y + more) + y_ + oy) *
+                              (cells_x + more) + x + ox;
+        winner[e] = max(oz, max(oy, ox)) < overlap ? argmax[block] : -1;
+    }
+    for (int e = 0; e < 8; ++e) {
+        long long v = winner[e], place = m * d * h * w + v;
+        bool here = v >= 0 && v / w / h / step == z && v / w % h / step == y_ && v % w / step == x;
+        if (!here || (masked && !(y[place] > 0))) continue;
+        int won = 0;
+        for (int other = 0; other < 8; ++other)
+            won += winner[other] == v;
+        dx[place] = won * (dy[m] / divisor);
+    }
 }

@@ -21,6 +21,7 @@ import math
 import numpy as np
 
 from weakunet.gpu import backend, cuda_source
+from weakunet.layers.relu import relu_backward
 
 THREADS = cuda_source.constants("layers/globalpool3d")["THREADS"]
 
@@ -85,15 +86,19 @@ def localmax_forward(x, k, region=None, blocks=None, overlap=1):
     return y / x.dtype.type(_divisor(x.shape, k, blocks, overlap)), argmax.reshape(*x.shape[:2], -1)
 
 
-def localmax_backward(dy, argmax, shape, k, blocks=None, overlap=1):
-    """dx of `shape` (N, C, D, H, W): at each block's maximum dy / blocks, 0 elsewhere."""
+def localmax_backward(dy, argmax, shape, k, blocks=None, overlap=1, y=None):
+    """dx of `shape` (N, C, D, H, W): at each block's maximum dy / blocks, 0 elsewhere.
+
+    y (of dx's shape): what was pooled, the output of a ReLU, whose backward is computed as well.
+    """
     if backend.is_cuda(dy):
-        return localmax_backward_cuda(dy, argmax, shape, k, blocks, overlap)
+        return localmax_backward_cuda(dy, argmax, shape, k, blocks, overlap, y)
     divisor = _divisor(shape, k, blocks, overlap)
     maps, voxels = shape[0] * shape[1], math.prod(shape[2:])
     at = argmax.reshape(maps, -1) + voxels * np.arange(maps)[:, None]
     won = np.bincount(at[argmax.reshape(maps, -1) >= 0], minlength=maps * voxels).reshape(shape)
-    return won.astype(dy.dtype) * (dy / dy.dtype.type(divisor))[..., None, None, None]
+    dx = won.astype(dy.dtype) * (dy / dy.dtype.type(divisor))[..., None, None, None]
+    return dx if y is None else relu_backward(dx, y)
 
 
 def _divisor(shape, k, blocks, overlap):
@@ -209,11 +214,12 @@ def localmax_forward_cuda(x, k, region=None, blocks=None, overlap=1):
     return _sum_cuda(maxima, _divisor(x.shape, k, blocks, overlap)), argmax.reshape(n, c, -1)
 
 
-def localmax_backward_cuda(dy, argmax, shape, k, blocks=None, overlap=1):
-    dx = backend.array_module(dy).empty(shape, dy.dtype)
-    divisor = _divisor(shape, k, blocks, overlap)
-    args = dy, argmax, dx, divisor, k // overlap, overlap, *shape[2:], dx.size
-    backend.launch("layers/globalpool3d", "localmax_backward", dx.size, args)
+def localmax_backward_cuda(dy, argmax, shape, k, blocks=None, overlap=1, y=None):
+    dx, step = backend.array_module(dy).zeros(shape, dy.dtype), k // overlap
+    cells, masked = math.prod((*shape[:2], *grid_of(shape, step))), y is not None
+    args = dy, argmax, y if masked else dx, dx, _divisor(shape, k, blocks, overlap)
+    args = *args, step, overlap, *shape[2:], masked, cells
+    backend.launch("layers/globalpool3d", "localmax_backward", cells, args)
     return dx
 
 
@@ -245,10 +251,14 @@ class GlobalPool3D:
         self.argmax = argmax if keep else None
         return y
 
-    def backward(self, dy):
-        if self.mode == "mean":
-            return globalmean_backward(dy, self.shape)
+    def backward(self, dy, y=None):
+        """dx; y: what was pooled, where it is the output of a ReLU, for dx to have passed it."""
         argmax, self.argmax = self.argmax, None
+        if self.mode == "lmax":
+            more = self.k, self.blocks, self.overlap, y
+            return localmax_backward(dy, argmax, self.shape, *more)
         if self.mode == "max":
-            return globalmax_backward(dy, argmax, self.shape)
-        return localmax_backward(dy, argmax, self.shape, self.k, self.blocks, self.overlap)
+            dx = globalmax_backward(dy, argmax, self.shape)
+        else:
+            dx = globalmean_backward(dy, self.shape)
+        return dx if y is None else relu_backward(dx, y)

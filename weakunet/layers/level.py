@@ -6,7 +6,7 @@ writes y, the ReLU behind it and the zeros outside the ROI; in backward, before 
 ReLU in front of it.
 """
 
-from weakunet.layers.relu import relu_backward, relu_forward
+from weakunet.layers.relu import relu_forward
 
 
 class Level:
@@ -28,14 +28,14 @@ class Level:
         self.y = y if keep else None
         return y
 
-    def backward(self, dy, guided=False, masked=False, **first):
-        """dy -> what the backward of the first convolution, called with `first`, returns.
+    def backward(self, da, guided=False, **first):
+        """da -> what the backward of the first convolution, called with `first`, returns.
 
-        guided: every ReLU also drops what is negative of the gradient that comes in (guided
-        backpropagation, for pictures only, see baselines.py). masked: dy has been through the
-        backward of the last ReLU already.
+        da: the gradient with respect to a, where y = max(a, 0). Who computes the gradient with
+        respect to y does the last ReLU's backward as well, for that saves a pass. guided: every
+        ReLU also drops what is negative of the gradient that comes in (guided backpropagation, for
+        pictures only, see baselines.py).
         """
-        da = dy if masked else relu_backward(dy, self.y)  # with respect to a, y = max(a, 0)
         self.y = None
         for conv in reversed(self.convs):
             da = relu_forward(da) if guided else da

@@ -30,16 +30,6 @@ def pad_together(volumes, shape):
     return stacked
 
 
-def predict_counts(model, volumes, batch, slabs=None):
-    """Predicted counts (n,), on the host, of volumes (n, D, H, W); slabs as Run.slabs."""
-    chosen = [slice(i, i + batch) for i in range(0, len(volumes), batch)]
-    counts = [
-        model.predict(as_batch(model, volumes[i]), counted=slabs_of_batch(model, slabs, i))[0]
-        for i in chosen
-    ]
-    return np.concatenate([backend.to_host(count) for count in counts])
-
-
 def place_slices(model, scans):
     """The scans, each with the slice that was counted, or is all there is, where predict puts it.
 

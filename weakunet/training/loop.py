@@ -26,7 +26,6 @@ from weakunet.training.batches import (
 from weakunet.training.run import TRANSFORM, warn_if_nothing_learned
 from weakunet.util.cli import progress
 
-LEVEL_ON = 64  # training scans on which the level of the count is measured
 SMALL = 2**19  # voxels: a GPU computes smaller batches faster than the host queues their kernels
 # Weight of the error that a batch's scans have in common (see loss.py). The level of the count is
 # what all weights change, so its error drowns the differences between scans, which say where the
@@ -54,7 +53,7 @@ def train_epoch(run, volumes, counts, stop):
     settings, model = run.settings, run.model
     order = run.order(len(counts))
     if run.epoch == run.batch == 0:
-        set_last_layer(run, volumes, counts, all_of_it=not run.learned_elsewhere)
+        run.set_last_layer(counts, all_of_it=not run.learned_elsewhere)
     run.optimizer.lr = learning_rate(settings, run.epoch)
     # moved to the GPU once, not in every step
     places = backend.to_device(order, "cuda" if backend.is_cuda(volumes) else "cpu")
@@ -90,23 +89,6 @@ def train_step(run, scans, targets, places, matrices):
     return predicted
 
 
-def set_last_layer(run, volumes, counts, all_of_it=False):
-    """Let the mean prediction on some training scans be their mean count (ours).
-
-    Before the first epoch `all_of_it` gets its first weights (model.start), unless weights that can
-    tell lesions are there already. After every epoch b alone is set (model.set_level): with the
-    common error weighed down, the level wanders by about one count, and validation would judge
-    where it happens to be rather than what was learned.
-    """
-    if run.settings.gaussian_head:
-        return  # the paper's: drawn once, then left to the optimizer
-    first = [slice(i, i + 1) for i in range(min(LEVEL_ON, len(counts)))]
-    scans = (as_batch(run.model, volumes[i]) for i in first)
-    slabs = (slabs_of_batch(run.model, run.slabs["train"], i) for i in first)
-    set_to = run.model.start if all_of_it else run.model.set_level
-    set_to(scans, float(counts[:LEVEL_ON].mean()), slabs)
-
-
 def _transforms(run, order, shape):
     """(n, 3, 4): this epoch's random transform of each scan, in the order of training."""
     settings = run.settings
@@ -123,33 +105,30 @@ def train(run, scans, stop=lambda: False):
     """
     model, settings = run.model, run.settings
     model.spacing_mm = common_spacing(scans["train"] + scans["val"])
-    volumes, counts = {}, {}
     flat = all(len(scan.volume.array) == 1 for scan in scans["train"])
     run.in_plane = flat or scans["train"][0].slice_index is not None
     scans = {split: place_slices(model, scans[split]) for split in ("train", "val")}
     arrays = {split: [scan.volume.array for scan in scans[split]] for split in scans}
     shape = common_shape(arrays["train"] + arrays["val"], model.multiple)
-    for split in arrays:
-        padded = pad_together(arrays[split], shape)
-        volumes[split] = backend.cache(padded, model.device)
-        counts[split] = np.array([scan.count for scan in scans[split]], np.float32)
-        run.slabs[split] = slabs_of(scans[split], volumes[split])
+    volumes = backend.cache(pad_together(arrays["train"], shape), model.device)
+    run.slabs = slabs_of(scans["train"], volumes)
+    counts = {split: np.array([scan.count for scan in scans[split]], np.float32) for split in scans}
     model.shape = shape
     model.flips = settings.flips.replace("z", "") if run.in_plane else settings.flips
     run.prepare(scans, volumes)
     if run.epoch == run.batch == 0:
         if model.global_pool.blocks is None:
-            each = [slice(i, i + 1) for i in range(len(volumes["train"]))]
-            slabs = (slabs_of_batch(model, run.slabs["train"], i) for i in each)
-            model.measure_blocks((as_batch(model, volumes["train"][i]) for i in each), slabs)
+            each = [slice(i, i + 1) for i in range(len(volumes))]
+            slabs = (slabs_of_batch(model, run.slabs, i) for i in each)
+            model.measure_blocks((as_batch(model, volumes[i]) for i in each), slabs)
         run.save()
     while run.epoch < settings.epochs and not run.stale():
         started = time.monotonic()
-        if train_epoch(run, volumes["train"], counts["train"], stop):
+        if train_epoch(run, volumes, counts["train"], stop):
             run.save()
             return True
-        set_last_layer(run, volumes["train"], counts["train"])
-        predicted = run.validate(volumes["val"])
+        run.set_last_layer(counts["train"])
+        predicted = run.validate()
         run.finish_epoch(counts, predicted, time.monotonic() - started)
-    warn_if_nothing_learned(settings, run.validate(volumes["val"]), counts)
+    warn_if_nothing_learned(settings, run.validate(), counts)
     return False

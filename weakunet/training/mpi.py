@@ -83,6 +83,7 @@ class SharedRun(Run):
 
     def prepare(self, scans, volumes):
         """Begin with the state of rank 0's run."""
+        super().prepare(scans, volumes)
         bcast, pool = self.ranks.comm.bcast, self.model.global_pool
         state = self.epoch, self.batch, self.history, self.predicted, pool.blocks
         self.epoch, self.batch, self.history, self.predicted, pool.blocks = bcast(state)
@@ -104,8 +105,8 @@ class SharedRun(Run):
         self.ranks.sum_gradients(self.model.grads, busy)
         return predicted
 
-    def validate(self, volumes):
-        return self.ranks.first(super().validate, volumes)
+    def validate(self):
+        return self.ranks.first(super().validate)
 
 
 @contextlib.contextmanager

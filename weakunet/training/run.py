@@ -8,15 +8,17 @@ last batch, with the same bits as if it had not stopped.
 
 import numpy as np
 
+from weakunet.detection.predict_scan import to_network
 from weakunet.evaluation.metrics import correlation
 from weakunet.gpu import backend
 from weakunet.layers.loss import mse_backward
 from weakunet.layers.optim import Adadelta
-from weakunet.training.batches import predict_counts, slabs_of_batch
+from weakunet.training.batches import slabs_of_batch
 from weakunet.training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from weakunet.util.cli import InputError, one_line, write_csv
 
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
+LEVEL_ON = 64  # training scans on which the level of the count is measured
 
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "train_worst", "seconds")
 
@@ -35,8 +37,8 @@ class Run:
         self.model, self.settings, self.out = model, settings, out
         self.optimizer = Adadelta(model.params, settings.lr, settings.rho, settings.eps)
         self.in_plane = False  # True: one slice was counted or is all there is, and it stays there
-        # split -> (n, 1, D, 1, 1) bool, the slice that was counted; None: all of the ROI
-        self.slabs = {"train": None, "val": None}
+        # of the training scans, (n, 1, D, 1, 1) bool, the slice counted; None: all of the ROI
+        self.slabs = None
         self.learned_elsewhere = False  # True: its first weights can tell lesions
         self.common, self.bound = 1.0, np.inf  # of the loss: the paper's
         self.epoch = self.batch = 0
@@ -118,7 +120,15 @@ class Run:
         self.learned_elsewhere = True
 
     def prepare(self, scans, volumes):
-        """Get ready to train on `volumes` (split -> (n, D, H, W)), which are the scans, padded."""
+        """Get ready to train on `volumes` (n, D, H, W), the training scans padded, and to validate.
+
+        What is measured without learning is predicted as `predict` would, one scan at a time: where
+        a scan lies on the network's grids changes its count a little.
+        """
+        self.level_on, self.val = (
+            [to_network(self.model, scan.volume, scan.slice_index) for scan in chosen]
+            for chosen in (scans["train"][:LEVEL_ON], scans["val"])
+        )
 
     def learn(self, scans, targets, places, matrices):
         """The gradients of one batch; returns what is predicted for each scan (N,).
@@ -133,11 +143,26 @@ class Run:
     def forward(self, scans, places):
         """Predicted counts (N,) of training scans (N, 1, D, H, W); backward may follow."""
         # scans whose slice was counted move within it only, so the slabs stay
-        return self.model.forward(scans, slabs_of_batch(self.model, self.slabs["train"], places))
+        return self.model.forward(scans, slabs_of_batch(self.model, self.slabs, places))
 
-    def validate(self, volumes):
+    def set_last_layer(self, counts, all_of_it=False):
+        """Let the mean prediction on the first training scans be the mean of their counts (ours).
+
+        Before the first epoch `all_of_it` gets its first weights (model.start), unless weights that
+        can tell lesions are there already. After every epoch b alone is set (model.set_level): with
+        the common error weighed down (see loop.py) the level wanders by about one count, and
+        validation would judge where it happens to be instead of what was learned.
+        """
+        if self.settings.gaussian_head:
+            return  # the paper's: drawn once, then left to the optimizer
+        set_to = self.model.start if all_of_it else self.model.set_level
+        scans, slabs = zip(*self.level_on, strict=True)
+        set_to(scans, float(counts[:LEVEL_ON].mean()), slabs)
+
+    def validate(self):
         """Predicted counts (n,), on the host, of the validation scans."""
-        return predict_counts(self.model, volumes, self.settings.batch, self.slabs["val"])
+        counts = [self.model.predict(scan, counted)[0] for scan, counted in self.val]
+        return np.concatenate([backend.to_host(count) for count in counts])
 
     def finish_epoch(self, counts, val_predicted, seconds):
         """Log the epoch just trained; keep its weights if they are the best; save."""

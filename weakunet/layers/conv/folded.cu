@@ -190,7 +190,8 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
 }
 
 // computes  dx, the gradient with respect to the coarse tensor, of dy (c_in channels, the fine
-//           volume): a convolution of stride 2 with 4 x 4 x 4 taps
+//           volume): a convolution of stride 2 with 4 x 4 x 4 taps. masked != 0: 0 where mask, of
+//           dx's shape, is not positive (the backward of the ReLU whose output it is).
 // threads   a block of 8 warps owns a tile of 16 x 8 x 2 coarse voxels in 64 coarse channels, a
 //           warp 8 x 8 voxels of one plane in 32: D for 2 x 16 channels by 8 rows of voxels, 64
 //           sums per lane in registers. Grid: tiles, groups of 64 channels, scans.
@@ -209,8 +210,8 @@ folded_tensor_forward(const float* __restrict__ x, const float* __restrict__ arr
 //           whoever reads them, and between the last reader of a buffer and the next copy to it.
 extern "C" __global__ void __launch_bounds__(UP_THREADS, 2)
 folded_tensor_backward_coarse(const float* __restrict__ dy, const float* __restrict__ arranged,
-                              float* __restrict__ dx, int c_in, int c_out, int depth, int height,
-                              int width)
+                              const float* __restrict__ mask, float* __restrict__ dx, int c_in,
+                              int c_out, int depth, int height, int width, int masked)
 {
     typedef Tile<UP_X + 1, UP_Y + 1, UP_Z + 1> Halo;
     typedef Halo::Fill<1, 2, UP_THREADS, 2> Fill;
@@ -225,6 +226,7 @@ folded_tensor_backward_coarse(const float* __restrict__ dy, const float* __restr
     long long voxels = (long long)depth * height * width;
     dy += blockIdx.z * c_in * 8 * voxels;  // this block's scan
     dx += blockIdx.z * c_out * voxels;
+    mask += blockIdx.z * c_out * voxels;
     int steps = (c_in + PIECE - 1) / PIECE * 8;  // step s: i = s % 2 of piece s / 2
     const float4* weights = (const float4*)arranged + (long long)blockIdx.y * steps * WEIGHTS;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -289,13 +291,15 @@ folded_tensor_backward_coarse(const float* __restrict__ dy, const float* __restr
     for (int q = 0; q < 4; ++q) {
         int o = o0 + q * 8 + g;
         if (o >= c_out) return;
-        float* to = dx + o * voxels + ((z0 + warp_z) * height + y0) * width + width - left;
+        long long place = o * voxels + ((z0 + warp_z) * height + y0) * width + width - left;
         #pragma unroll
-        for (int r = 0; r < UP_Y; ++r, to += width) {
-            if (y0 + r >= height) continue;
-            to[0] = sum[q / 2][r][q % 2 * 2];
-            if (left > 1) to[1] = sum[q / 2][r][q % 2 * 2 + 1];
-        }
+        for (int r = 0; r < UP_Y; ++r, place += width)
+            #pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                if (y0 + r >= height || e >= left) continue;
+                bool keep = !masked || mask[place + e] > 0;
+                dx[place + e] = keep ? sum[q / 2][r][q % 2 * 2 + e] : 0.0f;
+            }
     }
 }
 

@@ -30,7 +30,7 @@ from weakunet.layers.concat import (
 from weakunet.layers.conv import cpu, tensor
 from weakunet.layers.conv.conv3d import Conv3D
 from weakunet.layers.conv.gpu import conv3d_backward_cuda, conv3d_forward_cuda
-from weakunet.layers.relu import relu_forward
+from weakunet.layers.relu import relu_backward, relu_forward
 from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward
 
 PARITIES = [(0, 0), (0, 1), (1, 0), (1, 1)]  # in z and y
@@ -87,10 +87,13 @@ def upsample_conv3d_forward(skip, coarse, w, b, kernel="tiled", relu=False, insi
     return y if inside is None else y * inside
 
 
-def upsample_conv3d_backward(dy, skip, coarse, w, kernel="tiled"):
-    """The gradients dskip, dcoarse, dw, db, from dy (N, C_out, 2D, 2H, 2W)."""
+def upsample_conv3d_backward(dy, skip, coarse, w, kernel="tiled", mask=False):
+    """The gradients dskip, dcoarse, dw, db, from dy (N, C_out, 2D, 2H, 2W).
+
+    mask: dcoarse is also taken through the backward of the ReLU whose output is coarse.
+    """
     if backend.is_cuda(dy):
-        return _backward_cuda(dy, skip, coarse, w, kernel)
+        return _backward_cuda(dy, skip, coarse, w, kernel, mask)
     c_a = skip.shape[1]
     dskip, dw_skip, db = cpu.backward(dy, skip, w[:, :c_a])
     dcoarse, dw_coarse = 0, 0
@@ -101,6 +104,7 @@ def upsample_conv3d_backward(dy, skip, coarse, w, kernel="tiled"):
         dpart, r = cpu.sweep(part, flipped, rows=coarse, taps=(2, 2), origin=(-pz, -py))
         dcoarse += dpart
         dw_coarse += _unfold(r[::-1, ::-1].transpose(2, 4, 0, 1, 3), (pz, py))
+    dcoarse = relu_backward(dcoarse, coarse) if mask else dcoarse
     return dskip, dcoarse, np.concatenate((dw_skip, dw_coarse), axis=1), db
 
 
@@ -119,17 +123,18 @@ def _forward_cuda(skip, coarse, w, b, kernel, relu, inside):
     return y
 
 
-def _backward_cuda(dy, skip, coarse, w, kernel):
+def _backward_cuda(dy, skip, coarse, w, kernel, mask):
     c_a = skip.shape[1]
     if not _on_tensor_cores(kernel, skip, coarse, w):
         x = concat_forward(skip, upsample3d_forward(coarse))
         dx, dw, db = conv3d_backward_cuda(dy, x, w, kernel=kernel)
         dskip, dup = concat_backward(dx, c_a)
-        return dskip, upsample3d_backward(dup), dw, db
+        dcoarse = upsample3d_backward(dup)
+        return dskip, relu_backward(dcoarse, coarse) if mask else dcoarse, dw, db
     w_skip, w_coarse = concat_backward_cuda(w, c_a)
     dskip, dw_skip, db = conv3d_backward_cuda(dy, skip, w_skip, kernel=kernel)
     dw = concat_forward_cuda(dw_skip, tensor.backward_weight_folded(kernel, dy, coarse))
-    return dskip, tensor.backward_coarse(kernel, dy, w_coarse), dw, db
+    return dskip, tensor.backward_coarse(kernel, dy, w_coarse, coarse if mask else None), dw, db
 
 
 class UpsampleConv3D(Conv3D):
@@ -141,10 +146,13 @@ class UpsampleConv3D(Conv3D):
         w, b = self.params["w"], self.params["b"]
         return upsample_conv3d_forward(skip, coarse, w, b, self.kernel, relu, inside)
 
-    def backward(self, dy):
-        """dy -> dskip, dcoarse; sets grads, releases what forward kept."""
+    def backward(self, dy, mask=False):
+        """dy -> dskip, dcoarse; sets grads, releases what forward kept.
+
+        mask: coarse came out of a ReLU, whose backward is computed as well.
+        """
         x, self.x = self.x, None
         dskip, dcoarse, self.grads["w"], self.grads["b"] = upsample_conv3d_backward(
-            dy, *x, self.params["w"], self.kernel
+            dy, *x, self.params["w"], self.kernel, mask
         )
         return dskip, dcoarse

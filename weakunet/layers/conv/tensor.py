@@ -123,12 +123,17 @@ def add_folded(rung, y, coarse, w, relu=False, inside=None):
     launch(rung, FOLDED, "folded_tensor_forward", threads, args)
 
 
-def backward_coarse(rung, dy, w):
-    """dcoarse (N, C_b, D, H, W) of dy (N, C_out, 2D, 2H, 2W) and w (C_out, C_b, 3, 3, 3)."""
+def backward_coarse(rung, dy, w, mask=None):
+    """dcoarse (N, C_b, D, H, W) of dy (N, C_out, 2D, 2H, 2W) and w (C_out, C_b, 3, 3, 3).
+
+    mask: as in backward_input
+    """
     scans, c_in, c_out = *dy.shape[:2], w.shape[1]
     volume, arranged = [size // 2 for size in dy.shape[2:]], _arranged_folded(rung, w, True)
     dcoarse = backend.array_module(dy).empty((scans, c_out, *volume), dy.dtype)
-    args = dy, arranged, dcoarse, c_in, c_out, *volume
+    masked = mask is not None
+    arrays = dy, arranged, mask if masked else dcoarse, dcoarse
+    args = *arrays, c_in, c_out, *volume, masked
     grid = tiles_of(volume, "UP"), len(arranged), scans
     threads = grid, (SIZES["UP_THREADS"],), _shared_bytes(rung, "UP_BACK")
     launch(rung, FOLDED, "folded_tensor_backward_coarse", threads, args)
