@@ -28,11 +28,10 @@ def load_scans(settings, splits):
         return simulate_cohort(settings.phantom, wanted, settings.seed, cores(), show=True)
     table = split_cohort(read_cohort(settings.data), settings.seed, settings.data)
     rows = [scan for scan in table if scan.split in splits]
-    loaded = [load_scan(scan) for scan in progress(rows, "reading scans")]
-    return {
-        split: [scan for row, scan in zip(rows, loaded, strict=True) if row.split == split]
-        for split in splits
-    }
+    loaded = {split: [] for split in splits}
+    for scan in progress(rows, "reading scans"):
+        loaded[scan.split].append(load_scan(scan))
+    return loaded
 
 
 def read_raw(scan):

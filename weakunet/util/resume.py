@@ -4,13 +4,8 @@ A command that works scan by scan notes each finished scan in OUT/.done/SUBJECT.
 keeps a result if its files exist, VERSION and the settings are as noted, and every input file has
 the path, size and time that were noted, or else the same content. So a corrected table, a replaced
 image or a new program is noticed, and a folder that was only moved or copied is not done again.
-
-    resume.begin(out, settings)                              # settings of the whole folder
-    row = resume.noted(out, subject, own, sources, results)  # own: settings of this scan
-    if row is None:
-        made_from = resume.inputs(own, sources)              # before they are read
-        row = ...                                            # writes the results
-        resume.note(out, subject, made_from, row)
+The order is `begin` for the folder, then for each result `noted`, and where that has none, `inputs`
+before the files are read and `note` after the results are written (see parts.py).
 """
 
 import hashlib
