@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,8 @@ def test_a_notebook_runs_and_writes_where_the_page_says(tmp_path):
     (clone / "tutorials").mkdir(parents=True)
     (clone / "weakunet").symlink_to(TUTORIALS.parent / "weakunet")
     script = clone / "tutorials" / SCRIPTS[0].name
-    script.write_text(SCRIPTS[0].read_text(encoding="utf-8"), encoding="utf-8")
+    for path in (SCRIPTS[0], TUTORIALS / "lesson.py"):
+        shutil.copy(path, clone / "tutorials")
     notebook = to_notebooks.notebook(script, clone / "tutorials" / "notebooks")
     sources = ["".join(c["source"]) for c in json.loads(notebook)["cells"] if "outputs" in c]
     relative = os.path.relpath(TUTORIALS.parent, clone / "tutorials" / "notebooks")

@@ -30,11 +30,9 @@ def test_tutorial_draws_and_prints_a_number_when_run_from_anywhere(script, tmp_p
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert not ran.stderr
-    *said, number, picture = ran.stdout.strip().splitlines()
+    *_, number, picture = ran.stdout.strip().splitlines()
     assert picture == f"picture: runs/tutorials/{script.stem}.png"
     assert re.search(r"\d", number), ran.stdout[-500:]
-    headings = re.findall(r"^# (## .+)$", script.read_text(encoding="utf-8"), re.M)
-    assert [line for line in said if line.startswith("## ")] == headings
     picture = matplotlib.image.imread(tmp_path / "runs" / "tutorials" / f"{script.stem}.png")
     assert picture[..., :3].std(axis=(0, 1)).max() > 0.02  # of red, green, blue in 0..1
     assert list(tmp_path.rglob("*.*")) == [tmp_path / f"runs/tutorials/{script.stem}.png"]

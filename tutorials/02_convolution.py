@@ -4,24 +4,19 @@
 # **Question.** What does a convolution compute, and what can it see in a scan?
 #
 # **You will see** a convolution in one dimension as a sliding window and as a matrix, then in three
-# dimensions as 27 shifted copies; each equal to a library's. The last picture shows four kernels at
-# work on a scan, one of which is made to look for small bright spots.
+# dimensions as 27 shifted copies, each with a library's result. The picture shows four kernels at
+# work on a scan. One of them is made to look for small bright spots.
 #
 # **Takes** about 3 seconds on 2 cores.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import ndimage
 
 from weakunet.data import phantom
-from weakunet.figures.drawing import BLUE, RED, save_figure
+from weakunet.figures.drawing import RED
 from weakunet.layers.conv.conv3d import Conv3D, conv3d_forward
 
 rng = np.random.default_rng(2)
@@ -34,14 +29,11 @@ rng = np.random.default_rng(2)
 #
 #     y[t] = sum_i w[i] x[t + i - p],        x = 0 outside
 #
-# The kernel is not flipped. Strictly, this is a cross-correlation; in deep learning everybody says
-# convolution.
+# The kernel is not flipped. Strictly, this is a cross-correlation, but in deep learning everybody
+# says convolution.
 
 
 # %%
-print("\n## One dimension: a window slides along")
-
-
 def slide(x, w):
     p = (len(w) - 1) // 2
     padded = np.pad(x, p)
@@ -58,12 +50,11 @@ print("x ", x[:6].round(2), "...\ny ", y[:6].round(2), "...")
 # ## A convolution is a matrix
 #
 # y is linear in x, so there is a matrix T with y = T x. Slide over the unit vectors to get its
-# columns. It is nearly empty, and each of its rows holds the same k numbers, one place further to
-# the right: that is what "the same weights everywhere" means. (At the ends, those that reach beyond
-# x are cut off. Lesson 3 needs the transpose of T.)
+# columns. Most of it is 0. Each row holds the same k numbers, one place further to the right than
+# the row above: that is what "the same weights everywhere" means. (At the ends, those that reach
+# beyond x are cut off. Lesson 3 needs the transpose of T.)
 
 # %%
-print("\n## A convolution is a matrix")
 T = np.stack([slide(unit, w) for unit in np.eye(len(x))], axis=1)
 assert np.allclose(T @ x, y)
 print(f"T is {T.shape[0]} x {T.shape[1]}; {np.count_nonzero(T)} of {T.size} numbers are not 0")
@@ -72,14 +63,11 @@ print(f"T is {T.shape[0]} x {T.shape[1]}; {np.count_nonzero(T)} of {T.size} numb
 # ## Three dimensions, and channels
 #
 # A layer has C_in input maps and C_out output maps, and a k x k x k kernel for each pair of them:
-# `w` is `(C_out, C_in, k, k, k)`. Take the taps (i, j, m) one by one: each adds the input, shifted
-# by that tap, its channels mixed by the C_out x C_in matrix `w[:, :, i, j, m]`.
+# `w` is `(C_out, C_in, k, k, k)`. Take the taps (i, j, m) one by one. Each adds the input, shifted
+# by that tap and with its channels mixed by the C_out x C_in matrix `w[:, :, i, j, m]`.
 
 
 # %%
-print("\n## Three dimensions, and channels")
-
-
 def conv3d_by_hand(x, w, b):
     """x (C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,) -> y (C_out, D, H, W)."""
     k, (d, h, w_) = w.shape[-1], x.shape[1:]
@@ -109,7 +97,7 @@ print(f"by hand, weakunet's reference and fast layer, scipy: within {difference:
 assert difference < 1e-12
 
 # %% [markdown]
-# `weakunet/layers/conv/conv3d.py` holds these lines once more, for a batch of scans (the axis N in
+# `weakunet/layers/conv/conv3d.py` has the same lines for a batch of scans (with an axis N in
 # front). The layer that training uses computes the same numbers in an order that suits the
 # computer's caches: lesson 7.
 #
@@ -122,15 +110,14 @@ print(f"8 -> 16 maps of 8 x 16 x 16 voxels, 3 x 3 x 3: {flop / 1e6:.0f} million 
 # %% [markdown]
 # ## Kernels on a scan
 #
-# Four kernels of 5 x 5 x 5 weights, made by hand. (A network has 3 x 3 x 3, but several layers of
-# them, and it learns the weights.) The Gaussian blurs. Times the step along x, it takes what lies
-# to the right minus what lies to the left, and answers to borders. The spot kernel is a narrow
-# Gaussian minus a wide one, in millimetres: its weights sum to 0, so a flat region gives nothing,
-# and of equally bright things one of its own size gives most. The random one is what an untrained
-# layer looks like.
+# Here are four kernels of 5 x 5 x 5 weights, made by hand. (A network has 3 x 3 x 3 weights, but in
+# several layers, and it learns them.) The Gaussian blurs. Multiplied by the step along x, it
+# subtracts what lies to the left from what lies to the right, and responds to borders. The spot
+# kernel is a narrow Gaussian minus a wide one, in millimetres. Its weights sum to 0, so a flat
+# region gives 0, and among equally bright things those of its own size give most. The random kernel
+# is what an untrained layer looks like.
 
 # %%
-print("\n## Kernels on a scan")
 scans = phantom.simulate_cohort("standard", {"test": 10}, seed=3)["test"]
 scan = max(scans, key=lambda scan: scan.count)
 image = scan.volume.array
@@ -155,13 +142,11 @@ filtered = conv3d_by_hand(image[None], np.stack(list(kernels.values()))[:, None]
 # %% [markdown]
 # ## The picture
 #
-# Rings mark the true lesions of this slice and its two neighbours. Look at the spot kernel: it
-# answers to them, but also to the ventricle and to a thin sheet on the right, and the last
-# lines below count such places. One linear kernel is not enough; a network has many, in layers,
-# with a ReLU between them.
+# Rings mark the true lesions of this slice and its two neighbours. The spot kernel responds to
+# them, but also to the ventricle and to a thin sheet on the right. The last lines below count such
+# places. One linear kernel is not enough: a network has many, in layers, with a ReLU between them.
 
 # %%
-print("\n## The picture")
 lesions = scan.centres_zyx
 z = max(range(len(image)), key=lambda z: (np.abs(lesions[:, 0] - z) <= 1).sum())
 near = lesions[np.abs(lesions[:, 0] - z) <= 1]
@@ -174,30 +159,22 @@ panels["line"].set(title="1D: a window that looks for a rise", xlabel="t")
 panels["line"].legend(frameon=False)
 panels["matrix"].imshow(T, cmap="RdBu", vmin=-1, vmax=1)
 panels["matrix"].set(
-    title="T, with y = T x: red -1, blue 1", xlabel="column: of x", ylabel="row: of y"
+    title="T, with y = T x: red -1, blue 1", xlabel="place in x", ylabel="place in y"
 )
 
-dz, dy, dx = scan.volume.spacing_mm
-extent = (0, image.shape[2] * dx, 0, image.shape[1] * dy)
 for name, volume in {"scan": image, **dict(zip(kernels, filtered, strict=True))}.items():
     low, high = np.percentile(volume, [1, 99.7])
-    panels[name].imshow(volume[z], cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower")
-    for _, lesion_y, lesion_x in near:
-        middle = (lesion_x + 0.5) * dx, (lesion_y + 0.5) * dy
-        panels[name].add_patch(plt.Circle(middle, 1.5, fill=False, color=BLUE, linewidth=1.5))
-    panels[name].set(title=name, xlabel="x (mm)", ylabel="y (mm)")
-panels["scan"].set_title(f"slice z = {z}, lesions ringed")
-save_figure(figure, "runs/tutorials/02_convolution.png")
+    lesson.show(panels[name], volume[z], scan, name, near, vmin=low, vmax=high)
 
 spots = filtered[2]
 weakest = spots[tuple(lesions.round().astype(int).T)].min()
 answering = np.argwhere(spots >= weakest)
 apart_mm = np.linalg.norm((answering[:, None] - lesions) * scan.volume.spacing_mm, axis=2)
 elsewhere = (apart_mm.min(axis=1) > 2).sum()
-print(f"{len(lesions)} lesions; {len(answering)} voxels answer the spot kernel as the faintest")
-print(f"does, or more; {elsewhere} of them are more than 2 mm away from every lesion")
-print("picture: runs/tutorials/02_convolution.png")
+print(f"{len(lesions)} lesions; at {len(answering)} voxels the spot kernel responds at least as it")
+print(f"does at the faintest lesion; {elsewhere} of them are over 2 mm away from every lesion")
+lesson.save(figure, "02_convolution")
 
 # %% [markdown]
 # **Try.** Make the spot kernel narrower or wider and watch the last number. Shift it by one voxel:
-# where do the bright spots go, and why to that side? Then exercise set `02_convolution`.
+# where do the bright spots go, and why to that side? Then do exercise set `02_convolution`.

@@ -5,22 +5,17 @@
 # all weights at once, and how do you know that what you wrote is right?
 #
 # **You will see** the backward pass as a transposed matrix, then tap by tap in 3D, and a numerical
-# check of it. The last picture is the check's error against its step size: a V for a right backward
+# check of it. The picture is the check's error against its step size: a V for a right backward
 # pass, a flat line for a wrong one.
 #
 # **Takes** about 3 seconds on 2 cores. Lesson 2 explains the forward pass.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 
-from weakunet.figures.drawing import LINES, save_figure
+from weakunet.figures.drawing import LINES
 from weakunet.layers.conv.conv3d import Conv3D, conv3d_backward, conv3d_forward
 from weakunet.layers.gradcheck import check_layer
 
@@ -39,7 +34,6 @@ rng = np.random.default_rng(3)
 # again, with the kernel flipped.
 
 # %%
-print("\n## One dimension: the transpose")
 w = np.array([0.5, 2.0, -1.0])
 T = np.stack([np.correlate(unit, w, "same") for unit in np.eye(8)], axis=1)
 dy = rng.standard_normal(8)
@@ -60,9 +54,6 @@ print("T =\n", T[:4, :6], "\nT^T =\n", T.T[:4, :6])
 
 
 # %%
-print("\n## Three dimensions, tap by tap")
-
-
 def backward_by_hand(dy, x, w):
     """dy (C_out, D, H, W), x (C_in, D, H, W), w (C_out, C_in, 3, 3, 3) -> dx, dw, db"""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1)))
@@ -80,9 +71,8 @@ b, dy = rng.standard_normal(3), rng.standard_normal((3, 4, 5, 6))
 by_hand, library = backward_by_hand(dy, x, w), conv3d_backward(dy[None], x[None], w)
 for name, ours, theirs in zip(("dx", "dw", "db"), by_hand, library, strict=True):
     theirs = theirs.reshape(ours.shape)  # the library's dx has the batch axis in front
-    print(
-        f"{name} {ours.shape}: by hand and weakunet agree within {np.abs(ours - theirs).max():.1e}"
-    )
+    difference = np.abs(ours - theirs).max()
+    print(f"{name} {ours.shape}: by hand and weakunet agree within {difference:.1e}")
     assert np.allclose(ours, theirs, rtol=0, atol=1e-12)
 
 # %% [markdown]
@@ -100,9 +90,6 @@ for name, ours, theirs in zip(("dx", "dw", "db"), by_hand, library, strict=True)
 
 
 # %%
-print("\n## But are both right?")
-
-
 def loss(w):
     y = conv3d_forward(x.astype(w.dtype)[None], w, b.astype(w.dtype))
     return np.logaddexp(0, y).sum(dtype=w.dtype)
@@ -133,7 +120,6 @@ print(f"dw{index}: backward {dw[index]:.8f}, slope {slope(w, index, 1e-6):.8f}")
 # and x of every kernel. Shapes fit and nothing crashes; only the numbers are wrong.
 
 # %%
-print("\n## Which h?")
 swapped = dw.transpose(0, 1, 4, 3, 2)
 probes = [tuple(rng.integers(size) for size in w.shape) for _ in range(8)]
 steps = 10.0 ** np.arange(-10, 0.5, 0.5)
@@ -157,7 +143,6 @@ for name, (claimed, weights, one_sided) in curves.items():
 # L(w + h) and L(w - h) are the same number, the slope is 0, and all of dw is the error.)
 
 # %%
-print("\n## The picture")
 figure, panel = plt.subplots(figsize=(9, 5.5), layout="constrained")
 for (name, error), (colour, line, marker) in zip(errors.items(), LINES, strict=False):
     panel.loglog(steps, error, color=colour, linestyle=line, marker=marker, label=name)
@@ -170,7 +155,6 @@ panel.text(1.2e-10, 2e-9, "slope $-1$: rounding$\\,/\\,h$", color="dimgrey")
 panel.set(xlabel="step h", ylabel="largest error of 8 weights' gradients, relative to max |dw|")
 panel.set_title("A numerical check of a convolution's backward pass")
 panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.02, 0.88))
-save_figure(figure, "runs/tutorials/03_backprop.png")
 
 best = {name: (min(error), steps[np.argmin(error)]) for name, error in errors.items()}
 for name, (error, h) in best.items():
@@ -185,7 +169,7 @@ layer = Conv3D(2, 3, rng=rng, dtype=np.float64)
 checked = check_layer(layer, [x[None, :, :3, :4, :4].copy()], rng)
 print("check_layer, relative errors:", {name: f"{error:.1e}" for name, error in checked.items()})
 assert max(checked.values()) < 1e-6
-print("picture: runs/tutorials/03_backprop.png")
+lesson.save(figure, "03_backprop")
 
 # %% [markdown]
 # **Try.** Replace the loss by `y.sum()` (then dy = 1): what becomes of the V, and why? Then write

@@ -4,10 +4,9 @@
 # **Question.** A GPU runs tens of thousands of threads at once. What does ONE of them do, and how
 # do all of them together make a convolution?
 #
-# **You will see** the package's simplest convolution kernel, the same thread written in Python,
-# and the kernel itself at work: on a GPU where there is one, else on the CPU, where a small
-# harness runs the same text thread by thread. The last picture shows which thread writes which
-# voxel.
+# **You will see** the package's simplest convolution kernel, one of its threads written in Python,
+# and the kernel itself at work: on a GPU where there is one, else on the CPU, where a small harness
+# runs the same text thread by thread. The picture shows which thread writes which voxel.
 #
 # **Takes** about 5 seconds on 2 cores, the first time (it compiles). No GPU is needed; without
 # one, a C++ compiler: g++, clang++, or `python -m pip install ziglang`. Lesson 2 explains the
@@ -15,32 +14,25 @@
 
 # %%
 import re
-import sys
-from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-ROOT = next(p for p in HERE.parents if (p / "weakunet").is_dir())  # the clone
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from cuda_on_cpu import harness
 
-from weakunet.figures.drawing import save_figure
 from weakunet.gpu import backend
 from weakunet.layers.conv.conv3d import conv3d_forward
 
 # %% [markdown]
 # ## The text
 #
-# Threads come in blocks, here of 256, and all of them run the same text. Each can ask who it is:
+# Threads come in blocks, here of 256, and all of them run the same text. Each knows who it is:
 # `blockIdx.x` is its block's number, `threadIdx.x` its own number in the block. Everything else is
-# plain C. Over each kernel of weakunet stand five lines: what it computes, which thread owns what,
-# what it reads and writes, how much it calculates, and why no two threads get in each other's way.
+# plain C. Above each kernel of weakunet a header says what it computes, which thread owns which
+# output, what it reads and writes, how much it calculates, and why no two threads race.
 
 # %%
-print("\n## The text")
-text = (ROOT / "weakunet/layers/conv/naive.cu").read_text(encoding="utf-8")
+text = (lesson.ROOT / "weakunet/layers/conv/naive.cu").read_text(encoding="utf-8")
 kernel = re.search(r"// computes  the equation above.*?\n}\n", text, re.S).group()
 print(kernel)
 
@@ -51,21 +43,18 @@ print(kernel)
 #   promises that x, w and b are only read and do not overlap y. `real` is float or double.
 # * `t = blockIdx.x * blockDim.x + threadIdx.x`: the thread's number in the whole grid. It is 64
 #   bits wide, because a large batch of maps can have more than 2^31 voxels.
-# * `if (t >= total) return`: blocks are whole, so the last one may have threads too many.
+# * `if (t >= total) return`: blocks are whole, so the last one may have too many threads.
 # * The next lines take t apart. y (N, C_out, D, H, W) lies in memory with x fastest, so x is
 #   `t % width`, y is `t / width % height`, and so on: thread t owns `y[t]`, and neighbouring
 #   threads own neighbouring voxels.
-# * Then the equation. `continue` leaves out what is outside the volume: that is the zero padding,
-#   and at the same time the guard against reading foreign memory.
-# * `y[t] = sum`: one thread, one output, one write. Nobody else writes there, so nothing can race.
+# * Then the equation. `continue` leaves out what is outside the volume. That is the zero padding,
+#   and it also keeps the thread from reading outside the array.
+# * `y[t] = sum`: one thread, one output, one write. No other thread writes there: no race.
 #
 # ## One thread, in Python
 
 
 # %%
-print("\n## One thread, in Python")
-
-
 def thread(t, x, w, b, y):
     """What thread t does; x (N, C_in, D, H, W), w (C_out, C_in, k, k, k); y is written at t."""
     n, o, zz, yy, xx = np.unravel_index(t, y.shape)  # the lines with % and /
@@ -90,12 +79,11 @@ assert by_hand < 1e-12
 # %% [markdown]
 # ## The kernel at work
 #
-# `launch` gets the file, the kernel's name, the number of threads needed and the arguments in the
-# kernel's order. It rounds up to whole blocks. On a GPU, the text is compiled by CuPy; on the CPU,
-# by an ordinary C++ compiler, between a few lines that say what `blockIdx` and `__global__` mean.
+# `launch` takes the file, the kernel's name, the number of threads needed and the arguments in the
+# kernel's order. It rounds up to whole blocks. For a GPU, CuPy compiles the text. For the CPU, an
+# ordinary C++ compiler does, with a few lines added that say what `blockIdx` and `__global__` mean.
 
 # %%
-print("\n## The kernel at work")
 x = rng.standard_normal((1, 2, 6, 20, 30)).astype(np.float32)
 w = rng.normal(0, 0.2, (3, 2, 3, 3, 3)).astype(np.float32)
 b = rng.standard_normal(3).astype(np.float32)
@@ -104,7 +92,7 @@ sizes = (2, 3, 3, *x.shape[2:], y.size)  # c_in, c_out, k, depth, height, width,
 
 
 def run_kernel():
-    """Run it on what there is; returns y and where that was, or None and why it could not be."""
+    """Run it where possible; returns y and where it ran, or None and why it could not run."""
     if backend.pick_device() == "cuda":
         arrays = [backend.to_device(a, "cuda") for a in (x, w, b, y)]
         backend.launch("layers/conv/naive", "conv3d_forward_naive", y.size, (*arrays, *sizes))
@@ -132,12 +120,11 @@ assert difference.max() < 1e-5
 # %% [markdown]
 # ## Why it is slow
 #
-# Every thread fetches its 27 neighbours for itself, and so a voxel in the middle is read by 27
-# threads for each output map: the caches catch most of that, but each read is still an instruction.
+# Every thread reads its 27 neighbours for itself, so a voxel in the middle is read by 27 threads
+# for each output map. The caches serve most of these reads, but each is still an instruction.
 # Lesson 7 reads a tile once and shares it within a block.
 
 # %%
-print("\n## Why it is slow")
 ones = np.ones((1, 1, *x.shape[2:]))
 reads = conv3d_forward(ones, np.ones((1, 1, 3, 3, 3)), np.zeros(1))[0, 0]  # by symmetry
 loads = 2 * 3 * 2 * reads.sum()  # x and w; for 3 output and 2 input maps
@@ -146,12 +133,11 @@ print(f"an output map reads a voxel {reads.min():.0f} (a corner) to {reads.max()
 # %% [markdown]
 # ## The picture
 #
-# The threads of the slice z = 3 of map 0: a block's 256 threads own 256 voxels in a row, 8 and a
-# half lines of this slice. Then how often each voxel is read, the result, and how far it is from
-# numpy's: not 0, for the sums are taken in another order and float32 rounds.
+# Top left: the threads of slice z = 3 of map 0. A block's 256 threads own 256 consecutive voxels, 8
+# and a half rows of this slice. Top right: how often each voxel is read. Below: the result, and its
+# difference from numpy's. It is not 0, because the sums are in another order and float32 rounds.
 
 # %%
-print("\n## The picture")
 z = 3
 block, own_number = np.divmod(np.arange(y.size).reshape(y.shape), 256)
 maps = {
@@ -168,12 +154,11 @@ for panel, (name, (values, colours)) in zip(panels.flat, maps.items(), strict=Tr
 for number in np.unique(block[0, 0, z]):
     row = np.argwhere(block[0, 0, z] == number)[:, 0].mean()
     panels[0, 0].text(14.5, row, f"block {number}", color="white", ha="center", fontsize=12)
-save_figure(figure, "runs/tutorials/06_cuda_kernel.png")
 
 print(f"{loads:.0f} loads from memory for {y.size} outputs, {loads / y.size:.0f} each")
 print(f"largest difference between the kernel and numpy: {difference.max():.1e}")
-print("picture: runs/tutorials/06_cuda_kernel.png")
+lesson.save(figure, "06_cuda_kernel")
 
 # %% [markdown]
-# **Try.** In a copy of `naive.cu`, take the guard `if (t >= total) return;` away and run it with
-# `harness.CudaOnCpu(sanitize="address")`: it names the line. Exercise set: `06_cuda_kernel`.
+# **Try.** In a copy of `naive.cu`, remove the guard `if (t >= total) return;` and run it with
+# `harness.CudaOnCpu(sanitize="address")`: it names the line. Then do exercise set `06_cuda_kernel`.

@@ -11,19 +11,15 @@
 # **Takes** about 5 seconds on 2 cores. Lessons 2 and 6 explain the convolution and the kernel.
 
 # %%
-import sys
 import time
-from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
 
 from weakunet.bench import counts as bench_counts
-from weakunet.figures.drawing import LINES, save_figure
+from weakunet.figures.drawing import LINES
 from weakunet.layers.conv import cpu as conv3d_fast
 from weakunet.layers.conv import gpu as conv3d_cuda
 from weakunet.layers.conv.conv3d import conv3d_forward
@@ -41,9 +37,6 @@ set_threads(1)  # one core: so that the rungs differ in what they do, not in how
 
 
 # %%
-print("\n## What must be done")
-
-
 def count_work(c_in, c_out, shape, k=3):
     """(FLOP, least bytes) of a layer on a volume of `shape` (D, H, W)"""
     voxels = int(np.prod(shape))
@@ -73,9 +66,6 @@ print(f"at best {flop / least:.0f} FLOP per byte")
 
 
 # %%
-print("\n## The ladder")
-
-
 def by_loops(x, w):
     y = np.zeros((len(w), *x.shape[1:]), x.dtype)
     for o, z, j, i in np.ndindex(*y.shape):
@@ -139,9 +129,6 @@ for name, (convolve, _) in rungs.items():
 
 
 # %%
-print("\n## Measured")
-
-
 def seconds(run, times=5):
     """The shortest of several runs: what else the computer does only makes them longer."""
     took = []
@@ -189,8 +176,6 @@ for name, (convolve, numbers_per_voxel) in rungs.items():
 # reads it from there. In numpy, tile by tile:
 
 # %%
-print("\n## On a GPU: the naive kernel")
-print("\n## The tiled kernel")
 TILE = tuple(conv3d_cuda.SIZES[name] for name in ("TILE_Z", "TILE_Y", "TILE_X"))
 
 
@@ -261,7 +246,6 @@ for name, intensity in gpu.items():
 # its bytes from a cache, which is faster than memory. Open marks are counted ceilings on the GPU.
 
 # %%
-print("\n## The picture")
 mosaic = [["naive", "roof", "roof"], ["tiled", "roof", "roof"]]
 figure, panels = plt.subplot_mosaic(mosaic, figsize=(13.5, 7.5), layout="constrained")
 z = TILE[0]  # the first slice of the second row of tiles
@@ -292,12 +276,11 @@ roof.text(flop / least * 1.1, 3e2, "at best: each\nbyte moves once", color="dimg
 roof.set(title="roofline of one layer", xlabel="intensity (FLOP per byte)", ylabel="GFLOP/s")
 roof.set_ylim(5e-5, 2e5)
 roof.legend(frameon=False, loc="lower right")
-save_figure(figure, "runs/tutorials/07_fast_convolution.png")
 
 fastest, slowest = points["the package's layer"][1], points["loops"][1]
 print(f"from the loops to the package's layer: {fastest / slowest:.0f} times as fast,")
 print(f"{fastest / peak:.0%} of this computer's matrix products on one core")
-print("picture: runs/tutorials/07_fast_convolution.png")
+lesson.save(figure, "07_fast_convolution")
 
 # %% [markdown]
 # **Try.** Give the layer one input map, C_IN = 1, as the network's first has: what is its intensity

@@ -6,24 +6,19 @@
 #
 # **You will see** what the squared error asks for; what three poolings can tell about a number of
 # spots; how large the features of an untrained network are beside what they say; and four small
-# networks, watched while they learn. The last picture shows who learns, who is late, and who
-# cannot count far.
+# networks while they learn. The picture shows which of them learn, which are late, and which cannot
+# count far.
 #
 # **Takes** about 60 seconds on 2 cores, nearly all of it training. Lesson 5 explains the network.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 
 from weakunet.data import phantom
 from weakunet.evaluation.metrics import count_metrics
-from weakunet.figures.drawing import LINES, save_figure
+from weakunet.figures.drawing import line_style
 from weakunet.layers.globalpool3d import GlobalPool3D, globalmax_backward, globalmax_forward
 from weakunet.layers.loss import mse_backward, mse_forward
 from weakunet.layers.optim import Adadelta, adadelta_update
@@ -33,40 +28,38 @@ from weakunet.training.augment import draw_transform, warp
 # %% [markdown]
 # ## The scans
 #
-# The tiny phantom, two voxels less on each side (all lesions are still inside): 200 scans to train
-# on, 60 to watch.
+# 200 scans of the tiny phantom to train on, 60 others to watch. To be quick, we cut two voxels off
+# each side. All lesions are still inside.
 
 # %%
-print("\n## The scans")
 SEED, EDGE, BLOCK = 1, 2, 8
 cohort = phantom.simulate_cohort("tiny", {"train": 200, "val": 60}, SEED)
-volumes, counts = {}, {}
-for split, scans in cohort.items():
-    inner = (slice(EDGE, -EDGE),) * 3
-    volumes[split] = np.stack([scan.volume.array[inner] for scan in scans])[:, None]
-    counts[split] = np.array([scan.count for scan in scans], np.float32)
-    centres = np.concatenate([scan.centres_zyx for scan in scans]) - EDGE
-    assert (centres >= 0).all() and (centres <= np.subtract(volumes[split].shape[2:], 1)).all()
+inner = (slice(EDGE, -EDGE),) * 3
+volumes = {
+    split: np.stack([scan.volume.array[inner] for scan in scans])[:, None]
+    for split, scans in cohort.items()
+}
+counts = {
+    split: np.array([scan.count for scan in scans], np.float32) for split, scans in cohort.items()
+}
 print(f"{volumes['train'].shape}; training counts 0 to {counts['train'].max():.0f}", end=", ")
 print(f"mean {counts['train'].mean():.2f}")
 
 # %% [markdown]
 # ## What the loss asks for
 #
-# The mean squared error L = 1/N sum (y - t)^2 of predicted counts y and true counts t, and its
-# gradient. Somebody who knows nothing of a scan does best to predict the mean of the counts: then
-# the error is their variance. That is the bar. R2 says how far one is above it,
+# The loss is the mean squared error L = 1/N sum (y - t)^2 of predicted counts y and true counts t.
+# Without knowing anything about a scan, the best prediction is the mean of the counts. Its error is
+# their variance. That is the bar. R2 says how far a network is above it,
 #
 #     R2 = 1 - error / variance        1: perfect, 0: no better than the mean, below 0: worse
 #
-# and r is the correlation of y and t, which does not care whether y has the right size.
+# and r is the correlation of y and t, which ignores the scale of y.
 
 
 # %%
-print("\n## What the loss asks for")
-
-
 def mse_by_hand(y, t):
+    """The loss, and its gradient with respect to y."""
     return ((y - t) ** 2).mean(), 2 * (y - t) / len(y)
 
 
@@ -82,17 +75,16 @@ assert np.allclose(mse_by_hand(y, t)[1], mse_backward(y, t))
 # %% [markdown]
 # ## What a pooled map can tell
 #
-# Suppose a feature map is already as good as can be: 1 at each lesion, 0 elsewhere. What is left of
-# it after the pooling? The maximum says that there IS one, and then nothing more: it saturates. The
-# mean adds up, and so does the mean of local maxima, as long as no two lesions share a block.
+# Suppose a feature map is already perfect: 1 at each lesion, 0 elsewhere. What does the pooling
+# leave of it? The maximum says that there IS a lesion, and then nothing more: it saturates. The
+# mean adds up. So does our default, the sum of local maxima. It cuts the map into overlapping
+# blocks of 8 x 8 x 8 voxels, adds up the largest value of each block, and divides by a constant.
+# (Each voxel is in eight blocks. So two lesions must be close together to lose some of their sum.)
 #
 # Backward, the maximum sends all of its gradient to one voxel of a map (ties go to the first).
 
 
 # %%
-print("\n## What a pooled map can tell")
-
-
 def globalmax_backward_by_hand(dy, x):
     """dy (C,), x (C, D, H, W) -> dx: dy at each map's maximum, 0 elsewhere"""
     dx = np.zeros((len(x), x[0].size))
@@ -110,21 +102,18 @@ assert np.array_equal(
 spots = np.zeros((9, 1, 12, 28, 28))  # map n has n spots
 for n, place in enumerate(rng.choice(spots[0].size, 8, replace=False), start=1):
     spots[n:].reshape(9 - n, -1)[:, place] = 1
-pooled = {mode: GlobalPool3D(mode, BLOCK).forward(spots)[:, 0] for mode in ("max", "mean", "lmax")}
-for mode, of_n in pooled.items():
-    print(f"{mode:4s} of 0 to 8 spots, relative to one:", *(f"{v:.0f}" for v in of_n / of_n[1]))
+for mode in ("max", "mean", "lmax"):
+    of_n = GlobalPool3D(mode, BLOCK, overlap=2).forward(spots)[:, 0]
+    print(f"{mode:4s} of 0 to 8 spots, relative to one:", *(f"{v:.1f}" for v in of_n / of_n[1]))
 
 # %% [markdown]
 # ## The step
 #
-# Adadelta, the paper's optimizer: each weight has its own step size, from running averages of its
+# Adadelta, the paper's optimizer, gives each weight its own step size, from running averages of its
 # squared gradients and of its squared steps.
 
 
 # %%
-print("\n## The step")
-
-
 def adadelta_by_hand(w, g, avg_g2, avg_s2, rho=0.95, eps=1e-6):
     avg_g2 = rho * avg_g2 + (1 - rho) * g**2
     step = -np.sqrt(avg_s2 + eps) / np.sqrt(avg_g2 + eps) * g
@@ -140,53 +129,54 @@ for _ in range(5):
 assert np.allclose(by_hand, library)
 
 # %% [markdown]
-# ## The first weights of the last layer
+# ## The level of the count, and two remedies
 #
-# The count is y = w . x + b, with x the pooled maps. The paper draws w from a Gaussian. Look at x
-# in an untrained network: it is large, and nearly the same in every scan. A step that makes all
-# features a little larger or smaller moves ALL predictions together, and much more than a lesion
-# moves one of them. So the first thing that the loss can gain is the right mean; and until the
-# features have changed, there is little else to gain.
+# The count is y = w . x + b, where x are the pooled maps. The paper draws w from a Gaussian. Look
+# at x in an untrained network: it is large, and nearly the same in every scan. A step that makes
+# all features a little larger moves ALL predictions together, and much more than one lesion moves
+# one of them. So the gradient is mostly about the level of the count, and hardly about lesions.
 #
-# `model.start` sets w positive and such that the mean prediction (here, of 32 scans) is the mean
-# count from the beginning, with b = 0. Then a feature that answers to lesions adds to the count,
-# and there is no sign to be found first.
+# Two remedies are ours. `model.start` makes w positive and b = 0, such that the mean prediction
+# (here of 32 scans) is the mean count from the beginning. Then a feature that answers to lesions
+# adds to the count, and no sign has to be found first. And the loss's gradient counts the error
+# that all scans of a batch have in common, m, only a tenth:
+#
+#     dL/dy_n = 2 (e_n - m + 0.1 m) / N,       e_n = y_n - t_n,   m = mean of e
+#
+# What is left is about telling one scan from another.
 
 # %%
-print("\n## The first weights of the last layer")
-NETWORKS = {  # the pooling, and how the last layer starts
-    "local maxima, start": ("lmax", "start"),
-    "local maxima, Gaussian": ("lmax", "Gaussian"),
-    "maximum, start": ("max", "start"),
-    "mean, start": ("mean", "start"),
+NETWORKS = {  # the pooling; how the last layer starts; how much the common error counts
+    "local maxima": ("lmax", "start", 0.1),
+    "local maxima, the paper's start and loss": ("lmax", "Gaussian", 1.0),
+    "maximum": ("max", "start", 0.1),
+    "mean": ("mean", "start", 0.1),
 }
 
 
 def untrained(pooling, first):
-    # region=False: blocks side by side, and the count of the whole box, as written out above
-    rng = np.random.default_rng([SEED, 0])
-    model = WeakUNet((8, 8, 8), pooling=pooling, block=BLOCK, region=False, rng=rng)
+    model = WeakUNet((8, 8, 8), pooling=pooling, rng=np.random.default_rng([SEED, 0]))
+    model.measure_blocks([volumes["train"]])  # the constant of the local maxima
     if first == "start":
-        model.start((volumes["train"][i : i + 1] for i in range(32)), counts["train"].mean())
+        model.start([volumes["train"][:32]], counts["train"].mean())
     return model
 
 
-for name, how in NETWORKS.items():
-    model = untrained(*how)
-    x = model.global_pool.forward(model.features(volumes["val"]))
+for name, (pooling, first, _) in NETWORKS.items():
+    model = untrained(pooling, first)
+    model.forward(volumes["val"])
+    x = model.linear.x
     error = mse_forward(model.predict(volumes["val"])[0], counts["val"])
     ratio = (x.mean(axis=0) / x.std(axis=0)).mean()
-    print(f"{name:22s}: features are {ratio:4.1f} times their spread over scans,", end=" ")
-    print(f"the error is {error:5.2f}")
+    print(f"{name}: features are {ratio:.1f} times their spread over scans, error {error:.2f}")
 
 # %% [markdown]
 # ## Watch them learn
 #
-# 600 steps of 4 scans each, randomly mirrored and shifted; a smaller step at the end. After every
-# 50 steps, R2 and r of the 60 other scans.
+# 600 steps of 4 scans each, randomly flipped and shifted, with smaller steps at the end. After
+# every 50 steps we compute R2 and r on the 60 other scans.
 
 # %%
-print("\n## Watch them learn")
 STEPS, BATCH, EVERY = 600, 4, 50
 
 
@@ -195,91 +185,80 @@ def judge(model):
     return figures["count_r2"], figures["count_r"]
 
 
-def train(model):
+def train(model, common):
     """Train; returns rows (step, R2, r)."""
     rng = np.random.default_rng([SEED, 1])
     n = len(counts["train"])
     order = np.concatenate([rng.permutation(n) for _ in range(STEPS * BATCH // n)])
     optimizer, history = Adadelta(model.params, eps=1e-6), [(0, *judge(model))]
-    for step, chosen in enumerate(order.reshape(STEPS, BATCH)):
-        optimizer.lr = 1.0 if step < 0.7 * STEPS else 0.3 if step < 0.9 * STEPS else 0.1
+    for step, chosen in enumerate(order.reshape(STEPS, BATCH), start=1):
+        optimizer.lr = 1.0 if step <= 0.7 * STEPS else 0.3 if step <= 0.9 * STEPS else 0.1
         scans = volumes["train"][chosen, 0]
         moved = np.stack([warp(scan, draw_transform(rng, scan.shape)) for scan in scans])
         y = model.forward(moved[:, None])
-        model.backward(mse_backward(y, counts["train"][chosen]))
+        model.backward(mse_backward(y, counts["train"][chosen], common))
         optimizer.step(model.grads)
-        if (step + 1) % EVERY == 0:
-            history.append((step + 1, *judge(model)))
+        if step % EVERY == 0:
+            history.append((step, *judge(model)))
     return np.array(history)
 
 
 histories, predictions = {}, {}
 print(f"after every {2 * EVERY} steps:")
-for name, how in NETWORKS.items():
-    model = untrained(*how)
-    histories[name] = train(model)
+for name, (pooling, first, common) in NETWORKS.items():
+    model = untrained(pooling, first)
+    histories[name] = train(model, common)
     predictions[name] = model.predict(volumes["val"])[0]
-    print(f"{name:22s}  R2", *(f"{r2:5.2f}" for _, r2, _ in histories[name][::2]))
-    print(f"{'':22s}   r", *(f"{r:5.2f}" for *_, r in histories[name][::2]))
+    print(name, "\n  R2", *(f"{r2:5.2f}" for _, r2, _ in histories[name][::2]))
+    print("   r", *(f"{r:5.2f}" for *_, r in histories[name][::2]))
 
 # %% [markdown]
-# Watch r and R2 together. For a long time the error is about that of the mean, whether a network
-# will learn or never will. But r tells them apart: it rises first, because a feature that answers
-# to lesions comes before the last layer gives it the right size. While r stays low there is nothing
-# to scale: the network has collapsed to the mean, or has not left it yet. (Late is not lost: see
-# whether r still rises at the end. The mean's push reaches every voxel alike, lesson 9; what
-# answers to lesions is hardly singled out.)
+# Watch r and R2 together. R2 may stay near 0 for a long time, or rise and fall again, whether a
+# network learns or not. But r tells the two apart. It rises first: a feature that answers to
+# lesions comes before the last layer gives it the right scale and level. While r stays low there is
+# nothing to scale: the network has collapsed to the mean, or has not left it yet. (Late is not
+# lost: see whether r still rises at the end. The mean pushes every voxel alike, as lesson 9 shows,
+# so that it hardly singles out the lesions.)
 #
-# What varies? Data, first weights and order follow SEED, and on another computer the last digits
-# differ. Then another network may come first, or take off later: with the maximum, r may lie low
-# for half of the steps and rise within a hundred. Before you believe an order, train several seeds.
+# What varies? Data, first weights and order follow from SEED, but on another computer the last
+# digits differ. Then another network may come first, or take off later. Before you believe an
+# order, train with several seeds.
 #
 # ## The picture
 #
-# Left and middle: R2 and r of the 60 scans. Right: what scans with so many lesions are given; small
+# Left and middle: R2 and r of the 60 scans. Right: the predicted against the true counts. Small
 # dots are scans, large marks their means. The maximum flattens: 8 maps, each of which says little
-# more than "there is one", run out of ways to count further. The mean predicts nearly the same for
-# every scan.
+# more than "there is one", run out of ways to count further.
 
 # %%
-print("\n## The picture")
 figure, panels = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
-shift = np.random.default_rng(0).uniform(-0.25, 0.25, len(counts["val"]))
-groups = [counts["val"] == n for n in range(6)]
-groups += [(counts["val"] >= 6) & (counts["val"] <= 7), counts["val"] >= 8]
-groups = [own for own in groups if own.any()]
-for k, name in enumerate(NETWORKS):
-    colour, line, marker = LINES[k]
-    style = {"color": colour, "linestyle": line, "marker": marker}
+true, shift = counts["val"], np.random.default_rng(0).uniform(-0.25, 0.25, len(counts["val"]))
+groups = [true == n for n in range(6)] + [(true >= 6) & (true <= 7), true >= 8]
+for k, (name, predicted) in enumerate(predictions.items()):
     steps, r2, r = histories[name].T
-    panels[0].plot(steps, r2, label=name, **style)
-    panels[1].plot(steps, r, **style)
-    panels[2].plot(counts["val"] + shift, predictions[name], marker, color=colour, ms=3, alpha=0.4)
-    true, given = ([of[own].mean() for own in groups] for of in (counts["val"], predictions[name]))
-    panels[2].plot(true, given, markersize=9, **style)
+    panels[0].plot(steps, r2, label=name, **line_style(k, markersize=5))
+    panels[1].plot(steps, r, **line_style(k, markersize=5))
+    panels[2].plot(true + shift, predicted, **line_style(k, linestyle="", markersize=3), alpha=0.4)
+    means = [(true[own].mean(), predicted[own].mean()) for own in groups if own.any()]
+    panels[2].plot(*np.transpose(means), **line_style(k))
 for panel, name in zip(panels[:2], ("R2", "r"), strict=True):
     panel.axhline(0, color="grey", linestyle=":")
     panel.set(title=f"{name} of the predicted count", xlabel="step", ylim=(-0.5, 1))
-panels[0].text(STEPS, -0.02, "answering the mean count", color="dimgrey", ha="right", va="top")
-panels[0].legend(frameon=False, loc="upper left")
-largest = counts["val"].max()
-panels[2].plot([0, largest], [0, largest], color="grey", linestyle=":")
-panels[2].text(0.7 * largest, 0.8 * largest, "right", color="dimgrey", ha="right")
+panels[0].text(STEPS, -0.02, "predicting the mean count", color="dimgrey", ha="right", va="top")
+panels[0].legend(frameon=False, loc="lower right")
+panels[2].axline((0, 0), slope=1, color="grey", linestyle=":")
 panels[2].axhline(counts["train"].mean(), color="grey", linestyle=":")
-panels[2].text(largest, counts["train"].mean(), "the mean", color="dimgrey", ha="right", va="top")
 panels[2].set(title="after training", xlabel="true count (lesions)", ylabel="predicted (lesions)")
-save_figure(figure, "runs/tutorials/08_counting.png")
 
 few, many = counts["val"] <= 2, counts["val"] >= 6
-print(f"scans of 6 or more lesions have {counts['val'][many].mean():.1f} on average")
+print(f"mean true count of the scans with 6 or more lesions: {counts['val'][many].mean():.1f}")
 for name, predicted in predictions.items():
-    print(f"{name:22s}: they are given {predicted[many].mean():.1f}", end=", ")
-    print(f"those of at most 2 {predicted[few].mean():.1f}")
-for name, predicted in predictions.items():
+    print(f"{name}: predicted for them {predicted[many].mean():.1f},", end=" ")
+    print(f"for those with at most 2 {predicted[few].mean():.1f}", end="; ")
     error = mse_forward(predicted, counts["val"])
-    print(f"{name:22s}: squared error {error:.2f}; of the mean count: {counts['val'].var():.2f}")
-print("picture: runs/tutorials/08_counting.png")
+    print(f"squared error {error:.2f} (of the mean count: {counts['val'].var():.2f})")
+lesson.save(figure, "08_counting")
 
 # %% [markdown]
-# **Try.** Another SEED. Twice as many STEPS for the Gaussian start: is it late, or lost? Then write
+# **Try.** Another SEED. Twice as many STEPS for the paper's start: is it late, or lost? Then write
 # the loss, the pooling's backward pass and the optimizer yourself: exercise set `08_counting`.

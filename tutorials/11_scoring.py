@@ -6,18 +6,12 @@
 #
 # **You will see** why each detection may find one lesion only, and two ways of matching that lose
 # hits; the rates of the paper's Table 1 and the curve of its Fig. 3; what an average hides; and an
-# interval made by drawing scans again. The last picture shows the matching, the curve and the
-# interval.
+# interval made by drawing scans again. The picture shows the matching, the curve and the interval.
 #
 # **Takes** about 15 seconds on 2 cores. Lesson 10 explains how a map and a count become detections.
 
 # %%
-import sys
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import ndimage
@@ -27,8 +21,8 @@ from scipy.spatial.distance import cdist
 from weakunet.data import phantom
 from weakunet.detection.detect import detect_lesions, fill_outside, whole_count
 from weakunet.evaluation import froc, metrics
-from weakunet.figures.drawing import GREEN, LINES, OUTLINE, near_slice, save_figure, show_slice
-from weakunet.figures.marks import MARKS
+from weakunet.figures.drawing import LINES, busiest_slices, show_slice
+from weakunet.figures.marks import draw_marks, draw_rings, judge_detections, mark_handles
 
 rng = np.random.default_rng(11)
 
@@ -41,14 +35,11 @@ rng = np.random.default_rng(11)
 # radius as possible. Matched: a true positive (TP). A detection left over: a false positive (FP). A
 # lesion left over: a false negative (FN).
 #
-# By hand: let one detection after another ask the lesions that it reaches. A free lesion is taken.
-# A taken one asks its own detection to move to another; if that can, the newcomer has the place.
+# By hand: one detection after another asks the lesions within its reach. A free lesion accepts. A
+# taken one asks its own detection to move to another lesion. If that can, the newcomer is accepted.
 
 
 # %%
-print("\n## Who found whom?")
-
-
 def match_by_hand(near):
     """near (n, m) bool: detection i reaches lesion j -> dict lesion: its detection."""
     detection_of = {}
@@ -71,16 +62,13 @@ def match_by_hand(near):
 # ## Two ways that lose hits
 #
 # **Nearest first**: take the closest pair, then the closest of what is left, and so on. A close
-# pair may use up the only partner of somebody else. **Assign first, ask for the radius later**:
-# find the one-to-one assignment with the smallest total distance, then throw out pairs beyond the
-# radius. A detection far away from everything then pulls the others off their lesions. The right
-# order is: first the radius says who may be a pair at all; then as many pairs as possible.
+# pair may use up the only partner of another. **Assign first, apply the radius later**: find the
+# one-to-one assignment with the smallest total distance, then drop the pairs beyond the radius. A
+# detection far away from everything then pulls the others off their lesions. The right order: the
+# radius says which pairs are possible at all; then make as many pairs as possible.
 
 
 # %%
-print("\n## Two ways that lose hits")
-
-
 def nearest_first(distance, radius):
     pairs = []
     for i, j in zip(*np.unravel_index(distance.argsort(axis=None), distance.shape), strict=True):
@@ -97,18 +85,14 @@ def hits_of_pairs(pairs, distance, radius):
     return sum(distance[i, j] <= radius for i, j in pairs)
 
 
-EXAMPLES = (  # all on one line, radius 2
-    {"way": nearest_first, "detections": [1.8, 4.8], "lesions": [0, 3]},
-    {"way": assign_first, "detections": [2.9, 100], "lesions": [0, 3]},
-)
-for example in EXAMPLES:
-    detections, lesions = example["detections"], example["lesions"]
+for way, detections, lesions in (  # all on one line
+    (nearest_first, [1.8, 4.8], [0, 3]),
+    (assign_first, [2.9, 100], [0, 3]),
+):
     distance = abs(np.subtract.outer(detections, lesions))
-    example["wrong"] = example["way"](distance, 2)
-    example["right"] = [(i, j) for j, i in match_by_hand(distance <= 2).items()]
-    hits = hits_of_pairs(example["wrong"], distance, 2), len(example["right"])
-    example["title"] = f"{example['way'].__name__}: {hits[0]} of {hits[1]} hits"
-    print(f"{example['title']} (detections {detections}, lesions {lesions}, radius 2)")
+    wrong, right = hits_of_pairs(way(distance, 2), distance, 2), len(match_by_hand(distance <= 2))
+    print(f"{way.__name__}: {wrong} of {right} hits", end=" ")
+    print(f"(detections {detections}, lesions {lesions}, radius 2)")
 
 # %% [markdown]
 # How often does it matter? In 1000 crowded random scans, against `metrics.match_detections`, which
@@ -137,7 +121,6 @@ for way, number in lost.items():
 # the TRUE count of its scan, so that we score the maps and nothing else.
 
 # %%
-print("\n## Two methods to score")
 scans = phantom.simulate_cohort("standard", {"test": 40}, seed=11)["test"]
 counts = [scan.count for scan in scans]
 
@@ -182,9 +165,6 @@ for name, own in hits.items():
 
 
 # %%
-print("\n## The rates of Table 1")
-
-
 def rates(hits):
     tp, fp, fn = hits.sum(axis=0)
     return tp / (tp + fn), fp / len(hits), fp / (tp + fp)
@@ -208,7 +188,6 @@ for name, own in hits.items():
 # compared only if their scans can.
 
 # %%
-print("\n## What an average hides")
 tp, fp, fn = hits["spots"].T
 some = tp + fn > 0
 per_scan = (tp[some] / (tp + fn)[some]).mean()
@@ -227,7 +206,6 @@ for name, own in (("as they are", hits["spots"]), ("with 40 empty scans", dilute
 # together. A large component has one centre, however many lesions it covers.
 
 # %%
-print("\n## FROC: many thresholds")
 curves = {
     name: froc.froc_by_count(own, counts, [scan.centres_zyx for scan in scans])
     for name, own in maps.items()
@@ -261,9 +239,6 @@ assert end[-1]["tpr"] == 1
 
 
 # %%
-print("\n## How sure?")
-
-
 def resampled_tpr(hits, seed=0, resamples=2000):
     draws = np.random.default_rng(seed).integers(len(hits), size=(resamples, len(hits)))
     tp, _, fn = np.moveaxis(hits[draws].sum(axis=1), 1, 0)
@@ -295,105 +270,46 @@ print(f"TPR of spots minus brightness, 95 % [{low:.1%}, {high:.1%}]")
 # %% [markdown]
 # ## The picture
 #
-# Top left: detections near a slice, matched; circles found a lesion, squares did not, triangles are
-# the lesions left over (dotted: 3 voxels around a lesion). Top right: the two wrong ways; a bar is
-# a lesion's reach. Bottom left: FROC, with the points at the true count and their intervals.
-# Bottom right: what 2000 draws give.
-
+# Left: detections in a slice and its neighbours, matched; lesions are ringed at 3 voxels. Middle:
+# FROC, with the points at the true count and their intervals. Right: the rates of 2000 draws.
 
 # %%
-print("\n## The picture")
-
-
-def judged(scan, own):
-    """The places of one scan by what they are, named as in `marks.MARKS`."""
-    found, lesions = detect_lesions(own, scan.count).centres_zyx, scan.centres_zyx
-    pairs = np.array(metrics.match_detections(found, lesions), int).reshape(-1, 2)
-    return {
-        "true positives": found[pairs[:, 0]],
-        "false positives": np.delete(found, pairs[:, 0], axis=0),
-        "false negatives": np.delete(lesions, pairs[:, 1], axis=0),
-    }
-
-
-def kinds_and_marks(where):
-    """How many kinds of marks are near slice z of scan i, and how many marks."""
-    i, z = where
-    near = [len(near_slice(places, z)) for places in marked[i].values()]
-    return np.count_nonzero(near), sum(near)
-
-
-marked = [judged(scan, own) for scan, own in zip(scans, maps["spots"], strict=True)]
-depth = len(scans[0].volume.array)
-i, z = max(((i, z) for i in range(len(scans)) for z in range(depth)), key=kinds_and_marks)
-figure, panels = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
-panel = panels[0, 0]
-_, dy, dx = show_slice(panel, scans[i].volume.array[z], scans[i].volume.spacing_mm)
-for _, y, x in near_slice(scans[i].centres_zyx, z):
-    reach = plt.Circle((x * dx, y * dy), 3 * dx, fill=False, color="white", ls=":", lw=1.5)
-    panel.add_patch(reach)
-for name, places in marked[i].items():
-    marker, colour = MARKS[name]
-    style = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.7}
-    style |= {"linestyle": "none", "color": colour, "path_effects": OUTLINE}
-    y, x = near_slice(places, z)[:, 1:].T * [[dy], [dx]]
-    panel.plot(x, y, marker, label=f"{name}:\n{len(places)} in the scan", **style)
-panel.set(
-    title=f"spots, slice z = {z} and its neighbours\n(dotted: 3 voxels around a lesion)",
-    xlabel="x (mm)",
-    ylabel="y (mm)",
-)
-panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, labelspacing=1.5)
-
-panel = panels[0, 1]
-for row, example in zip((1, 0), EXAMPLES, strict=True):
-    shown = np.minimum(example["detections"], 8.0)  # 100 is far off the page
-    for lesion in example["lesions"]:
-        panel.plot([lesion - 2, lesion + 2], [row] * 2, color=GREEN, linewidth=9, alpha=0.35)
-        panel.plot(lesion, row, "|", color="black", markersize=24, markeredgewidth=2)
-    panel.plot(shown, [row] * 2, "o", color="black", markersize=9)
-    for kind, side, line in (("right", 1, "-"), ("wrong", -1, "--")):
-        colour = LINES[0][0] if kind == "right" else LINES[1][0]
-        for i, j in example[kind]:
-            ends = np.linspace(shown[i], example["lesions"][j], 50)
-            arc = row + side * (0.08 + 0.26 * np.sin(np.linspace(0, np.pi, 50)))
-            panel.plot(ends, arc, color=colour, linestyle=line, linewidth=2)
-    panel.text(-2.2, row + 0.42, example["title"], fontsize=11)
-panel.text(8, 0.1, "100 →", ha="center")
-panel.plot([], [], color=LINES[0][0], linewidth=2, label="within the radius first: right")
-panel.plot([], [], color=LINES[1][0], linestyle="--", linewidth=2, label="the wrong way")
-panel.plot([], [], "ok", label="detection")
-panel.plot([], [], "|", color="black", markersize=14, markeredgewidth=2, label="lesion")
-panel.plot([], [], color=GREEN, linewidth=9, alpha=0.35, label="its reach")
-panel.set(title="two wrong ways", xlabel="place (voxels)", yticks=[], ylim=(-0.5, 2))
-panel.legend(loc="upper right", ncols=2, frameon=False, fontsize=9)
+figure, panels = plt.subplots(1, 3, figsize=(16, 5), layout="constrained")
+scan, own = max(zip(scans, maps["spots"], strict=True), key=lambda pair: pair[0].count)
+z = busiest_slices(scan.centres_zyx, len(scan.volume.array), 1)[0]
+_, dy, dx = show_slice(panels[0], scan.volume.array[z], scan.volume.spacing_mm)
+draw_rings(panels[0], scan.centres_zyx, z, dy, dx)
+labels = detect_lesions(own, scan.count).labels
+judged, _ = judge_detections(labels, scan.centres_zyx, scan.volume.spacing_mm)
+draw_marks(panels[0], judged, z, dy, dx)
+panels[0].set(title=f"spots, slices {z - 1} to {z + 1}", xlabel="x (mm)", ylabel="y (mm)")
+panels[0].legend(handles=mark_handles(judged), loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 for (name, curve), (colour, line, marker) in zip(curves.items(), LINES, strict=False):
     x, y = np.array([(point["fp_per_scan"], point["tpr"]) for point in curve]).T
-    panels[1, 0].plot(x, 100 * y, color=colour, linestyle=line, marker=".", label=name)
+    panels[1].plot(x, 100 * y, color=colour, linestyle=line, marker=".", label=name)
     tpr, fp_per_scan, _ = rates(hits[name])
     bar = np.abs(intervals[name] - tpr)[:, None]
     mark = {"color": colour, "marker": marker, "markersize": 10, "capsize": 4}
-    panels[1, 0].errorbar(fp_per_scan, 100 * tpr, 100 * bar, **mark)
-panels[1, 0].set(title="FROC; large marker: at the true count", ylim=(0, 100), xlim=(0, None))
-panels[1, 0].set(xlabel="FPav (false positives per scan)", ylabel="TPR (% of the lesions)")
-panels[1, 0].legend(frameon=False)
-panels[1, 0].grid(alpha=0.3)
+    panels[1].errorbar(fp_per_scan, 100 * tpr, 100 * bar, **mark)
+panels[1].set(title="FROC; large marker: at the true count", ylim=(0, 100), xlim=(0, None))
+panels[1].set(xlabel="FPav (false positives per scan)", ylabel="TPR (% of the lesions)")
+panels[1].legend(frameon=False)
+panels[1].grid(alpha=0.3)
 
 bins = np.arange(0.15, 0.85, 0.02)
 drawn = {f"{name}, scans drawn": values for name, values in by_scans.items()}
 drawn["spots, lesions drawn: too narrow"] = by_lesions
 for (name, values), (colour, line, _) in zip(drawn.items(), LINES, strict=False):
-    panels[1, 1].hist(100 * values, 100 * bins, histtype="step", color=colour, ls=line, label=name)
-panels[1, 1].set(title="the TPR of 2000 draws", xlabel="TPR (% of the lesions)")
-panels[1, 1].set_ylabel("draws")
-panels[1, 1].legend(frameon=False, loc="upper left")
-save_figure(figure, "runs/tutorials/11_scoring.png")
+    panels[2].hist(100 * values, 100 * bins, histtype="step", color=colour, ls=line, label=name)
+panels[2].set(title="the TPR of 2000 draws", xlabel="TPR (% of the lesions)")
+panels[2].set_ylabel("draws")
+panels[2].legend(frameon=False, loc="upper left")
 
 tpr = {name: rates(own)[0] for name, own in hits.items()}
 print(f"TPR at the true count: brightness {tpr['brightness']:.1%}, spots {tpr['spots']:.1%};")
 print(f"the difference is at least {100 * low:.1f} points in 97.5 % of the draws")
-print("picture: runs/tutorials/11_scoring.png")
+lesson.save(figure, "11_scoring")
 
 # %% [markdown]
 # **Try.** Match with radius 2 and 4 and see how far the rates move: a TPR without its radius says

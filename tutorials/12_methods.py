@@ -6,19 +6,13 @@
 #
 # **You will see** two small networks trained from counts alone, the maps of all six methods of the
 # paper's Table 1 in the same slice, each cut at its own count, and the one number of method (f)
-# that must not be chosen on the test scans. The last picture is the paper's Fig. 3, on a phantom.
+# that must not be chosen on the test scans. The picture is the paper's Fig. 3, on a phantom.
 #
-# **Takes** about 50 seconds on 2 cores: two trainings. Lesson 9 explains heatmaps, lesson 10
+# **Takes** about 40 seconds on 2 cores: two trainings. Lesson 9 explains heatmaps, lesson 10
 # thresholds, lesson 11 the scores.
 
 # %%
-import sys
-import tempfile
-from pathlib import Path
-
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-sys.path.insert(0, str(next(p for p in HERE.parents if (p / "weakunet").is_dir())))  # the clone
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import ndimage
@@ -32,49 +26,31 @@ from weakunet.detection.predict_scan import from_network, predict_scan, to_netwo
 from weakunet.evaluation import metrics
 from weakunet.evaluation.froc import froc_by_count
 from weakunet.evaluation.metrics import count_hits
-from weakunet.figures.drawing import ABOVE, LINES, busiest_slices, save_figure, show_slice
+from weakunet.figures.drawing import ABOVE, busiest_slices, line_style, show_slice
 from weakunet.figures.marks import draw_rings
 from weakunet.layers.enlarge3d import enlarge3d
-from weakunet.model import WeakUNet
-from weakunet.training.checkpoint import load_model
-from weakunet.training.loop import train
-from weakunet.training.run import WEIGHTS, Run
 from weakunet.training.settings import Settings
 
 # %% [markdown]
 # ## Two networks, one cohort
 #
-# Both have the same encoder. The **FCN** has an upsampling path, so that its last maps are as large
-# as the scan. The **coarse** network has none: its last maps are 4 times smaller along each axis,
-# and that is what the global pooling sees. It is cheaper, so it gets more epochs.
+# Both have the same encoder. The **FCN** has an upsampling path, so its last maps are as large as
+# the scan. The **coarse** network has none. Its last maps are 4 times smaller along each axis, and
+# those are pooled. It is cheaper, so it gets more epochs.
 #
-# To be quick we take 8 maps on every level, 300 training scans, and train each network once.
-# `python -m weakunet.compare` takes up to 32 maps and 800 scans, trains on five cohorts, and takes
-# the median of the maps of a scan's mirror images. What it costs to be quick: the maps are rougher,
-# and the intervals below say how other TEST scans would change the rates, not how another training
-# would.
+# To be quick we take 8 maps on every level and 300 training scans, and train each network once.
+# `python -m weakunet.compare` takes up to 32 maps and 800 scans, trains on five cohorts, and
+# averages over the flips of each scan. The price of being quick: the maps are rougher, and the
+# intervals below say how other TEST scans would change the rates, not how another training would.
 
 # %%
-print("\n## Two networks, one cohort")
 N = {"train": 300, "val": 30, "test": 30}
 cohort = simulate_cohort("tiny", N, seed=12)
-
-
-def trained(upsampling, epochs):
-    """A network trained from the counts alone; of its epochs the one with the best validation."""
-    settings = Settings(seed=12, epochs=epochs, channels=(8, 8, 8), block=8, eps=1e-6)
-    rng = np.random.default_rng([settings.seed, WEIGHTS])
-    shape = {"pooling": settings.pool, "block": settings.block, "upsampling": upsampling}
-    model = WeakUNet(settings.channels, **shape, rng=rng)
-    with tempfile.TemporaryDirectory() as folder:
-        train(Run(model, settings, Path(folder)), cohort)
-        return load_model(Path(folder) / "best.npz")
-
-
+small = {"seed": 12, "channels": (8, 8, 8), "eps": 1e-6}
 print("FCN")
-fcn = trained(upsampling=True, epochs=12)
+fcn = lesson.trained(cohort, Settings(epochs=9, **small))
 print("coarse: without the upsampling path")
-coarse = trained(upsampling=False, epochs=14)
+coarse = lesson.trained(cohort, Settings(epochs=12, **small), upsampling=False)
 
 test, val = cohort["test"], cohort["val"]
 true = np.array([scan.count for scan in test])
@@ -87,15 +63,12 @@ for name, model in (("fcn", fcn), ("coarse", coarse)):
 # %% [markdown]
 # ## Asking the gradient: (b) and (c)
 #
-# A **saliency map** (Simonyan et al. 2014) is the gradient of the count with respect to the image,
-# without its sign: how much does the count change if this voxel does? It is one backward pass, all
-# the way to the image. (b) asks the coarse network, (c) the FCN.
+# A **saliency map** (Simonyan et al. 2014) is the magnitude of the gradient of the count with
+# respect to the image: how much does the count change with this voxel? It takes one backward pass,
+# all the way to the image. (b) uses the coarse network, (c) the FCN.
 
 
 # %%
-print("\n## Asking the gradient: (b) and (c)")
-
-
 def saliency_by_hand(model, scan):
     placed, _ = to_network(model, scan.volume)  # the region's box, padded to sizes that divide
     model.forward(placed)
@@ -111,16 +84,13 @@ print("saliency by hand and weakunet: equal")
 # %% [markdown]
 # ## Asking the last maps: (d) and (e)
 #
-# The count is w . G(f) + b, with the pooled last maps G(f). Leave the pooling out, and the same
-# weights give a map, M = sum w_i f_i (eq. 3; lesson 9). (e) is the M of the FCN. (d) is the M of
-# the coarse network, upsampled to the scan's size by linear interpolation: one number for each 4 x
-# 4 x 4 voxels, and many a lesion is no larger than that.
+# The count is w . G(f) + b, with the pooled last maps G(f). Without the pooling, the same weights
+# give a map, M = sum w_i f_i (eq. 3; lesson 9). (e) is the M of the FCN. (d) is the M of the coarse
+# network, upsampled to the scan's size by linear interpolation. It has one number for each 4 x 4 x
+# 4 voxels, and many lesions are no larger than that.
 
 
 # %%
-print("\n## Asking the last maps: (d) and (e)")
-
-
 def heatmap_by_hand(model, scan):
     f = model.features(to_network(model, scan.volume)[0])[0]
     m = np.tensordot(model.linear.params["w"], f, axes=1)
@@ -139,14 +109,13 @@ for model in (fcn, coarse):
 #
 #     weight M / scale + (1 - weight) S
 #
-# M has no unit, S is in [0, 1]; so M is divided by the mean of its maxima over validation scans.
-# And the weight? One tries some and takes the best. The best on WHICH scans is the point: chosen on
-# the test scans it would be fitted to them, and its TPR there would be no test any more. So: on the
-# validation scans. (They need lesion centres for that. The networks never saw any.) A weight of 1
-# would say: leave the intensities out. Of equally good weights we take the largest.
+# M has no unit and S is in [0, 1], so M is divided by the mean of its maxima over the validation
+# scans. And the weight? One tries some and takes the best. The best on WHICH scans? Chosen on the
+# test scans, it would be fitted to them, and its TPR there would no longer be a test. So it is
+# chosen on the validation scans. (They need lesion centres for that. The networks never saw any.)
+# A weight of 1 leaves the intensities out. Of equally good weights we take the largest.
 
 # %%
-print("\n## Not asking at all: (a), and both at once: (f)")
 heatmaps = {
     split: [predict_scan(fcn, scan.volume) for scan in scans]
     for split, scans in (("val", val), ("test", test))
@@ -178,15 +147,14 @@ print(f"would have shown {tpr['test'].max():.1%}")
 # %% [markdown]
 # ## The table
 #
-# Each map is thresholded so that its components are as many as its own network counts; (a) and (f)
-# take the FCN's count. The last columns do the same at the true count: that is the map alone,
-# without the error of the count.
+# Each map is cut into as many components as its own network counts; (a) and (f) take the FCN's
+# count. The last columns use the true count instead: they judge the map alone, without the error of
+# the count.
 #
-# One oddity: (a) marks more places than the FCN counts. The highest 1 % of a prepared scan was
-# trimmed to 1, and no threshold can tell voxels of equal value apart (lesson 10: ties).
+# (a) may mark more places than the FCN counts: the highest 1 % of a prepared scan is trimmed to 1,
+# and no threshold can separate voxels of equal value (lesson 10: ties).
 
 # %%
-print("\n## The table")
 maps = {name: [] for name in METHODS}
 for scan, (_, heatmap) in zip(test, heatmaps["test"], strict=True):
     maps["intensities"].append(scan.volume.array)
@@ -201,7 +169,7 @@ own_counts["saliency"] = own_counts["regression"] = counts["coarse"]
 
 
 def marks_of(name, counts):
-    """Centres of a method's detections, an array a test scan, thresholded at these counts."""
+    """Centres of a method's detections, an array per test scan, thresholded at these counts."""
     pairs = zip(maps[name], counts, strict=True)
     return [detect_lesions(own, whole_count(count)).centres_zyx for own, count in pairs]
 
@@ -231,19 +199,16 @@ print(f"the FCN counts {sum(map(whole_count, counts['fcn']))} in all")
 # %% [markdown]
 # Compare the order of the methods with the paper's, not the numbers: these are simulated scans.
 # Does (e) beat (a), though both are cut at the same count? Does the upsampling path pay, (e)
-# against (d)? And does (f) gain on (e), as it does in the paper?
+# against (d)? And does (f) improve on (e), as in the paper?
 #
 # ## Why is (d) so poor?
 #
-# Is it the resolution, one number for 4 x 4 x 4 voxels? Then no map of that resolution could do
-# better. Make the ideal one: a soft spot on each lesion, averaged over the 4 x 4 x 4 voxels of each
-# cell, upsampled as (d) is, cut at the true count.
+# Is it the resolution? Then no map with one number for 4 x 4 x 4 voxels could do better. Make the
+# ideal one: a soft spot on each lesion, averaged over each cell of 4 x 4 x 4 voxels, upsampled as
+# (d) is, and cut at the true count.
 
 
 # %%
-print("\n## Why is (d) so poor?")
-
-
 def ideal_coarse_map(scan, m=4):
     spots = np.zeros(scan.volume.array.shape)
     for centre in scan.centres_zyx:
@@ -266,21 +231,17 @@ print(f"from a detection of (d) to the nearest lesion: {np.median(far):.1f} voxe
 
 # %% [markdown]
 # So it is not the resolution. A cell of the coarse network sees far beyond its own voxels (lesson
-# 5), and nothing in a count says WHICH of the cells that see a lesion is to answer: one to its side
-# counts as well. The FCN is as free to answer beside the lesion, but a voxel's neighbour is near.
+# 5), and nothing in a count says WHICH of the cells that see a lesion should respond. One beside it
+# counts just as well. The FCN may respond beside the lesion, too, but there the next voxel is near.
 #
 # ## What are the false positives?
 #
-# A false positive within 3 voxels of a lesion is a SECOND mark on it: had the lesion been free, the
-# two would have been matched. Nothing in the training asks for one peak a lesion. A lesion with two
-# peaks takes the place of a fainter one, which is then missed. The intensities are one hill over a
-# lesion, and can join the two.
+# A false positive within 3 voxels of a lesion is a SECOND mark on a lesion that is already matched.
+# Nothing in the training asks for one peak per lesion. A lesion with two peaks takes the place of a
+# fainter one, which is then missed. In the intensities a lesion is one hill, which can join them.
 
 
 # %%
-print("\n## What are the false positives?")
-
-
 def second_marks(marks):
     """False positives over the test scans, and how many of them lie beside a lesion."""
     wrong = beside = 0
@@ -299,25 +260,22 @@ for name, title in METHODS.items():
 # %% [markdown]
 # ## The picture
 #
-# The maps in one slice (of three neighbouring slices the highest value), each in its own range;
-# ringed the true lesions, outlined what reaches the method's threshold. Right: FROC, the count
-# multiplied by factors, with a mark at the predicted count; and the weight of (f).
+# The maps in one slice (the highest value of three neighbouring slices), each in its own range. The
+# true lesions are ringed, and what reaches the method's threshold is outlined. Right: FROC, where
+# the count is multiplied by factors, with a mark at the predicted count; and the weight of (f).
 
 # %%
-print("\n## The picture")
-order = sorted(range(len(test)), key=lambda i: test[i].count)
-i = order[4 * len(order) // 5]  # by the truth alone: a scan with more lesions than most
-scan, spacing_mm = test[i], test[i].volume.spacing_mm
+i = np.argsort(true, kind="stable")[4 * len(test) // 5]  # a scan with more lesions than most
+scan = test[i]
 z = busiest_slices(scan.centres_zyx, len(scan.volume.array), 1)[0]
 near = slice(max(0, z - 1), z + 2)
 figure, panels = plt.subplots(2, 4, figsize=(16, 8.4), layout="constrained")
-places = [*panels[0, :3], *panels[1, :3]]
-for panel, (name, title) in zip(places, METHODS.items(), strict=True):
+for panel, (name, title) in zip(panels[:, :3].flat, METHODS.items(), strict=True):
     own = maps[name][i]
     threshold = detect_lesions(own, whole_count(own_counts[name][i])).threshold
-    shown, (low, high) = own[near].max(axis=0), np.percentile(own, [1, 99.9])
+    shown, limits = own[near].max(axis=0), np.percentile(own, [1, 99.9])
     colours = "gray" if name == "intensities" else "inferno"
-    drawn, dy, dx = show_slice(panel, shown, spacing_mm, low, high, colours)
+    drawn, dy, dx = show_slice(panel, shown, scan.volume.spacing_mm, *limits, colours)
     above = (shown >= threshold).astype(float)
     panel.contour(above, [0.5], colors=ABOVE, linewidths=1.8, extent=drawn.get_extent())
     draw_rings(panel, scan.centres_zyx, z, dy, dx)
@@ -326,34 +284,33 @@ for panel, (name, title) in zip(places, METHODS.items(), strict=True):
 
 froc, sweep = panels[:, 3]
 lesions = [scan.centres_zyx for scan in test]
-for (name, title), (colour, line, marker) in zip(METHODS.items(), LINES, strict=False):
+for k, (name, title) in enumerate(METHODS.items()):
     curve = froc_by_count(maps[name], own_counts[name], lesions)
-    x, y = np.array([(point["fp_per_scan"], point["tpr"]) for point in curve]).T
-    froc.plot(x, 100 * y, color=colour, linestyle=line)
-    mark = {"color": colour, "linestyle": line, "marker": marker, "markersize": 9}
-    froc.plot(table[name]["fp_per_scan"], 100 * table[name]["tpr"], **mark, label=title[:3])
+    points = [(point["fp_per_scan"], 100 * point["tpr"]) for point in curve]
+    froc.plot(*np.transpose(points), **line_style(k, marker=""))
+    froc.plot(
+        table[name]["fp_per_scan"], 100 * table[name]["tpr"], **line_style(k), label=title[:3]
+    )
 froc.set(title="FROC; marks: at the predicted count", xlim=(0, 8), ylim=(0, 100))
 froc.set(xlabel="FPav (false positives per scan)", ylabel="TPR (% of the lesions)")
 froc.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.12))
-froc.grid(alpha=0.3)
-for (split, values), (colour, line, _) in zip(tpr.items(), LINES, strict=False):
-    sweep.plot(weights, 100 * values, color=colour, linestyle=line, label=f"{split} scans")
-    sweep.plot(weights[chosen], 100 * values[chosen], "*", color=colour, markersize=15)
+for k, (split, values) in enumerate(tpr.items()):
+    sweep.plot(weights, 100 * values, **line_style(k, marker=""), label=f"{split} scans")
+    sweep.plot(weights[chosen], 100 * values[chosen], **line_style(k, marker="*", markersize=15))
 sweep.set(title="(f); stars: chosen on validation", ylabel="TPR (% of the lesions)")
 sweep.set(xlabel="weight: 0 is (a), 1 is (e)")
 sweep.legend(frameon=False)
-sweep.grid(alpha=0.3)
-figure.suptitle("ringed: true lesions; outlined: what reaches the method's threshold")
-save_figure(figure, "runs/tutorials/12_methods.png")
+for panel in (froc, sweep):
+    panel.grid(alpha=0.3)
 
 best = max(METHODS, key=lambda name: table[name]["tpr"])
 low, high = table[best]["tpr_ci95"]
 print(f"most lesions are found by {METHODS[best]}: {table[best]['tpr']:.1%}", end=" ")
 print(f"[{low:.1%}, {high:.1%}] at {table[best]['fp_per_scan']:.2f} false positives per scan")
-print("picture: runs/tutorials/12_methods.png")
+lesson.save(figure, "12_methods")
 
 # %% [markdown]
-# **Try.** Train with another seed and write both tables side by side: which order stays? Give the
-# networks `channels=(8, 16, 32)`, which takes twice as long: which weight does validation choose
-# then? Then write the saliency, the weighted sum (there with its weight on the scan) and the choice
-# yourself: exercise set `12_methods`.
+# **Try.** Train with another seed and compare both tables: which order stays? Train with
+# `channels=(8, 16, 32)`, which takes twice as long: which weight does validation choose then? Then
+# write the saliency, the weighted sum (its weight is on the scan there) and the choice yourself:
+# exercise set `12_methods`.

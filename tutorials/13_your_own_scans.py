@@ -6,8 +6,8 @@
 #
 # **You will see** the whole path with the commands that you would type: check, prepare, train,
 # predict, evaluate; and what they say about broken files. The scans are simulated, but they are
-# NIfTI files on disk, and nothing below knows that. The last picture shows one scan, from the file
-# to the lesions found in it.
+# NIfTI files on disk, as yours are. The picture shows one scan, from the file to the lesions found
+# in it.
 #
 # **Takes** about 60 seconds on 2 cores. Lesson 1 explains affines, lessons 9 to 11 the rest.
 
@@ -22,23 +22,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-ROOT = next(p for p in HERE.parents if (p / "weakunet").is_dir())  # the clone
-sys.path.insert(0, str(ROOT))
-
+import lesson
 import matplotlib.pyplot as plt
 import nibabel
 import numpy as np
 from scipy import ndimage
 
-from weakunet.evaluation.metrics import match_detections
-from weakunet.figures.drawing import ABOVE, OUTLINE, save_figure
-from weakunet.figures.marks import MARKS
+from weakunet.data import volumes
+from weakunet.figures.drawing import ABOVE, busiest_slices, show_slice
+from weakunet.figures.marks import draw_marks, draw_rings, judge_detections, mark_handles
 
 # %% [markdown]
-# Everything goes into a temporary folder, which is gone at the end. `run` starts a command there,
-# as your terminal would; `python` stands for this Python, `data_tools/` and `weakunet` for those of
-# the clone. Progress lines are left out.
+# Everything goes into a temporary folder, which is deleted at the end. `run` starts a command
+# there, as your terminal would, with this Python and this clone. Progress lines are left out.
 
 # %%
 temporary = tempfile.TemporaryDirectory()
@@ -49,8 +45,8 @@ def run(command, code=0):
     """Run a command in FOLDER; show it and what it says. It must end with this exit code."""
     print(f"\n$ {command}")
     words = [sys.executable, *command.split()[1:]]
-    words = [str(ROOT / word) if word.startswith("data_tools/") else word for word in words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [str(lesson.ROOT / word) if word.startswith("data_tools/") else word for word in words]
+    environment = {**os.environ, "PYTHONPATH": str(lesson.ROOT)}
     ran = subprocess.run(words, cwd=FOLDER, env=environment, capture_output=True, text=True)
     said = (ran.stdout + ran.stderr).splitlines()
     print("\n".join(line for line in said if not re.search(r": \d+/\d+$", line)))
@@ -79,15 +75,13 @@ def numbers(rows, *columns):
 # ## The files
 #
 # This writes what you would have: an image per scan, a mask of the region in which lesions were
-# counted, and a table with the counts. For evaluation only: a list of the lesions' centres. (With
-# scans of your own, `data_tools/make_cohort.py` writes the table; a mask comes from FreeSurfer by
-# `data_tools/roi_from_freesurfer.py`.)
+# counted, and a table with the counts. A list of the lesions' centres is there for evaluation only.
+# (For scans of your own, `data_tools/make_cohort.py` writes the table, and
+# `data_tools/roi_from_freesurfer.py` makes the masks.)
 
 # %%
-print("\n## The files")
-sizes = {"train": 200, "val": 30, "test": 20}
-numbers_of_scans = " ".join(f"--{split} {number}" for split, number in sizes.items())
-run(f"python data_tools/make_phantom.py --out scans --seed 13 {numbers_of_scans}")
+sizes = "--train 200 --val 30 --test 20"
+run(f"python data_tools/make_phantom.py --out scans --seed 13 {sizes}")
 print(*(FOLDER / "scans/cohort.csv").read_text(encoding="utf-8").splitlines()[:3], sep="\n")
 table = read_rows("scans/cohort.csv")
 image = nibabel.load(FOLDER / "scans" / table[0]["image"])
@@ -97,16 +91,13 @@ print(f"{table[0]['image']}: {image.shape} voxels, raw intensities {low:.0f} to 
 # %% [markdown]
 # ## What can be wrong
 #
-# Seven rows, six of them broken in ways that real cohorts are. The check reads every file once and
-# says what is wrong with which, a line each; its exit code is 1, so that a script can stop there.
-# Look at `twin`: the same voxels stand in train and in test under two names, and no file is
-# damaged. A network would be tested on what it has learned.
+# Here are seven rows, six of them broken as rows of real cohorts are. The check reads every file
+# once and prints a line for each problem. Its exit code is 1, so that a script can stop there. Look
+# at `twin`: no file is damaged, but the same voxels are in train and in test under two names. The
+# network would be tested on what it has learned.
 
 
 # %%
-print("\n## What can be wrong")
-
-
 def broken_cohort():
     """Copy seven scans to FOLDER/broken and damage six; returns the rows of their table."""
     folder = FOLDER / "broken"
@@ -133,12 +124,12 @@ write_rows("broken/cohort.csv", broken_cohort())
 run("python data_tools/check_cohort.py --data broken/cohort.csv", code=1)
 
 # %% [markdown]
-# The centres of `in-voxels` are voxel indices; world millimetres are asked for. The check can only
-# see that they lie outside, and guesses at the other common reason.
+# The centres of `in-voxels` are voxel indices, where world millimetres are expected. The check only
+# sees that they lie outside the scan, and suggests a common reason.
 #
-# If you go on regardless: a scan that cannot be prepared is named and left out, the others are
-# done, and the exit code is 2. Count the others: the twin is among them, and the 999. That is what
-# the check is for. A table that cannot be right is refused as a whole, with its line.
+# What if you go on regardless? A scan that cannot be prepared is named and left out, the others are
+# done, and the exit code is 2. But among the others are the twin and the count of 999. That is what
+# the check is for. A table that cannot be right is refused as a whole, with the number of the line.
 
 # %%
 run("python -m weakunet.preprocess --data broken/cohort.csv --out broken-prepared", code=2)
@@ -151,13 +142,12 @@ run("python -m weakunet.preprocess --data broken/half.csv --out broken-half", co
 # Now the whole cohort, as it was written.
 
 # %%
-print("\n## Check and prepare")
 run("python data_tools/check_cohort.py --data scans/cohort.csv")
 run("python -m weakunet.preprocess --data scans/cohort.csv --out prepared")
 
 # %% [markdown]
-# What did that do to a scan? Section 2.1 of the paper: dilate the region and smooth its border,
-# multiply, crop, trim the highest 1 %, rescale to [0, 1]. By hand:
+# What did that do to a scan? It followed section 2.1 of the paper: dilate the region and smooth its
+# border, multiply, crop, trim the highest 1 %, rescale to [0, 1]. By hand:
 
 
 # %%
@@ -180,30 +170,27 @@ by_hand, corner = prepare_by_hand(image.get_fdata(dtype=np.float32), region)
 difference = np.abs(by_hand - prepared.get_fdata()).max()
 print(f"{row['subject']}: {image.shape} -> {prepared.shape}, by hand the same to {difference:.0e}")
 assert difference < 1e-5
-corner_mm = image.affine @ [*corner, 1]  # it was cropped, not moved: its place in the world stays
+corner_mm = image.affine @ [*corner, 1]  # it was cropped, not moved in the world
 assert np.allclose(prepared.affine @ [0, 0, 0, 1], corner_mm, atol=1e-4)
 
 # %% [markdown]
 # ## Train
 #
 # A small network (8 maps on every level), on few scans, for a short time: enough to see the path.
-# `--block` is the edge of the blocks whose maxima are averaged; `--eps` decides how large the first
-# steps are. With scans of your own, begin with the defaults. The command ends with the figures of
-# the test scans, which it has not looked at before.
+# `--eps` sets the size of the first steps. With scans of your own, begin with the defaults. The
+# command ends with the scores on the test scans, which it has not used before.
 
 # %%
-print("\n## Train")
 train = "python -m weakunet.train --data prepared/cohort.csv --out run --seed 13"
-run(f"{train} --epochs 14 --channels 8 8 8 --block 8 --eps 1e-6")
+run(f"{train} --epochs 10 --channels 8 8 8 --eps 1e-6")
 
 # %% [markdown]
 # ## Predict on new scans
 #
-# Let the test scans be your new ones. Their rows name a mask, so predict takes them as RAW scans:
-# it prepares each in memory and puts the results back on the scan's own grid.
+# The test scans play your new ones. Their rows name a mask, so predict takes them as RAW scans: it
+# prepares each in memory and puts the results back on the scan's own grid.
 
 # %%
-print("\n## Predict on new scans")
 new = [row for row in table if row["split"] == "test"]
 write_rows("scans/new.csv", new)
 model = "python -m weakunet.predict --model run/best.npz"
@@ -212,9 +199,9 @@ subject = row["subject"]
 print(*sorted(path.name for path in (FOLDER / "predictions").glob(f"{subject}*")), sep="\n")
 
 # %% [markdown]
-# Open them with nibabel, as any other program would. The heatmap lies on the scan's grid. A
-# detection's i, j, k are voxel indices of the file, and its x, y, z are world millimetres: lesson
-# 1's affine, applied by hand, turns one into the other.
+# Open them with nibabel, as any other program would. The heatmap is on the scan's grid. A
+# detection's i, j, k are voxel indices of the file, and its x, y, z are world millimetres. The
+# affine (lesson 1) turns one into the other.
 
 # %%
 heatmap = nibabel.load(FOLDER / "predictions" / f"{subject}_heatmap.nii.gz")
@@ -230,8 +217,8 @@ for n, found in enumerate(found_mm, start=1):
     print(f"detection {n}: {voxels:3d} voxels, (x, y, z) = {found} mm")
 
 # %% [markdown]
-# Another scanner stores the same scan in another order of its axes (lesson 1). Voxel indices are
-# others then, millimetres are not.
+# Another scanner may store the same scan with its axes in another order (lesson 1). Then the voxel
+# indices differ, but the millimetres do not.
 
 # %%
 for name in (row["image"], row["roi"]):
@@ -250,12 +237,11 @@ assert np.allclose(turned_mm, found_mm, atol=2e-3)
 # %% [markdown]
 # ## Evaluate
 #
-# With lists of centres, and only then, the detections can be judged. Compare with the end of the
-# training: these are the same scans, prepared in memory this time. (There, the prepared images were
-# judged as well, as method (a). Where the table names raw scans there are none to judge.)
+# The detections can be scored only where there are lists of centres. Compare with the end of the
+# training: these are the same scans, prepared in memory this time. (Method (a) is missing, because
+# a table of raw scans names no prepared images.)
 
 # %%
-print("\n## Evaluate")
 evaluate = "python -m weakunet.evaluate --predictions predictions --data scans/new.csv"
 run(f"{evaluate} --out judged")
 judged = json.loads((FOLDER / "judged" / "metrics.json").read_text(encoding="utf-8"))
@@ -265,74 +251,53 @@ for name, value in judged["regression_fcn"].items():
 # %% [markdown]
 # ## The picture
 #
-# One scan in world millimetres, in the slice with the most lesions. From left to right: as it came,
-# with the region (dashed: its border; dotted: the box that was cropped); prepared; the heatmap, on
-# the scan's own grid; and what was found, near this slice. Outlined is what stands out above the
-# threshold.
+# One scan in the slice with the most lesions. From left to right: as it came, with the border of
+# the region (dashed); prepared, that is, cropped and masked; the heatmap on the scan's own grid;
+# and what was found near this slice. The outline shows what is above the threshold.
 
 # %%
-print("\n## The picture")
-truth_mm = numbers(read_rows(f"scans/{row['centres']}"), "x_mm", "y_mm", "z_mm")
-truth_ijk = nibabel.affines.apply_affine(np.linalg.inv(image.affine), truth_mm)
-pairs = np.array(match_detections(ijk, truth_ijk), int).reshape(-1, 2)
-marked = {
-    "true positives": found_mm[pairs[:, 0]],
-    "false positives": np.delete(found_mm, pairs[:, 0], axis=0),
-    "false negatives": np.delete(truth_mm, pairs[:, 1], axis=0),
+files = {
+    "scan": f"scans/{row['image']}",
+    "region": f"scans/{row['roi']}",
+    "prepared": f"prepared/{row['image']}",
+    "heatmap": f"predictions/{subject}_heatmap.nii.gz",
+    "labels": f"predictions/{subject}_lesions.nii.gz",
 }
-step_mm = image.affine[2, 2]
-heights_mm = image.affine[2, 3] + step_mm * np.arange(image.shape[2])
-z_mm = max(heights_mm, key=lambda z: (abs(truth_mm[:, 2] - z) <= 1.5 * step_mm).sum())
+read = {name: volumes.read_volume(FOLDER / file) for name, file in files.items()}
+scan, prepared = read["scan"], read["prepared"]
+truth_mm = numbers(read_rows(f"scans/{row['centres']}"), "x_mm", "y_mm", "z_mm")
+truth = volumes.world_to_index(scan, truth_mm)
+z = busiest_slices(truth, len(scan.array), 1)[0]
+z_mm = volumes.index_to_world(scan, [[z, 0, 0]])
+prepared_z = round(volumes.world_to_index(prepared, z_mm)[0, 0])
+marks, _ = judge_detections(read["labels"].array.astype(int), truth, scan.spacing_mm)
 
-
-def axial(values, affine):
-    """Slice at z_mm and its extent in mm, of a file whose axes run to the right, front and top."""
-    size_mm, first_mm = affine.diagonal()[:3], affine[:3, 3]
-    low, high = first_mm - size_mm / 2, first_mm + (np.array(values.shape) - 0.5) * size_mm
-    k = round((z_mm - first_mm[2]) / size_mm[2])
-    return values[:, :, k].T, {"extent": (low[0], high[0], low[1], high[1]), "origin": "lower"}
-
-
-def show(panel, nifti, title, colours="gray"):
-    values, place = axial(nifti.get_fdata(), nifti.affine)
-    panel.imshow(values, cmap=colours, **place)
-    panel.set(title=title, xlabel="x, to the patient's right (mm)")
-    return place["extent"]
-
-
-def outline(panel, mask, colour, line):
-    values, place = axial(mask, image.affine)
-    panel.contour(values, [0.5], colors=colour, linestyles=line, linewidths=1.8, **place)
-
-
-figure, panels = plt.subplots(1, 4, figsize=(16, 5), layout="constrained", sharex=True, sharey=True)
-show(panels[0], image, f"the scan's file, slice z = {z_mm:.1f} mm")
-left, right, back, front = show(panels[1], prepared, "prepared")
-show(panels[2], heatmap, "heatmap, on the scan's grid", "inferno")
-show(panels[3], image, "what was found")
-outline(panels[0], region.astype(float), "white", "--")
-box = {"fill": False, "color": "white", "linestyle": ":", "linewidth": 2}
-panels[0].add_patch(plt.Rectangle((left, back), right - left, front - back, **box))
-outline(panels[3], (labels.get_fdata() > 0).astype(float), ABOVE, "-")
-for name, places in marked.items():
-    marker, colour = MARKS[name]
-    style = {"color": colour, "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.8}
-    near = places[abs(places[:, 2] - z_mm) <= 1.5 * step_mm]
-    label = f"{name} ({len(places)} in the scan)"
-    panels[3].plot(near[:, 0], near[:, 1], marker, label=label, path_effects=OUTLINE, **style)
-panels[0].set_ylabel("y, to the front (mm)")
-figure.legend(*panels[3].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-save_figure(figure, "runs/tutorials/13_your_own_scans.png")
+figure, panels = plt.subplots(1, 4, figsize=(16, 5), layout="constrained")
+for panel, title, axial, colours in (
+    (panels[0], f"the scan's file, slice z = {z}", scan.array[z], "gray"),
+    (panels[1], "prepared", prepared.array[prepared_z], "gray"),
+    (panels[2], "heatmap, on the scan's grid", read["heatmap"].array[z], "inferno"),
+    (panels[3], "what was found", scan.array[z], "gray"),
+):
+    limits = axial.min(), axial.max()
+    drawn, dy, dx = show_slice(panel, axial, scan.spacing_mm, *limits, colours)
+    panel.set(title=title, xlabel="x, to the patient's right (mm)", ylabel="y, to the front (mm)")
+style = {"extent": drawn.get_extent(), "linewidths": 1.8}
+panels[0].contour(read["region"].array[z] > 0, [0.5], colors="white", linestyles="--", **style)
+panels[3].contour(read["labels"].array[z] > 0, [0.5], colors=ABOVE, **style)
+draw_rings(panels[3], truth, z, dy, dx)
+draw_marks(panels[3], marks, z, dy, dx)
+figure.legend(handles=mark_handles(marks), loc="outside lower center", ncols=2)
 temporary.cleanup()
 
 rates = judged["regression_fcn"]
 print(f"{len(new)} new scans: TPR {rates['tpr']:.1%} [{rates['tpr_ci95'][0]:.1%},", end=" ")
 print(f"{rates['tpr_ci95'][1]:.1%}], {rates['fp_per_scan']:.2f} false positives per scan;", end=" ")
 print(f"R2 of the count {rates['count_r2']:.2f}")
-print("picture: runs/tutorials/13_your_own_scans.png")
+lesson.save(figure, "13_your_own_scans")
 
 # %% [markdown]
-# **Try.** Break a scan in a way of your own (NaN voxels, a mask of zeros, a 4-D file, a table saved
-# by a spreadsheet) and see whether the check finds it. Then take real files: `data_tools` makes the
-# table from a folder or a BIDS dataset. What these commands do with affines, registrations, other
-# grids and masks, write yourself: exercise set `13_your_own_scans`.
+# **Try.** Break a scan in your own way (NaN voxels, a mask of zeros, a 4-D file, a table saved by a
+# spreadsheet) and see whether the check finds it. Then take real files: `data_tools` makes the
+# table from a folder or a BIDS dataset. Then write what these commands do with affines,
+# registrations, other grids and masks yourself: exercise set `13_your_own_scans`.

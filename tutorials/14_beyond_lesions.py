@@ -4,23 +4,18 @@
 # **Question.** What in this program knows about lesions, or about brains? Tell it nothing but how
 # many threes there are on a sheet of handwritten digits: does it find the threes?
 #
-# **You will see** the package's network, training, threshold and scoring, none of them changed, at
-# work in 2-D on real images of handwriting. The last picture shows sheets by people whose writing
-# was never seen before, with the heatmap, the hits and the misses.
+# **You will see** the package's network, training, threshold and scoring, all unchanged, work in
+# 2-D on real images of handwriting. The picture shows sheets by writers the network has never seen,
+# with the heatmap, the hits and the misses.
 #
 # **Takes** about 50 seconds on 2 cores. The digits come with scikit-learn (`pip install
-# scikit-learn`); without it, this lesson says so and ends. Lessons 8 to 11 explain
-# counting, heatmap, threshold and scoring.
+# scikit-learn`); without it, this lesson says so and ends. Lessons 8 to 11 explain counting,
+# heatmap, threshold and scoring.
 
 # %%
 import sys
-import tempfile
-from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-ROOT = next(p for p in HERE.parents if (p / "weakunet").is_dir())  # the clone
-sys.path[:0] = [str(ROOT), str(ROOT / "data_tools")]
-
+import lesson
 import make_digits
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,10 +26,6 @@ from weakunet.detection.predict_scan import from_network, predict_scan, to_netwo
 from weakunet.evaluation.froc import froc_by_count
 from weakunet.evaluation.metrics import count_hits, count_metrics, detection_metrics
 from weakunet.figures import drawing, marks
-from weakunet.model import WeakUNet
-from weakunet.training.checkpoint import load_model
-from weakunet.training.loop import train
-from weakunet.training.run import WEIGHTS, Run
 from weakunet.training.settings import Settings
 from weakunet.util.cli import InputError
 
@@ -47,15 +38,14 @@ except InputError as missing:
 # %% [markdown]
 # ## A sheet and its label
 #
-# `data_tools/make_digits.py` puts 6 to 10 digits in random places of a sheet of grey paper. The
-# digits are small, 8 x 8 pixels, and real: some 13 people have written them. The label is how many
-# of them are threes, 0 to 5, and nothing else: no place, and not what the other digits are.
+# `data_tools/make_digits.py` puts 6 to 10 digits in random places on a sheet of grey paper. The
+# digits are small, 8 x 8 pixels, and real: about 13 people wrote them. The label is how many of
+# them are threes, 0 to 5, and nothing else: no positions, and not what the other digits are.
 #
-# The splits are cut between two writers. A digit of the test sheets was written by somebody whose
-# hand the network has never seen.
+# The splits are made by writer. The digits of the test sheets were written by people whose
+# handwriting the network has never seen.
 
 # %%
-print("\n## A sheet and its label")
 DIGIT = 3
 for split, (images, classes) in digits.items():
     print(f"{split:5s} {len(images):5d} images, {(classes == DIGIT).sum()} of them threes")
@@ -68,9 +58,9 @@ counts = {split: np.array([sheet.count for sheet in sheets[split]]) for split in
 print("labels of the first training sheets:", *counts["train"][:12])
 
 # %% [markdown]
-# Could the label be read off without reading? If a sheet with many threes held more ink, a network
-# would weigh the ink and never look at a digit. So the number of all digits is drawn first, and the
-# number of threes among them does not depend on it:
+# Could the label be guessed without reading? If a sheet with many threes held more ink, a network
+# would measure the ink and never look at a digit. So the number of all digits is drawn first, and
+# the number of threes among them does not depend on it:
 
 # %%
 ink = [sheet.volume.array.mean() for sheet in sheets["train"]]
@@ -79,58 +69,36 @@ print(f"correlation of label and ink: {np.corrcoef(ink, counts['train'])[0, 1]:.
 # %% [markdown]
 # ## A 2-D image is a volume of one slice
 #
-# The network pools its maps by 2 x 2 x 2, so every size must be even (twice, with three levels).
-# `predict_scan` pads the one slice with empty ones, and afterwards takes the first again. By hand:
-
+# All settings are those for scans, except one: `flips=""`. A flipped lesion is a lesion; a flipped
+# three is no three. (Training notices by itself that a volume of one slice must not be shifted out
+# of it. The larger eps makes Adadelta's first steps larger, which saves time.) Watch r, the
+# correlation of the true and the predicted counts of the validation sheets. It rises before the
+# error falls.
 
 # %%
-print("\n## A 2-D image is a volume of one slice")
-
-
-def predict_by_hand(model, sheet):
-    """count, heatmap (1, H, W) of a sheet, a volume (1, H, W) in (0, 1]."""
-    placed, _ = to_network(model, sheet.volume)  # padded with zeros to sizes that divide
-    count, heatmap = model.predict(placed)
-    return count[0], from_network(model, heatmap, sheet.volume)
-
-
-def new_network(settings):
-    rng = np.random.default_rng([settings.seed, WEIGHTS])
-    return WeakUNet(settings.channels, pooling=settings.pool, block=settings.block, rng=rng)
-
-
-settings = Settings(seed=14, epochs=6, flips="", block=8, eps=1e-6)
-model = new_network(settings)
-sheet = sheets["test"][0]
-count, heatmap = predict_by_hand(model, sheet)
-assert count == predict_scan(model, sheet.volume)[0]
-assert np.array_equal(heatmap, predict_scan(model, sheet.volume)[1])
-print(f"{sheet.volume.array.shape} -> heatmap {heatmap.shape}; untrained, it counts {count:.2f}")
+model = lesson.trained(sheets, Settings(seed=14, epochs=6, flips="", eps=1e-6))
 
 # %% [markdown]
-# ## Training
-#
-# The same call as for scans. One setting must differ: `flips=""`. A lesion in the mirror is a
-# lesion; a three in the mirror is no three. (That training leaves a scan of one slice in its slice,
-# it knows by itself.) Two more are for speed: the blocks of the pooling are as large as a digit,
-# and a larger eps makes Adadelta's first steps larger. Watch r, the correlation of the true and
-# the predicted counts of the validation sheets: it rises before the error falls.
+# The network pools its maps by 2 x 2 x 2, so every size must be even (twice, with three levels).
+# `predict_scan` pads the one slice with empty ones, and takes the slice out again. By hand:
 
 # %%
-print("\n## Training")
-with tempfile.TemporaryDirectory() as folder:
-    train(Run(model, settings, Path(folder)), sheets)
-    model = load_model(Path(folder) / "best.npz")  # of the epoch with the lowest validation error
+sheet = sheets["test"][0]
+placed, _ = to_network(model, sheet.volume)  # padded with zeros to sizes that divide
+count, heatmap = model.predict(placed)
+heatmap = from_network(model, heatmap, sheet.volume)
+assert count[0] == predict_scan(model, sheet.volume)[0]
+assert np.array_equal(heatmap, predict_scan(model, sheet.volume)[1])
+print(f"{sheet.volume.array.shape} -> {placed.shape} -> heatmap {heatmap.shape}")
 
 # %% [markdown]
 # ## Does it find them?
 #
-# Now for sheets by other writers. Threshold the heatmap at the level that leaves as many components
-# as the network counts; a hit is a component whose middle is within 3 pixels of a three's. Beside
-# it, the same with the image in place of the heatmap: ink is ink, so it takes any digit.
+# Now the sheets by other writers. Cut the heatmap at the level that leaves as many components as
+# the network counts. A hit is a component whose centre is within 3 pixels of a three's. For
+# comparison, do the same with the image instead of the heatmap: it takes any digit for a three.
 
 # %%
-print("\n## Does it find them?")
 predicted = [predict_scan(model, sheet.volume) for sheet in sheets["test"]]
 hits = {"ink": [], "heatmap": []}
 for sheet, (count, heatmap) in zip(sheets["test"], predicted, strict=True):
@@ -146,24 +114,14 @@ agreement = count_metrics(counts["test"], [count for count, _ in predicted])
 # %% [markdown]
 # ## The picture
 #
-# Two sheets by other writers, the first two with three threes or more: truth ringed (3 pixels),
-# heatmap, and what was made of it. On the right, all test sheets: the counts, and how many threes
-# are found for how many false positives when the count is scaled down and up (lesson 11). The
-# counts fit the validation sheets better than these. Three people wrote those, and three others
-# these: with so few, whose hand it is matters a lot, and a test on the people who wrote the
-# training digits would have told nothing about it.
-
+# Two sheets by other writers, the first two with three threes or more: the truth, ringed (3
+# pixels); the heatmap; and the detections. On the right, all test sheets: the counts, and how many
+# threes are found for how many false positives when the count is scaled down and up (lesson 11).
+# Three people wrote the validation sheets and three others these. With so few writers, who they are
+# matters a lot, and the two splits can differ much. A test on the training digits' own writers
+# would not have shown it.
 
 # %%
-print("\n## The picture")
-
-
-def style(name):
-    marker, colour = marks.MARKS[name]
-    style = {"linestyle": "none", "marker": marker, "markersize": 13, "markerfacecolor": "none"}
-    return style | {"markeredgecolor": colour, "markeredgewidth": 2.2}
-
-
 shown = [i for i, sheet in enumerate(sheets["test"]) if sheet.count >= 3][:2]
 figure, panels = plt.subplots(2, 4, figsize=(16, 7.6), layout="constrained")
 for row, i in zip(panels, shown, strict=True):
@@ -174,16 +132,15 @@ for row, i in zip(panels, shown, strict=True):
     marks.draw_rings(row[0], sheet.centres_zyx, 0, 1, 1)
     drawing.show_slice(row[1], heatmap[0], None, *np.percentile(heatmap, [1, 99.9]))
     drawing.show_slice(row[2], sheet.volume.array[0], None, high=2.0)  # darker, for the marks
-    for name, points in judged.items():
-        row[2].plot(points[:, 2], points[:, 1], **style(name))
+    marks.draw_marks(row[2], judged, 0, 1, 1, size=13)
     row[0].set(title=f"{sheet.count} threes", ylabel="y (pixels)")
     row[1].set(title=f"heatmap: counts {count:.1f}")
     hit, wrong, missed, merged = (len(points) for points in judged.values())
     row[2].set(title=f"{hit} found, {wrong} wrong, {missed + merged} missed")
 for panel in panels[1, :3]:
     panel.set_xlabel("x (pixels)")
-handles = [Line2D([], [], label=name, **style(name)) for name in judged]
-figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False)
+handles = [Line2D([], [], label=name, **marks.mark_style(name)) for name in judged]
+figure.legend(handles=handles, loc="outside lower left", ncols=4, frameon=False)
 
 jitter = np.random.default_rng(0).uniform(-0.15, 0.15, len(predicted))
 pairs = counts["test"] + jitter, [count for count, _ in predicted]
@@ -202,15 +159,14 @@ for k, (name, each) in enumerate(maps.items()):
     panels[1, 3].plot(*np.transpose(points), label=name, **drawing.line_style(k, markersize=5))
 panels[1, 3].set(xlabel="false positives per sheet", ylabel="threes found (%)", ylim=(0, 103))
 panels[1, 3].legend(frameon=False, loc="center right")
-drawing.save_figure(figure, "runs/tutorials/14_beyond_lesions.png")
 
 print(f"R2 of the count on {len(predicted)} sheets by other writers: {agreement['count_r2']:.2f}")
 for name, rate in rates.items():
     print(f"threes found by {name}: {rate['tpr']:.1%}; {rate['fp_per_scan']:.2f} wrong per sheet")
-print("picture: runs/tutorials/14_beyond_lesions.png")
+lesson.save(figure, "14_beyond_lesions")
 
 # %% [markdown]
 # **Try.** Count another digit: set `DIGIT`. Ones are easy; which are hardest? Then allow
-# `flips="x"`: which digits can be counted in spite of it? For longer training, with the commands
-# of the README, write the sheets as files: `python data_tools/make_digits.py --out digits`. Sheet,
-# split, pooling and what a right count hides, write yourself: exercise set `14_beyond_lesions`.
+# `flips="x"`: which digits can be counted in spite of it? For longer training with the README's
+# commands, write the sheets as files: `python data_tools/make_digits.py --out digits`. Then write
+# the sheet, the split, the pooling, and what a right count hides yourself: set `14_beyond_lesions`.

@@ -6,8 +6,8 @@
 #
 # **You will see** the gradient of a batch put together from its parts, first by hand, then by the
 # file that training with `mpirun` uses; how many bytes that takes, beside all those that stay where
-# they are; and when the exchange costs nothing, and when it costs everything. The last picture
-# shows it, with the speed of several processes on THIS computer.
+# they are; and when the exchange is cheap and when it is not. The picture shows it, with the speed
+# of several processes on THIS computer.
 #
 # **Takes** about 10 seconds on 2 cores. The last measurement needs MPI (`apt-get install
 # openmpi-bin`, `pip install mpi4py`); without it, the lesson says so and shows the rest. Lesson 3
@@ -16,6 +16,7 @@
 # %%
 import contextlib
 import importlib.util
+import inspect
 import shutil
 import statistics
 import subprocess
@@ -25,16 +26,13 @@ import threading
 import time
 from pathlib import Path
 
-HERE = Path(globals().get("__file__", Path.cwd() / "notebook")).resolve()
-ROOT = next(p for p in HERE.parents if (p / "weakunet").is_dir())  # the clone
-sys.path.insert(0, str(ROOT))
-
+import lesson
 import matplotlib.pyplot as plt
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from weakunet.data.phantom import simulate_cohort
-from weakunet.figures.drawing import line_style, save_figure
+from weakunet.figures.drawing import line_style
 from weakunet.layers.loss import mse_backward
 from weakunet.model import WeakUNet
 from weakunet.training.mpi import Ranks
@@ -51,7 +49,6 @@ from weakunet.util.threads import cores, set_threads
 # By hand, in one process: two networks with equal weights take 3 scans and 1 of a batch of 4.
 
 # %%
-print("\n## Where can a batch be cut?")
 scans = simulate_cohort("tiny", {"train": 4}, seed=15)["train"]
 batch = np.stack([scan.volume.array for scan in scans])[:, None]  # (N, 1, D, H, W)
 counts = np.array([scan.count for scan in scans], np.float32)
@@ -59,7 +56,7 @@ COMMON = 0.1  # weight of the common error in training
 
 
 def new_network(channels=(8, 16, 32), convs_per_level=1):
-    return WeakUNet(channels, convs_per_level, block=4, rng=np.random.default_rng(0))
+    return WeakUNet(channels, convs_per_level, rng=np.random.default_rng(0))
 
 
 def flat(grads):
@@ -88,11 +85,11 @@ def difference(a, b):
 print(f"sum of the parts against the whole batch: {difference(total, whole):.0e}")
 assert difference(total, whole) < 1e-5
 three, one = (gradient(new_network(), part) for part in parts)
-print(
-    f"each part with a loss of its own, their mean: {difference((three + one) / 2, whole):.0%} off"
-)
-weighted = 3 / 4 * three + 1 / 4 * one
-print(f"the same, weighted with 3 scans and 1: {difference(weighted, whole):.0%} off")
+for name, mean in (
+    ("mean of the parts' own gradients", (three + one) / 2),
+    ("the same, weighted with 3 scans and 1", 3 / 4 * three + 1 / 4 * one),
+):
+    print(f"{name}: {difference(mean, whole):.0%} off")
 
 # %% [markdown]
 # The first number is rounding: float32 sums in another order. The second is a common mistake: a
@@ -112,9 +109,6 @@ print(f"the same, weighted with 3 scans and 1: {difference(weighted, whole):.0%}
 
 
 # %%
-print("\n## The same by the package")
-
-
 class Table:
     """What `Ranks` needs of MPI: lay your array on the table, wait for the others, take all."""
 
@@ -128,13 +122,18 @@ class Table:
         self.everybody.wait()
 
 
-def work(rank, arrays, everybody, results):
-    ranks, model = Ranks(Table(rank, arrays, everybody)), new_network()
-    part, predicted = ranks.part(4), counts * 0  # 0 for the scans of others
+def take_part(ranks, model, batch, counts, part):
+    """What a rank does in a step of training: leave the whole batch's gradients in model.grads."""
+    predicted = counts * 0  # 0 for the scans of others
     predicted[part] = model.forward(batch[part])
     dcount = mse_backward(ranks.sum(predicted), counts, COMMON)
     model.backward(dcount[part])
     ranks.sum_gradients(model.grads)
+
+
+def work(rank, arrays, everybody, results):
+    ranks, model = Ranks(Table(rank, arrays, everybody)), new_network()
+    take_part(ranks, model, batch, counts, ranks.part(4))
     results[rank] = flat(model.grads)
 
 
@@ -161,9 +160,6 @@ assert difference(results[0], whole) < 1e-5
 
 
 # %%
-print("\n## What is sent, in bytes")
-
-
 def sizes_in_bytes(channels, convs, shape):
     """4 bytes per number: parameters; one scan; the maps that one scan's forward pass makes."""
     parameters = sum(value.size for value in new_network(channels, convs).params.values())
@@ -198,9 +194,6 @@ for name, each in sizes.items():
 
 
 # %%
-print("\n## When does the exchange cost nothing?")
-
-
 def seconds_per_step(threads, steps=5):
     """Median time of forward and backward for the batch of 4; the first, which warms up, aside."""
     set_threads(threads)
@@ -223,42 +216,34 @@ for name, bandwidth in CABLES.items():
 # %% [markdown]
 # ## As measured
 #
-# The script below is what a rank does in training, with one thread each. `mpirun -n 2` starts it
-# twice; each process asks MPI which one it is. Every rank computes its part of the same batch of
-# 4 and receives all gradients: the exchange is in the time.
+# The script below does the same as `take_part` in training's own processes, with one thread each.
+# `mpirun -n 2` starts it twice; each process asks MPI which one it is. Every rank computes its part
+# of the same batch of 4 and receives all gradients, so the exchange is in the time.
 #
 # Beside it, the other way to use several cores: one process with several threads, which the layers
-# use by themselves. They share the scans' memory, and are no use beyond one computer or for several
-# GPUs. But they wait for each other in every layer, and processes only twice in a step: with scans
-# as small as these, that can matter more than what is sent.
+# start by themselves. They share the scans' memory, but they cannot use a second computer or GPU.
+# And they wait for each other in every layer, processes only twice in a step: with scans as small
+# as these, that can matter more than what is sent.
 
 # %%
-print("\n## As measured")
-WORKER = """
+WORKER = f"""
 import statistics, sys, time
-sys.path.insert(0, {root!r})
+sys.path.insert(0, {str(lesson.ROOT)!r})
 import numpy as np
 from weakunet.layers.loss import mse_backward
 from weakunet.model import WeakUNet
 from weakunet.training.mpi import join
 from weakunet.util.threads import set_threads
 
-with join() as ranks:
+{inspect.getsource(take_part)}
+with join() as ranks, np.load("batch.npz") as file:
     set_threads(1)
-    with np.load({data!r}) as file:
-        batch, counts = file["batch"], file["counts"]
-    model = WeakUNet((8, 16, 32), block=4, rng=np.random.default_rng(0))
-    part, times = ranks.part(len(batch)), []
+    batch, counts, COMMON = file["batch"], file["counts"], {COMMON}
+    model, times = WeakUNet(rng=np.random.default_rng(0)), []
     for _ in range(6):
         ranks.any(False)  # wait for one another
         started = time.perf_counter()
-        predicted = counts * 0
-        predicted[part] = model.forward(batch[part])
-        if ranks.size > 1:
-            predicted = ranks.sum(predicted)
-        model.backward(mse_backward(predicted, counts, 0.1)[part])
-        if ranks.size > 1:
-            ranks.sum_gradients(model.grads)
+        take_part(ranks, model, batch, counts, ranks.part(len(batch)))
         times.append(time.perf_counter() - started)
     print(statistics.median(times[1:]))
 """
@@ -266,11 +251,9 @@ with join() as ranks:
 
 def seconds_by_mpi(processes, folder):
     """Median time of a step of `processes` ranks; None where they cannot be started."""
-    np.savez(folder / "batch.npz", batch=batch, counts=counts)
-    worker = folder / "worker.py"
-    worker.write_text(WORKER.format(root=str(ROOT), data=str(folder / "batch.npz")))
-    command = ["mpirun", "-n", str(processes), sys.executable, str(worker)]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    np.savez(Path(folder) / "batch.npz", batch=batch, counts=counts)
+    command = ["mpirun", "-n", str(processes), sys.executable, "-c", WORKER]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     with contextlib.suppress(ValueError):
         return float(ran.stdout)
     print(f"mpirun could not start {processes}:", *ran.stderr.split()[:12], "...")
@@ -282,8 +265,8 @@ by_threads = {n: seconds_per_step(n) for n in numbers}
 by_processes = {}
 if shutil.which("mpirun") and importlib.util.find_spec("mpi4py"):
     with tempfile.TemporaryDirectory() as folder:
-        by_processes = {n: seconds_by_mpi(n, Path(folder)) for n in numbers}
-        by_processes = {n: seconds for n, seconds in by_processes.items() if seconds}
+        measured = {n: seconds_by_mpi(n, folder) for n in numbers[1:]}
+    by_processes = {1: step} | {n: seconds for n, seconds in measured.items() if seconds}
 else:
     print("MPI is not installed: the picture shows threads only")
 
@@ -296,17 +279,11 @@ else:
 # their memory, or are busy with something else.
 
 # %%
-print("\n## The picture")
 figure, panels = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
 for k, (name, each) in enumerate(sizes.items()):
     panels[0].plot(each.keys(), each.values(), label=name, **line_style(k, linestyle="none"))
-    for what, size in each.items():
-        panels[0].annotate(
-            f"{size / 1e6:.2g} MB" if size < 1e9 else f"{size / 1e9:.2g} GB",
-            (what, size), (10, -4), textcoords="offset points",
-        )  # fmt: skip
-panels[0].set(yscale="log", ylabel="bytes", xlim=(-0.4, 2.6), ylim=(1e4, 1e10))
-panels[0].set_title("only the gradient is sent")
+panels[0].set(yscale="log", ylabel="bytes", title="only the gradient is sent", xlim=(-0.4, 2.4))
+panels[0].grid(axis="y", alpha=0.3)
 panels[0].legend(frameon=False, loc="upper left", title="network")
 
 ranks, small = np.arange(2, 1001), sizes["default"]["gradient"]
@@ -321,28 +298,25 @@ for k, (name, seconds) in enumerate(lines.items()):
     panels[1].plot(ranks, seconds / (step / 4), label=name, **line_style(k, marker=""))
 panels[1].axhline(1, color="black", linestyle=":", linewidth=1)
 panels[1].set(xscale="log", yscale="log", xlabel="ranks", ylabel="receiving / computing")
-panels[1].set_ylim(top=1e7)
 panels[1].set_title(f"on paper: {1e3 * step / 4:.0f} ms per scan, one scan per rank")
+panels[1].set_ylim(top=1e7)
 panels[1].legend(frameon=False, loc="upper left")
 
 measured = {"processes (MPI), 1 thread each": by_processes, "threads of one process": by_threads}
 for k, (name, seconds) in enumerate(measured.items()):
-    if seconds:
-        panels[2].plot(
-            seconds.keys(), [1 / s for s in seconds.values()], label=name, **line_style(k)
-        )
+    per_second = [1 / s for s in seconds.values()]
+    panels[2].plot(seconds.keys(), per_second, label=name, **line_style(k))
 panels[2].plot(numbers, [n / step for n in numbers], ":", color="black", label="ideal")
 panels[2].set(xlabel="processes, or threads", ylabel="batches of 4 per second", xticks=numbers)
-panels[2].set_ylim(0)
 panels[2].set_title(f"as measured on this computer ({cores()} cores)")
+panels[2].set_ylim(0)
 panels[2].legend(frameon=False, loc="lower right")
-save_figure(figure, "runs/tutorials/15_several_processes.png")
 
 most = max(by_processes or by_threads)
 faster = step / (by_processes or by_threads)[most]
 print(f"{most} {'processes' if by_processes else 'threads'}: {faster:.2f} times as fast as one")
 print(f"each sends {small:,} bytes of gradients per step")
-print("picture: runs/tutorials/15_several_processes.png")
+lesson.save(figure, "15_several_processes")
 
 # %% [markdown]
 # **Try.** Train a network by two processes, then by one, and compare the logs:

@@ -20,9 +20,9 @@ from weakunet.util.cli import command, write_text  # noqa: E402
 
 SETUP = """\
 # made by tutorials/to_notebooks.py: go to the clone, where pictures are written
-import os
+import os, sys
 os.chdir({clone!r})
-__file__ = {script!r}
+sys.path.insert(0, "tutorials")
 %matplotlib inline"""
 
 
@@ -40,7 +40,7 @@ def cells(text):
 def notebook(script, folder):
     """The notebook of a script, to be written into `folder`, as JSON text (nbformat 4.5)."""
     clone = Path(os.path.relpath(TUTORIALS.parent, folder)).as_posix()
-    setup = SETUP.format(clone=clone, script=f"tutorials/{script.name}")
+    setup = SETUP.format(clone=clone)
     content = []
     for kind, source in [("code", setup), *cells(script.read_text(encoding="utf-8"))]:
         cell = {"cell_type": kind, "id": f"cell-{len(content)}", "metadata": {}}

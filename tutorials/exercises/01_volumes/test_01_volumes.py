@@ -25,31 +25,29 @@ def test_index_to_mm(answer):
         (XYZ * MATRIX.diagonal() + SHIFT, "only the diagonal is used, but this scan is tilted"),
         (XYZ @ INVERSE.T + BACK, "the affine is inverted: that leads from mm to an index"),
     ]
-    compare("index_to_mm", answer.index_to_mm(AFFINE.copy(), ZYX.copy()), MM, mistakes)
+    compare("index_to_mm", answer.index_to_mm(AFFINE, ZYX), MM, mistakes)
 
 
 def test_mm_to_index(answer):
     mistakes = [
         (XYZ, "the index is (x, y, z): reverse the columns, an array's index is (z, y, x)"),
         ((MM @ INVERSE.T)[:, ::-1], "the shift is not undone: invert the whole 4x4 affine"),
-        ((MM @ INVERSE.T - SHIFT)[:, ::-1], "the shift is taken off after the matrix: it is in mm, "
-         "so it goes first"),
+        ((MM @ INVERSE.T - SHIFT)[:, ::-1], "the shift is taken off after the matrix: do it first"),
         ((MM @ MATRIX.T + SHIFT)[:, ::-1], "the affine is not inverted: it leads to mm"),
         ((MM @ INVERSE + BACK)[:, ::-1], "the matrix is not transposed: points are rows"),
-        ((MM[:, ::-1] @ INVERSE.T + BACK)[:, ::-1], "the columns are reversed at the beginning: mm "
-         "come as (x, y, z)"),
+        ((MM[:, ::-1] @ INVERSE.T + BACK)[:, ::-1], "the columns are reversed at the beginning"),
         (np.round(ZYX), "the index is rounded: a lesion's centre may lie between voxels"),
         (np.floor(ZYX), "the index is cut to whole numbers: a centre may lie between voxels"),
         (np.trunc(MM @ INVERSE.T + BACK)[:, ::-1], "the index is cut to whole numbers"),
-    ]  # fmt: skip
-    compare("mm_to_index", answer.mm_to_index(AFFINE.copy(), MM.copy()), ZYX, mistakes)
+    ]
+    compare("mm_to_index", answer.mm_to_index(AFFINE, MM), ZYX, mistakes)
 
 
 def test_to_ras(answer):
     stored = np.random.default_rng(1).normal(size=(4, 3, 5))
     affine = np.diag([-0.5, 0.6, -0.8, 1.0])
     affine[:3, 3] = 31, -40, 12
-    result = answer.to_ras(stored.copy(), affine.copy())
+    result = answer.to_ras(stored, affine)
     array, its_affine = parts("to_ras", result, "array, affine")
     flipped = stored[::-1, :, ::-1]
     mistakes = [

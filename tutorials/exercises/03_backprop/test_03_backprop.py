@@ -21,7 +21,7 @@ def test_relu_backward(answer):
         (abs(dy) * (y > 0), "the sign of dy is lost: a gradient may be negative"),
         (np.maximum(dy, 0) * (y > 0), "the ReLU is applied to dy as well: it may be negative"),
     ]
-    compare("relu_backward", answer.relu_backward(dy.copy(), y.copy()), dy * (y > 0), mistakes)
+    compare("relu_backward", answer.relu_backward(dy, y), dy * (y > 0), mistakes)
 
 
 def test_numerical_gradient(answer):
@@ -54,16 +54,13 @@ def _case(c_in, c_out):
 
 def test_conv3d_backward(answer):
     for dy, x, w in (_case(3, 3), _case(2, 4)):  # with as many channels out as in, and with more
-        result = answer.conv3d_backward(dy.copy(), x.copy(), w.copy())
+        result = answer.conv3d_backward(dy, x, w)
         result = parts("conv3d_backward", result, "dx, dw, db")
         dx, dw, db = conv3d_backward(dy, x, w)
         compare("dw", result[1], dw, _dw_mistakes(dy, x, w, dw))
         compare("dx", result[0], dx, _dx_mistakes(dy, x, w))
         mistakes = [
-            (
-                dy.sum(axis=(2, 3, 4)),
-                "db is summed per scan: b serves all scans, so sum over N too",
-            ),
+            (dy.sum(axis=(2, 3, 4)), "db is summed per scan: b serves all scans, sum over N too"),
             (dy.mean(axis=(0, 2, 3, 4)), "db is a mean: every voxel adds its full gradient"),
             (dy.sum(axis=(0, 1, 3, 4)), "db is summed over the channels: it needs one per C_out"),
         ]
@@ -92,10 +89,7 @@ def _dx_mistakes(dy, x, w):
         last[:, :, i : i + d, j : j + h, m : m + w_] = tap
     unflipped = conv3d_forward(dy, w.swapaxes(0, 1), none)
     mistakes = [
-        (
-            unflipped,
-            "dx uses the kernel as it is: tap i sent x[t+i] to y[t], so back it goes with -i",
-        ),
+        (unflipped, "dx uses the kernel as it is: tap i sent x[t+i] to y[t], so back with -i"),
         (padded[:, :, :-2, :-2, :-2], "dx is shifted: cut the margin off on BOTH sides"),
         (last[:, :, 1:-1, 1:-1, 1:-1], "dx keeps only the last tap that came by: add them up, +="),
     ]

@@ -24,20 +24,15 @@ def test_receptive_field(answer):
         ks = np.array([k for k, _ in layers])
         wrong = [
             (1 + (ks - 1).sum(), "the jump is missing: behind a pooling, neighbours lie 2 apart"),
-            (
-                1 + (ks - 1) @ jumps[1:],
-                "the jump grows too early: a pooling's own voxels lie close",
-            ),
+            (1 + (ks - 1) @ jumps[1:], "the jump grows too early: first the field, then the jump"),
             (1 + ks @ jumps[:-1], "a layer adds (k - 1) jumps, not k: one voxel was there before"),
             (np.prod(ks), "the sizes are multiplied: convolutions in a row ADD (k - 1) jumps"),
             ((ks - 1) @ jumps[:-1], "it starts at one voxel, not at 0"),
-            (1 + (ks - 1) @ np.cumsum([1, *pools])[:-1], "the jump is multiplied by the stride, "
-             "not added to it"),
-            (1 + (ks - 1) @ [1, *pools[:-1]], "the jump is that of one layer: all strides so far "
-             "multiply"),
+            (1 + (ks - 1) @ np.cumsum([1, *pools])[:-1], "the jump is multiplied by the stride"),
+            (1 + (ks - 1) @ [1, *pools[:-1]], "the jump is that of one layer: multiply them all"),
             (1 + ks // 2 @ jumps[:-1], "k // 2 on both sides are k - 1 neighbours more"),
             (jumps[-1], "this is the jump: the field is asked for"),
-        ]  # fmt: skip
+        ]
         right = _probe(layers)
         wrong = [w for w in wrong if w[0] != right]
         compare(f"receptive_field({layers})", answer.receptive_field(layers), right, wrong)
@@ -74,24 +69,14 @@ def test_n_parameters(answer):
         biases = sum(channels) + maps.sum() + 1
         decoder = 27 * (maps + below) @ maps
         mistakes = [
-            (
-                right - biases,
-                "the biases are missing: one per output channel, one in the last layer",
-            ),
-            (
-                right - 27 * maps @ maps,
-                "the skip is missing: the decoder reads the encoder's maps too",
-            ),
-            (
-                right - 27 * below @ maps,
-                "the decoder reads only the skip: the maps below come as well",
-            ),
+            (right - biases, "the biases are missing: one per output channel and the last layer's"),
+            (right - 27 * maps @ maps, "the skip is missing: the decoder reads it as well"),
+            (right - 27 * below @ maps, "the decoder reads only the skip: add the maps below"),
             (right - decoder - maps.sum(), "the decoder is missing"),
             (right - channels[0] - 1, "the last layer is missing: a weight per map and one bias"),
             (right - 1, "the last layer's bias is missing"),
             (right - sum(channels), "the encoder's biases are missing: one per output channel"),
             (right - channels[0] + channels[-1], "the last layer reads the FIRST level's maps"),
-            (right - 27 * (maps - 1) @ below, "every convolution of the encoder reads one map: it "
-             "reads those of the level above"),
-        ]  # fmt: skip
+            (right - 27 * (maps - 1) @ below, "every convolution of the encoder reads one map"),
+        ]
         compare(f"n_parameters({channels})", answer.n_parameters(channels), right, mistakes)

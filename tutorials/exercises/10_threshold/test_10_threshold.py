@@ -28,7 +28,7 @@ def _numbers(heatmap, levels, connectivity):
 def test_component_numbers(answer):
     for digits in (9, 1):  # all voxels different; many that tie
         heatmap = ndimage.gaussian_filter(RNG.normal(size=(5, 8, 9)), 0.7).round(digits)
-        result = answer.component_numbers(heatmap.copy())
+        result = answer.component_numbers(heatmap)
         result = parts("component_numbers", result, "levels, numbers")
         levels = np.unique(heatmap)[::-1]
         ties = "equal voxels are counted one after the other: they are ONE level"
@@ -105,19 +105,18 @@ def test_choose_level(answer):
             (STEPS[count - 1], "this is the count's place in the list of levels"),
             (bisected, "this is what a bisection finds: the number is not monotone, so sweep"),
             (np.flatnonzero(up_and_down == count)[0], "this is the level's index, not the level"),
-            (STEPS[np.flatnonzero(up_and_down >= count)[0] - 1], "one short: the level that "
-             "reaches the count belongs to the candidates"),
+            (STEPS[np.flatnonzero(up_and_down >= count)[0] - 1], "one short: go one level further"),
             (10, "this is the level with the most components"),
             (count, "this is the number of components, not the level"),
-        ]  # fmt: skip
+        ]
         wrong = [w for w in wrong if w[0] != right]
-        level = answer.choose_level(STEPS.copy(), up_and_down.copy(), count)
+        level = answer.choose_level(STEPS, up_and_down, count)
         compare(f"choose_level for count {count}", level, right, wrong)
     jump, behind = np.array([1, 2, 5, 3]), "it swept on behind the first level that reached it"
-    level = answer.choose_level(STEPS[:4].copy(), jump, 3)  # 2 is nearer than 5
+    level = answer.choose_level(STEPS[:4], jump, 3)  # 2 is nearer than 5
     wrong = [(17, behind), (18, "the first at or above the count: 2 is nearer to 3 than 5 is")]
     compare("choose_level where ties jump from 2 to 5, for count 3", level, 19, wrong)
-    level = answer.choose_level(STEPS[:4].copy(), np.array([1, 2, 2, 1]), 9)
+    level = answer.choose_level(STEPS[:4], np.array([1, 2, 2, 1]), 9)
     wrong = [
         (18, "of equally near levels the higher one is taken"),
         (17, "the lowest: 2 is nearer"),

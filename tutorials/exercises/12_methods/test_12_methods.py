@@ -7,11 +7,8 @@ from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
 from weakunet.layers.gradcheck import numerical_gradient
 
 RNG = np.random.default_rng(12)
-SCAN, W, V = (
-    RNG.normal(size=(4, 3, 5)),
-    RNG.normal(size=(3, 1, 3, 3, 3)),
-    np.array([1.2, -0.7, 0.5]),
-)
+SCAN, W = RNG.normal(size=(4, 3, 5)), RNG.normal(size=(3, 1, 3, 3, 3))
+V = np.array([1.2, -0.7, 0.5])
 
 
 def _forward():
@@ -41,13 +38,14 @@ def test_saliency(answer):
         (gradient**2, "this is the square of the gradient: take its magnitude"),
         (abs(gradient * SCAN), "this is gradient times input; saliency is the gradient alone"),
     ]
-    result = answer.saliency(SCAN.copy(), W.copy(), V.copy())
+    result = answer.saliency(SCAN, W, V)
     compare("saliency", result, right, mistakes, tolerance=1e-6)
 
 
 def test_weighted_sum(answer):
     scan, heatmap = RNG.random((2, 3, 4)), RNG.normal(size=(2, 3, 4)) * 40
     right = 0.65 * scan / 0.9 + 0.35 * heatmap / 55
+    cut, own = np.maximum(heatmap, 0), 0.65 * scan / scan.max() + 0.35 * heatmap / heatmap.max()
     mistakes = [
         (0.65 * scan + 0.35 * heatmap, "the scales are missing: the heatmap drowns the scan"),
         (0.65 * scan * 0.9 + 0.35 * heatmap * 55, "multiplied by the scales: divide"),
@@ -56,12 +54,10 @@ def test_weighted_sum(answer):
         (0.65 * scan / 0.9 + 0.35 * heatmap, "the heatmap is not divided by its scale"),
         (0.65 * scan + 0.35 * heatmap / 55, "the scan is not divided by its scale"),
         (0.65 * scan / 55 + 0.35 * heatmap / 0.9, "the scales are swapped"),
-        (0.65 * scan / 0.9 + 0.35 * np.maximum(heatmap, 0) / 55, "negative values of the heatmap "
-         "are cut off: keep them"),
-        (0.65 * scan / scan.max() + 0.35 * heatmap / heatmap.max(), "each scan has its own scale: "
-         "then a scan without lesions gets as bright a heatmap as one with many"),
-    ]  # fmt: skip
-    result = answer.weighted_sum(scan.copy(), heatmap.copy(), 0.65, 0.9, 55.0)
+        (0.65 * scan / 0.9 + 0.35 * cut / 55, "negative values of the heatmap are cut off"),
+        (own, "each scan has its own scale: a scan without lesions gets as bright a map as others"),
+    ]
+    result = answer.weighted_sum(scan, heatmap, 0.65, 0.9, 55.0)
     compare("weighted_sum", result, right, mistakes)
 
 
@@ -72,7 +68,7 @@ def test_choose_weight(answer):
     splits = np.array(["val", "test", "val", "val", "test"])
     tpr = np.empty((5, 5))
     tpr[:, splits == "val"], tpr[:, splits == "test"] = val, test
-    result = answer.choose_weight(weights.copy(), tpr.copy(), list(splits))
+    result = answer.choose_weight(weights, tpr, list(splits))
     result = parts("choose_weight", result, "the weight, its TPR on the test scans")
     mistakes = [
         (0.75, "chosen on the TEST scans: then its TPR there is no test any more"),

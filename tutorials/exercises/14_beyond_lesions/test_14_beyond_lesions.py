@@ -1,5 +1,7 @@
 """Grades exercise 14, with made-up digits; the pooling's oracle is the package's layer."""
 
+import itertools
+
 import numpy as np
 from grading import compare, fail, parts
 
@@ -12,7 +14,7 @@ def test_make_sheet(answer):
     rng = np.random.default_rng(14)
     images, classes = rng.random((4, 6, 6)), np.array([3, 8, 3, 5])
     corners = np.array([[1, 12], [20, 3], [9, 21], [2, 2]])
-    arguments = images.copy(), classes.copy(), corners.copy(), 3, 30
+    arguments = images, classes, corners, 3, 30
     result = parts("make_sheet", answer.make_sheet(*arguments), "the sheet, its count, the middles")
     ink, swapped = np.zeros((30, 30)), np.zeros((30, 30))
     for image, (y, x) in zip(images, corners, strict=True):
@@ -69,9 +71,9 @@ def test_split_by_writer(answer):
     mixed = np.random.default_rng(2).permutation(images)
     seen = set()
     for seed in range(12):
-        splits = answer.split_by_writer(mixed.copy(), 2, 3, np.random.default_rng(seed))
+        splits = answer.split_by_writer(mixed, 2, 3, np.random.default_rng(seed))
         _check_split(splits, mixed, 2, 3)
-        again = answer.split_by_writer(mixed.copy(), 2, 3, np.random.default_rng(seed))
+        again = answer.split_by_writer(mixed, 2, 3, np.random.default_rng(seed))
         if not np.array_equal(splits, again):
             fail("the same seed gives another split: draw with the rng that is given, only")
         seen.add("".join(sorted(set(mixed[np.asarray(splits) == "test"].tolist()))))
@@ -85,30 +87,28 @@ def test_local_maxima(answer):
         h, w = 10 - 10 % k, 13 - 13 % k
         inside = localmax_forward(maps[None, :, None, :h, :w], k)[0][0]
         padded = np.pad(maps, [(0, 0), (0, -10 % k), (0, -13 % k)])
-        maxima = [[m[y : y + k, x : x + k].max() for y in range(0, 10, k) for x in range(0, 13, k)]
-                  for m in maps]  # fmt: skip
-        means = [[m[y : y + k, x : x + k].mean() for y in range(0, 10, k) for x in range(0, 13, k)]
-                 for m in maps]  # fmt: skip
-        minima = [[m[y : y + k, x : x + k].min() for y in range(0, 10, k) for x in range(0, 13, k)]
-                  for m in maps]  # fmt: skip
-        slid = [[m[y : y + k, x : x + k].max() for y in range(11 - k) for x in range(14 - k)]
-                for m in maps]  # fmt: skip
+        filled = localmax_forward(padded[None, :, None], k)[0][0]
+        corners = list(itertools.product(range(0, 10, k), range(0, 13, k)))
+        blocks = [maps[:, y : y + k, x : x + k] for y, x in corners]
+        maxima, means, minima = (
+            np.transpose([of(block, axis=(1, 2)) for block in blocks])
+            for of in (np.max, np.mean, np.min)
+        )
+        slid = np.lib.stride_tricks.sliding_window_view(maps, (k, k), (1, 2)).max(axis=(3, 4))
         mistakes = [
             (inside, "the last blocks are left out where k does not divide: they are smaller"),
-            (localmax_forward(padded[None, :, None], k)[0][0], "the last blocks are filled up with "
-             "0, which is larger than a negative map: cut them, or fill with -inf"),
+            (filled, "the last blocks are filled up with 0: cut them, or fill with -inf"),
             (np.sum(maxima, axis=1), "the maxima are added up: take their mean"),
             (np.mean(maxima), "one number for all maps: y_c is the mean over ITS blocks"),
             (np.max(maxima, axis=1), "this is the global maximum: take the MEAN over the blocks"),
             (np.mean(means, axis=1), "the mean in each block: take its maximum"),
             (np.mean(minima, axis=1), "the smallest of each block: take its maximum"),
             (maps.mean(axis=(1, 2)), "this is the global mean: take each block's maximum first"),
-            (np.mean(slid, axis=1), "the blocks overlap: the next one begins k pixels further"),
-            (np.maximum(np.array(maxima), 0).mean(axis=1), "the maximum starts at 0: maps may be "
-             "negative everywhere in a block"),
-        ]  # fmt: skip
+            (slid.mean(axis=(1, 2)), "the blocks overlap: the next one begins k pixels further"),
+            (np.maximum(maxima, 0).mean(axis=1), "the maximum starts at 0: maps may be negative"),
+        ]
         right = localmax_forward(maps[None, :, None], k)[0][0]
-        compare(f"local_maxima with k = {k}", answer.local_maxima(maps.copy(), k), right, mistakes)
+        compare(f"local_maxima with k = {k}", answer.local_maxima(maps, k), right, mistakes)
 
 
 MIDDLES = np.array([[5.0, 5.0], [5.0, 20.0], [20.0, 5.0], [20.0, 20.0], [35.0, 8.0], [35.0, 30.0]])
@@ -117,7 +117,7 @@ MARKS = np.array([[6.0, 6.0], [4.0, 4.5], [5.0, 23.0], [12.0, 12.0], [35.0, 8.5]
 
 
 def test_judge_sheet(answer):
-    result = answer.judge_sheet(MARKS.copy(), MIDDLES.copy(), CLASSES.copy(), 3, 3.0)
+    result = answer.judge_sheet(MARKS, MIDDLES, CLASSES, 3, 3.0)
     marked, hidden = parts("judge_sheet", result, "marked, hidden")
     mistakes = [
         ([3, 3, -1, -1, 3, 8], "a distance of exactly the radius is near enough: <=, not <"),
@@ -137,13 +137,22 @@ def test_judge_sheet(answer):
     compare("judge_sheet's hidden", hidden, 2, mistakes)
     twice = np.array([[6.0, 6.0], [4.0, 4.5], [35.0, 8.0], [20.0, 5.0]])
     cases = [  # as many marks as threes
-        ("two marks on other digits", MIDDLES[[0, 1, 3, 2]], 2, "two marks are on other digits, "
-         "two threes have none: the count is right, and both pairs of mistakes cancel"),
-        ("one three marked twice", twice, 1, "one three has two marks and another has none: the "
-         "second mark is wrong, and hides the missed one"),
-    ]  # fmt: skip
+        (
+            "two marks on other digits",
+            MIDDLES[[0, 1, 3, 2]],
+            2,
+            "two marks are wrong and two threes have none: both pairs of mistakes cancel",
+        ),
+        (
+            "one three marked twice",
+            twice,
+            1,
+            "one three has two marks and another has none: the "
+            "second mark is wrong, and hides the missed one",
+        ),
+    ]
     for what, marks, right, message in cases:
-        _, hidden = answer.judge_sheet(marks.copy(), MIDDLES.copy(), CLASSES.copy(), 3, 3.0)
+        _, hidden = answer.judge_sheet(marks, MIDDLES, CLASSES, 3, 3.0)
         compare(f"judge_sheet's hidden, {what}", hidden, right, [(0, message)])
-    _, hidden = answer.judge_sheet(MARKS[:1], MIDDLES.copy(), CLASSES.copy(), 3, 3.0)
+    _, hidden = answer.judge_sheet(MARKS[:1], MIDDLES, CLASSES, 3, 3.0)
     compare("judge_sheet's hidden, one mark and it is right", hidden, 0)
