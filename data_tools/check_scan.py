@@ -18,7 +18,7 @@ from weakunet.data.volumes import mask_of, read_volume, require_same_grid, world
 from weakunet.util.cli import InputError
 from weakunet.util.resume import array_digest
 
-LARGEST_REGION = 0.9  # fraction of the image: more is no mask
+LARGEST_REGION = 0.9  # fraction of the image: more is not a mask
 MOST_LABELS = 4  # whole numbers above 0 in a mask: more is a segmentation
 SAME_PLACE_MM = 0.1
 

@@ -61,7 +61,7 @@ def read_matrix(path):
     usable = matrix.shape == (4, 4) and np.isfinite(matrix).all()
     if not usable or tuple(matrix[3]) != (0, 0, 0, 1) or abs(np.linalg.det(matrix)) < 1e-3:
         raise InputError(
-            f"{path}: no 4x4 matrix from world to world, the last row 0 0 0 1; "
+            f"{path}: not a 4x4 matrix from world to world (last row 0 0 0 1); "
             "give the file that register_to_mni.py wrote"
         )
     return matrix

@@ -54,7 +54,7 @@ def read_header(path):
                 _standardise(header)
             header.get_best_affine()
     except PermissionError:
-        raise InputError(f"{path}: may not be read; change its permissions") from None
+        raise InputError(f"{path}: no permission to read it; change its permissions") from None
     except Exception as error:
         raise InputError(
             f"{path}: not a readable image ({one_line(error)}); copy or convert it again"
@@ -82,7 +82,7 @@ def _standardise(header):
 
 
 def check_limits(path, header):
-    """Refuse what is no grey 3-D image, too large, or more than the file's size can hold."""
+    """Refuse an image that is not grey and 3-D, too large, or larger than its file can hold."""
     shape = tuple(int(n) for n in header.get_data_shape())
     dtype, size = header.get_data_dtype(), path.stat().st_size
     if not 2 <= len(shape) <= 3 and not (len(shape) > 3 and set(shape[3:]) == {1}):

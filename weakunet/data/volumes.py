@@ -69,7 +69,7 @@ def read_volume(path, nan_ok=False):
 
     A 2-D image becomes one slice, and a fourth axis of length 1 is dropped. Takes at most
     `MEMORY_PER_VOXEL` bytes per voxel, whatever the file. Raises InputError when the file is
-    missing, empty, truncated, no image, 4-D, not real, without a place in the world or, unless
+    missing, empty, truncated, not an image, 4-D, not real, without a place in the world or, unless
     `nan_ok`, not finite.
     """
     volume = _read(Path(path), np.float32)

@@ -80,7 +80,7 @@ def _read_arrays(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("it holds files that are no arrays")
+            raise ValueError("it holds files that are not arrays")
         return arrays
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint; name a best.npz that train wrote") from None

@@ -35,7 +35,7 @@ def add_arguments(parser, jobs):
 def _part(text):
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no part K/N with K from 1 to N, as in 2/8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N, as in 2/8")
     return int(number), int(of)
 
 
