@@ -9,7 +9,6 @@ from weakunet.data.cohort import LoadedScan
 from weakunet.data.volumes import Volume
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.model import WeakUNet
-from weakunet.util.cli import InputError
 
 METHODS = [baselines.saliency, baselines.guided_backprop, baselines.grad_cam]
 
@@ -27,7 +26,7 @@ def network(pooling="mean", upsampling=True, channels=(3, 4), region=True):
 
 
 def scan(centres_zyx, shape, slice_index=None):
-    centres = None if centres_zyx is None else np.array(centres_zyx, float)
+    centres = np.array(centres_zyx, float)
     return LoadedScan("s", Volume(np.ones(shape), np.eye(4)), 1, centres, slice_index)
 
 
@@ -163,8 +162,3 @@ def test_weight_is_judged_in_the_slice_that_was_counted():
     weight, _ = baselines.choose_weight([heatmap], [image], [own], [1])
     # in the slice, with scale 2: w / 2 against 1 - w
     assert weight == 0.65
-
-
-def test_weight_needs_centres():
-    with pytest.raises(InputError, match="s: no lesion centres"):
-        baselines.choose_weight([np.ones((2, 2, 2))], [1], [scan(None, (2, 2, 2))], [1])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from weakunet.bench import __main__ as bench
-from weakunet.bench import counts, runs, timing
+from weakunet.bench import convolution, counts, runs, timing
 from weakunet.model import WeakUNet
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -55,8 +55,8 @@ def test_sides_run_in_turn_and_the_first_rounds_are_not_counted():
 
 @pytest.mark.parametrize("wrong", [1.001, np.nan])
 def test_a_wrong_convolution_is_refused_before_it_is_timed(wrong, monkeypatch):
-    forward = runs.cpu.forward
-    monkeypatch.setattr(runs.cpu, "forward", lambda *a: forward(*a) * wrong)
+    forward = convolution.cpu.forward
+    monkeypatch.setattr(convolution.cpu, "forward", lambda *a: forward(*a) * wrong)
     with pytest.raises(AssertionError, match="conv3d 1->8 forward, ours fp32: off by"):
         runs.runs(counts.Layer("conv3d", 1, 8, (1, 2, 3, 4)), "forward", "cpu", ("fp32",), "cpu")
 

@@ -12,7 +12,7 @@ import pytest
 from weakunet import model
 from weakunet.bench import __main__ as bench
 from weakunet.bench import check as bench_check
-from weakunet.bench import counts, gpu, runs
+from weakunet.bench import convolution, counts, gpu, runs
 from weakunet.gpu import backend
 from weakunet.model import WeakUNet
 from weakunet.training.settings import Settings
@@ -113,9 +113,7 @@ def stand_in(cuda_on_cpu, monkeypatch, request):
     monkeypatch.setattr(gpu, "print_installation", lambda: None)
     monkeypatch.setattr(bench_check, "print_installation", lambda: None)
     monkeypatch.setattr(gpu, "device_seconds", seconds)
-    tiny = [counts.Step("tiny", TINY, (1, 1, 2, 4, 6))]
-    monkeypatch.setattr(counts.rows, "__defaults__", ("", tiny))
-    monkeypatch.setattr(counts.to_time, "__defaults__", (tiny,))
+    monkeypatch.setattr(counts, "STEPS", [counts.Step("tiny", TINY, (1, 1, 2, 4, 6))])
     if runs.pytorch:
         torch = runs.pytorch.torch
         monkeypatch.setattr(gpu, "TORCH_DEVICE", "cpu")
@@ -182,12 +180,12 @@ def test_a_convolution_may_be_off_by_its_precision_and_no_more(
     mode, factor, fits, stand_in, monkeypatch
 ):
     off = np.float32(1 + factor * {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1.6e-2}[mode])
-    rung, convolve = runs.gpu.KERNEL_OF[mode], runs.gpu.conv3d_forward_cuda
+    rung, convolve = convolution.gpu.KERNEL_OF[mode], convolution.gpu.conv3d_forward_cuda
 
     def wrong(x, w, b, kernel):
         return convolve(x, w, b, kernel) * (off if kernel == rung else 1)
 
-    monkeypatch.setattr(runs.gpu, "conv3d_forward_cuda", wrong)
+    monkeypatch.setattr(convolution.gpu, "conv3d_forward_cuda", wrong)
     if fits:
         (row,) = gpu.measure(1, "conv3d 2->3 forward")
         assert row["ours_s"] > 0

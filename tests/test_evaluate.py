@@ -14,8 +14,9 @@ from weakunet.data.cohort import LoadedScan, Scan, write_cohort
 from weakunet.data.volumes import Volume, index_to_world, write_volume
 from weakunet.evaluation.evaluator import Evaluation, evaluate_counts, evaluate_maps
 from weakunet.evaluation.froc import froc_by_threshold
+from weakunet.evaluation.metrics import Tolerance
 from weakunet.evaluation.predictions import read_predictions
-from weakunet.evaluation.score_scan import Score, Tolerance
+from weakunet.evaluation.score_scan import Score
 from weakunet.evaluation.tables import per_scan_rows, text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
 from weakunet.util.cli import InputError, write_csv
@@ -74,6 +75,8 @@ def test_radius_in_millimetres_uses_the_scans_spacing(two):
     for radius_mm, tpr in ((0.4, 0), (0.5, 0.5)):
         result = evaluate_maps(scans, counts, maps, Tolerance(radius_mm=radius_mm))
         assert result.metrics["regression_fcn"]["tpr"] == tpr
+        at_count = next(p for p in result.curves["regression_fcn"] if p["scale"] == 1)
+        assert at_count["tpr"] == result.by_threshold["regression_fcn"][0]["tpr"] == tpr
     result = evaluate_maps(scans, counts, maps, Tolerance(0.9))
     assert result.metrics["regression_fcn"]["tpr"] == 0
 

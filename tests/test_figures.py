@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from weakunet.evaluation.metrics import Tolerance
 from weakunet.figures import drawing, marks, overlay, preprocess, training
 
 SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
@@ -53,7 +54,7 @@ def check_labels(figure):
 
 def test_overlay_marks_hits_misses_and_false_alarms_where_they_are(drawn):
     lesions = [(2, 6, 14), (2, 3, 5)]  # the first is missed; the second is label 1's, 1 voxel off
-    overlay.overlay("x.png", *blocks(), lesions, SPACING, radius=2)
+    overlay.overlay("x.png", *blocks(), lesions, SPACING, Tolerance(2))
     (figure,) = drawn
     upper, lower = panels(figure, 1)
     assert marks_in(upper) == {
@@ -81,7 +82,7 @@ def test_lesions_inside_a_detection_centred_elsewhere_are_marked_as_merged(drawn
     places = {name: points[:, 2].tolist() for name, points in judged.items()}
     expected = {"true positives": [6], "false positives": [], "false negatives": [14]}
     assert places == expected | {"merged": [2, 10]}
-    overlay.overlay("x.png", labels / 1, labels / 1, labels, lesions)
+    overlay.overlay("x.png", labels / 1, labels / 1, labels, lesions, (1, 1, 1))
     for column in (1, 2):
         found = marks_in(panels(drawn[0], column)[0])
         assert found["D", drawing.YELLOW] == [[2, 2], [10, 2]]
@@ -99,17 +100,16 @@ def test_rings_do_not_tell_found_from_missed_lesions(drawn):
 def test_overlay_with_a_radius_in_millimetres_judges_in_millimetres(drawn):
     lesions = [(2, 3, 6)]  # 2 voxels and 1 mm away from label 1
     for radius_mm, mark in ((0.9, "s"), (1.0, "o")):
-        overlay.overlay("x.png", *blocks(), lesions, SPACING, radius_mm=radius_mm)
+        overlay.overlay("x.png", *blocks(), lesions, SPACING, Tolerance(radius_mm=radius_mm))
         assert mark in {shape for shape, _ in marks_in(panels(drawn[-1], 1)[0])}
         ring = panels(drawn[-1], 0)[0].lines[0].get_xydata()
         np.testing.assert_allclose(np.ptp(ring, axis=0), 2 * radius_mm, rtol=0.01)
 
 
 def test_overlay_without_the_truth_does_not_judge(drawn):
-    overlay.overlay("x.png", *blocks())
+    overlay.overlay("x.png", *blocks(), None, SPACING)
     (figure,) = drawn
-    assert marks_in(panels(figure, 1)[0]) == {("s", drawing.BLUE): [[4, 3]]}  # in voxels
-    assert "voxels" in panels(figure, 0)[0].get_ylabel()
+    assert marks_in(panels(figure, 1)[0]) == {("s", drawing.BLUE): [[4 * 0.5, 3 * 1.0]]}
     assert not panels(figure, 0)[0].lines
     assert len(figure.legends[0].get_texts()) == 1
 
@@ -170,7 +170,7 @@ def test_preprocess_figure_shows_the_middle_slice_of_every_step(drawn):
 PICTURES = {
     "overlay": lambda path: overlay.overlay(path, *blocks(), [(2, 3, 5)], SPACING),
     "curves": lambda path: training.training_curves(path, [(1, 1, 2, 3, 0.5, 6)], 4),
-    "steps": lambda path: preprocess.preprocess_figure(path, {"scan": np.ones((3, 4, 5))}),
+    "steps": lambda path: preprocess.preprocess_figure(path, {"scan": np.ones((3, 4, 5))}, SPACING),
 }
 
 

@@ -37,7 +37,7 @@ def test_method_maps_show_one_slice_with_each_maps_own_scale_and_threshold(drawn
     spot = np.zeros(image.shape)
     spot[6, 3, 4:6] = 3.0  # one slice above the one shown
     centres = [(5, 3, 4), (5, 6, 10), (1, 2, 2)]
-    maps, levels = {"(a) ramp": ramp, "(e) spot": spot}, {"(a) ramp": None, "(e) spot": 2.0}
+    maps, levels = {"(a) ramp": ramp, "(e) spot": spot}, {"(a) ramp": np.inf, "(e) spot": 2.0}
     figures_compare.method_maps("x.png", image, maps, levels, centres, SPACING)
     panels = [axes for axes in drawn[0].axes if axes.images and axes.get_title()]
     low, high = (f"{end:.3g}" for end in np.percentile(ramp, [1, 99.9]))
@@ -49,7 +49,7 @@ def test_method_maps_show_one_slice_with_each_maps_own_scale_and_threshold(drawn
     for axes in panels:
         rings = [x.get_xydata() for x in axes.lines if x.get_color() == marks.TRUTH]
         np.testing.assert_allclose([ring.mean(0) for ring in rings], [[2, 3], [5, 6]], atol=0.1)
-    assert not panels[1].collections and len(panels[1].lines) == 2
+    assert not sum(len(edges.get_segments()) for edges in panels[1].collections)
     judged = {line.get_marker(): line.get_xydata().tolist() for line in panels[2].lines[2:]}
     assert judged == {"o": [[2.25, 3]], "s": [], "^": [[5, 6]], "D": []}
     edges = np.array(panels[2].collections[0].get_segments())
@@ -59,17 +59,17 @@ def test_method_maps_show_one_slice_with_each_maps_own_scale_and_threshold(drawn
     assert panels[0].get_ylabel() == "y (mm)" and panels[0].get_xlabel() == "x (mm)"
 
 
-def test_method_maps_without_lesions_detections_or_spacing_are_drawn(drawn):
+def test_method_maps_without_lesions_or_detections_are_drawn(drawn):
     flat = np.zeros((5, 4, 4))
     levels = {"(a)": np.inf}
-    figures_compare.method_maps("x.png", flat, {"(a)": flat}, levels, np.zeros((0, 3)), None)
+    figures_compare.method_maps("x.png", flat, {"(a)": flat}, levels, np.zeros((0, 3)), SPACING)
     panel = drawn[0].axes[0]
-    assert "slice z = 2" in panel.get_title() and panel.get_xlabel() == "x (voxels)"
+    assert "slice z = 2" in panel.get_title()
 
 
 def test_froc_draws_each_method_told_apart_without_colour(drawn):
     methods = list("abcdefghijkl")
-    curves = {m: curve((1, 0.2), (2, 0.5)) for m in methods}
+    curves = {m: [curve((1, 0.2), (2, 0.5))] for m in methods}
     operating = {m: (1, 0.25) for m in methods}
     figures_compare.froc_curves("x.png", curves, operating, {"e": (1.9, 0.548)}, 4)
     (axes,) = drawn[0].axes
@@ -101,16 +101,20 @@ def test_froc_of_seeds_is_their_mean_within_their_band_as_far_as_both_reach(draw
 
 def test_froc_that_falls_says_why(drawn):
     rising, falling = curve((1, 0.2), (2, 0.4)), curve((1, 0.4), (2, 0.2))
-    for seeds, said in ((rising, ""), (falling, "grow into one another"), ([falling] * 2, "grow")):
+    for seeds, said in (
+        ([rising], ""),
+        ([falling], "grow into one another"),
+        ([falling] * 2, "grow"),
+    ):
         figures_compare.froc_curves("x.png", {"e": seeds}, {"e": (1, 0.4)}, furthest=3)
         assert (said in drawn[-1].get_supxlabel()) and bool(said) == bool(drawn[-1].get_supxlabel())
-    figures_compare.froc_curves("x.png", {"e": falling}, {"e": (1, 0.4)}, furthest=1)
+    figures_compare.froc_curves("x.png", {"e": [falling]}, {"e": (1, 0.4)}, furthest=1)
     assert not drawn[-1].get_supxlabel()  # nothing falls within the picture
 
 
 def test_froc_without_curves_or_with_nan_is_drawn(drawn):
     figures_compare.froc_curves("x.png", {}, {})
-    figures_compare.froc_curves("x.png", {"a": curve((1, np.nan))}, {"a": (np.nan, np.nan)})
+    figures_compare.froc_curves("x.png", {"a": [curve((1, np.nan))]}, {"a": (np.nan, np.nan)})
     assert len(drawn) == 2 and drawn[1].axes[0].get_xlim() == (0, 1.5)
 
 
@@ -125,7 +129,7 @@ def test_counts_agreement_states_agreement_bias_and_limits(drawn):
     np.testing.assert_array_equal(x, [0.5, 1.5, 6, 9])
     np.testing.assert_array_equal(y, [1, -1, 0, 2])
     # differences 1, -1, 0, 2: mean 0.5, sd sqrt(5 / 3) = 1.2910, limits 0.5 -+ 1.96 x 1.2910
-    assert [text.get_text() for text in differences.texts] == ["−2.03", "+3.03", "+0.50"]
+    assert [text.get_text() for text in differences.texts] == ["+0.50", "−2.03", "+3.03"]
     assert scatter.get_xlabel() == "true count (lesions), jittered by up to ±0.18"
     assert "predicted − true" in differences.get_ylabel()
 
@@ -136,20 +140,21 @@ def test_counts_agreement_of_one_scan_or_none_is_drawn(drawn):
     assert len(drawn) == 2
 
 
-def test_study_gives_a_series_the_same_line_in_every_panel(drawn):
-    one = ([50, 100], [0.1, 0.2], [0.0, 0.1], [0.3, 0.5])
-    panels = [("R²", {"max": one, "ours": one}), ("TPR", {"ours": one})]
-    figures_counts.study_lines("x.png", "scans", "training scans", panels, log_x=True)
+def test_study_has_a_line_per_series_and_bars_over_the_seeds(drawn):
+    rows = [("max", 50, 0.0, 0.1), ("max", 50, 0.3, 0.2), ("max", 100, 0.5, 0.6)]
+    rows += [("ours", 50, 0.7, 0.8)]
+    figures_counts.study_lines("x.png", "scans", "training scans", rows, log_x=True)
     left, right = drawn[0].axes
     first, second = (container.lines for container in left.containers)
-    (only,) = (container.lines for container in right.containers)
-    assert only[0].get_marker() == second[0].get_marker() != first[0].get_marker()
-    np.testing.assert_array_equal(only[0].get_xydata(), [[50, 0.1], [100, 0.2]])
+    assert first[0].get_marker() != second[0].get_marker()
+    assert first[0].get_marker() == right.containers[0].lines[0].get_marker()
+    np.testing.assert_allclose(first[0].get_xydata(), [[50, 0.15], [100, 0.5]])
     ends = first[2][0].get_segments()
-    np.testing.assert_allclose(ends, [[[50, 0], [50, 0.3]], [[100, 0.1], [100, 0.5]]])
+    np.testing.assert_allclose(ends, [[[50, 0], [50, 0.3]], [[100, 0.5], [100, 0.5]]])
+    np.testing.assert_allclose(second[0].get_xydata(), [[50, 0.7]])
     assert [text.get_text() for text in left.get_xticklabels()] == ["50", "100"]
     assert left.get_xlim()[0] < 50 and left.get_xlim()[1] > 100 and left.get_ylim()[1] >= 0.5
-    assert [axes.get_ylabel() for axes in (left, right)] == ["R²", "TPR"]
+    assert [axes.get_ylabel()[:3] for axes in (left, right)] == ["R2 ", "TPR"]
     assert left.get_xlabel() == "training scans" and drawn[0].get_suptitle() == "scans"
 
 
@@ -163,7 +168,7 @@ PICTURES = {
     ),
     "counts": lambda path: figures_counts.counts_agreement(path, [1, 2], [1, 3]),
     "study": lambda path: figures_counts.study_lines(
-        path, "noise", "noise (%)", [("R²", {"e": ([1, 2], [1, 2], [0, 1], [2, 3])})]
+        path, "noise", "noise (%)", [("e", 1, 0.1, 0.2), ("e", 2, 0.3, 0.1)]
     ),
 }
 

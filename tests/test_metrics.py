@@ -212,13 +212,6 @@ def test_froc_by_count_scales_and_rounds_each_scans_count():
     assert points == [(0.3, 0, 0), (1, 0, 0.5), (2, 1, 1), (3, 2, 1)]
 
 
-def test_froc_in_millimetres_uses_each_scans_spacing():
-    heatmaps, lesions = [blobs({5: 1})] * 2, [at(3)] * 2
-    spacings = [(1, 1, 0.5), (1, 1, 2)]
-    assert froc_by_count(heatmaps, [1, 1], lesions, 1, spacings, (1,))[0]["tpr"] == 0.5
-    assert froc_by_threshold(heatmaps, lesions, 1, spacings)[0]["tpr"] == 0.5
-
-
 def test_froc_of_constant_maps_is_an_empty_curve():
     assert froc_by_threshold([np.ones((2, 2, 2), np.float32)], [at(1)]) == []
     assert froc_by_count([np.ones((2, 2, 2))], [3], [at(1)], scales=(1,))[0]["tpr"] == 0

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from weakunet.data.cohort import SPLITS, read_cohort
 from weakunet.evaluation.evaluator import MAIN, NO_NETWORK, evaluate_cases, evaluate_counts
-from weakunet.evaluation.metrics import RADIUS_VOX
+from weakunet.evaluation.metrics import RADIUS_VOX, Tolerance
 from weakunet.evaluation.predictions import choose_scans, load_prediction, read_predictions
-from weakunet.evaluation.score_scan import Tolerance
 from weakunet.evaluation.tables import named, text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
 from weakunet.util.cli import InputError, command, new_parser, positive

@@ -149,22 +149,6 @@ def _row(variant, path, scans):
     return (variant.study, variant.series, x, seed, *(round(float(v), 4) for v in numbers))
 
 
-def draw(out, study, rows):
-    """Error of the count and localisation at the true count, mean and range over seeds."""
-    panels = []
-    for label, column in (("R2 of the count", 4), ("TPR at the true count", 7)):
-        lines = {}
-        for series in dict.fromkeys(row[1] for row in rows):
-            own = [row for row in rows if row[1] == series]
-            x = sorted({row[2] for row in own})
-            values = [[row[column] for row in own if row[2] == value] for value in x]
-            mean, low, high = ([f(v) for v in values] for f in (np.mean, min, max))
-            lines[series] = (x, mean, low, high)
-        panels.append((f"{label} (validation)", lines))
-    path = out / f"study_{study}.png"
-    study_lines(path, *STUDIES[study], panels, log_x=study == "scans")
-
-
 @command
 def main(argv=None):
     """Study: see the module's first lines."""
@@ -188,8 +172,10 @@ def main(argv=None):
         found = progress(found, f"study {study}", total=len(todo))
         rows = [row for own in found for row in own]
         write_csv(args.out / f"study_{study}.csv", COLUMNS, rows)
-        draw(args.out, study, rows)
-        print(f"written: {args.out / f'study_{study}.png'}", flush=True)
+        path = args.out / f"study_{study}.png"
+        points = [(row[1], row[2], row[4], row[7]) for row in rows]
+        study_lines(path, *STUDIES[study], points, log_x=study == "scans")
+        print(f"written: {path}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from weakunet.bench import check, compile, counts
 from weakunet.gpu import backend
 from weakunet.util.cli import command, new_parser, write_json
 
+FORMS = {"s": ".6f", "mb": ".0f", "gflops": ".0f", "flop": ".3g", "bytes": ".3g"}  # of columns
+
 
 @command
 def main(argv=None):
@@ -61,14 +63,16 @@ def _rows(args):
 
 def print_table(rows, columns):
     """Print `rows` (dicts) as a Markdown table; a value that is missing or None shows as '-'."""
-    lines = [[title for title, _ in columns], ["-"] * len(columns)]
-    for row in rows:
-        values = [(row.get(title), form) for title, form in columns]
-        lines.append(["-" if value is None else form.format(value) for value, form in values])
+    lines = [columns, ["-"] * len(columns)]
+    lines += [[_text(column, row.get(column)) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        print("| " + " | ".join(padded) + " |")
+        print("| " + " | ".join(map(str.ljust, line, widths)) + " |")
+
+
+def _text(column, value):
+    form = FORMS.get(column.rpartition("_")[2], ".2f" if isinstance(value, float) else "")
+    return "-" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ the GPU must give the same bits. The convolutions' numbers are small integers, w
 bfloat16 hold exactly, so tensor cores must agree, too.
 """
 
+import itertools
+
 import numpy as np
 
+from weakunet.bench.convolution import arrays_of, convolve, moved
+from weakunet.bench.counts import Layer
 from weakunet.gpu import backend
-from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
-from weakunet.layers.conv.folded import upsample_conv3d_backward, upsample_conv3d_forward
-from weakunet.layers.conv.gpu import KERNELS, conv3d_backward_cuda, conv3d_forward_cuda
-from weakunet.layers.conv.tensor import PAIR
+from weakunet.layers.conv.gpu import KERNELS
 from weakunet.layers.loss import mse_backward, mse_forward
 from weakunet.layers.optim import Adadelta
 from weakunet.model import WeakUNet
@@ -21,6 +22,7 @@ from weakunet.training import augment
 from weakunet.util.cli import InputError
 
 TOLERANCE = {np.float64: 1e-10, np.float32: 1e-4}
+LAYERS = [Layer("conv3d", 9, 17, (1, 4, 5, 6)), Layer("upsample_conv3d", 9, 17, (1, 4, 6, 8), 8)]
 
 
 def check():
@@ -84,25 +86,13 @@ def results(pooling, dtype, device):
     found["count after the step"], found["heatmap"] = model.predict(scans)
     found["warp"] = augment.warp(scans[0, 0], matrix)
 
-    def whole(*shape):  # no sum of 8 of these needs more than bfloat16's 8 bits either
-        return backend.to_device(rng.integers(-16, 17, shape).astype(dtype), device)
+    def draw(shape):  # no sum of 8 of these needs more than bfloat16's 8 bits either
+        return rng.integers(-16, 17, shape)
 
-    # plain convolutions: dy (N, C_out, D, H, W), x (N, C_in, D, H, W)
-    dy, x, w, b = whole(1, 17, 4, 5, 6), whole(1, 9, 4, 5, 6), whole(17, 9, 3, 3, 3), whole(17)
-    for kernel in KERNELS:
-        if device == "cuda":
-            gradients = conv3d_backward_cuda(dy, x, w, kernel=kernel)
-            values = conv3d_forward_cuda(x, w, b, kernel), *gradients
-        else:
-            values = conv3d_forward(x, w, b), *conv3d_backward(dy, x, w)
-        found |= {f"{kernel} {i}": value for i, value in enumerate(values)}
-    # the decoder's: skip (N, 9, D, H, W), coarse (N, 8, D/2, H/2, W/2)
-    dy, skip, coarse = whole(1, 17, 4, 6, 8), whole(1, 9, 4, 6, 8), whole(1, 8, 2, 3, 4)
-    w = whole(17, 17, 3, 3, 3)
-    for rung in PAIR:
-        gradients = upsample_conv3d_backward(dy, skip, coarse, w, rung)
-        values = upsample_conv3d_forward(skip, coarse, w, b, rung), *gradients
-        found |= {f"{rung} upconv {i}": value for i, value in enumerate(values)}
+    for kernel, layer in itertools.product(KERNELS, LAYERS):
+        arrays = moved(arrays_of(layer, draw), dtype, device)
+        values = convolve("forward", kernel, *arrays), *convolve("backward", kernel, *arrays)
+        found |= {f"{kernel} {layer.kind} {i}": value for i, value in enumerate(values)}
     return {name: backend.to_host(value) for name, value in found.items()}
 
 

@@ -1,8 +1,8 @@
 """Compile every kernel for real GPUs without having one: registers, shared memory, spills.
 
-NVRTC, CUDA's run-time compiler, is a library and needs no GPU. A kernel may use 255 registers a
-thread; the fewer, the more threads an SM (multiprocessor) can hold at a time. Registers beyond that
-are "spilled" to slow memory: our kernels must not spill in float.
+NVRTC, CUDA's run-time compiler, is a library and needs no GPU. A kernel may use 255 registers per
+thread; the fewer it uses, the more threads an SM (multiprocessor) holds at once. What does not fit
+is "spilled" to slow memory: our kernels must not spill in float.
 """
 
 import re

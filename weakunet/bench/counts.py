@@ -7,6 +7,7 @@ The decoder's upsample_conv3d is counted as conv/folded.py computes it. The floo
 sum over its layers, each a kernel of its own; fused layers move fewer bytes and can go below it.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,6 @@ STEPS = [
     Step("half-paper", PAPER, (1, 1, 44, 64, 84)),
     Step("paper", PAPER, (1, 1, 84, 128, 168)),
 ]
-PASSES = {"step": ("forward", "backward"), "predict": ("forward",)}
 
 
 class Device(NamedTuple):
@@ -49,8 +49,7 @@ DEVICES = {
     "a100": Device(19.5e12, 156e12, 2.04e12),
     "titan-x": Device(11e12, 11e12, 0.48e12),
 }
-COLUMNS = [("name", "{}"), ("size", "{}"), ("times", "{}"), ("flop", "{:.3g}"), ("bytes", "{:.3g}")]
-COLUMNS += [("floor_s", "{:.6f}"), ("bound", "{}"), ("floor_tf32_s", "{:.6f}")]
+COLUMNS = "name size times flop bytes floor_s bound floor_tf32_s".split()
 
 
 class Layer(NamedTuple):
@@ -86,15 +85,13 @@ def layers_of(network, shape):
         again, relu = (Layer(kind, *[channels[i]] * 2, volumes[i]) for kind in ("conv3d", "relu"))
         layers.extend([first, relu] + [again, relu] * (convs - 1))
 
-    for i in range(len(channels)):
-        c_in = channels[i - 1] if i else shape[1]
+    for i, c_in in enumerate((1, *channels[:-1])):
         level(Layer("conv3d", c_in, channels[i], volumes[i]), i)
         if i < last:
             layers.append(Layer("maxpool3d", channels[i], channels[i], volumes[i]))
     for i in reversed(range(last)):
         level(Layer("upsample_conv3d", channels[i], channels[i], volumes[i], channels[i + 1]), i)
-    layers.append(Layer("localmax", channels[0], channels[0], volumes[0]))
-    return layers
+    return [*layers, Layer("localmax", channels[0], channels[0], volumes[0])]
 
 
 def cost(layer, direction):
@@ -116,32 +113,46 @@ def cost(layer, direction):
     return c * voxels, 4 * c * voxels  # localmax
 
 
-def rows(device, only="", steps=STEPS):
-    """[(row, (`Layer` or `Step`, what))] of `steps`, names containing `only`.
+def rows(device, only="", steps=None):
+    """[(row, (`Layer` or `Step`, what))] of `steps` (None: STEPS), names containing `only`.
 
     A row (dict) per distinct layer and direction ('forward' or 'backward'), with how often it
     occurs in a step, then the whole 'step' and 'predict'. device: a `Device`, or None: no floors.
     """
     found = []
-    for step in steps:
-        layers, own, whole = layers_of(step.network, step.shape), [], []
-        for layer in dict.fromkeys(layers):
-            for direction in PASSES["step"]:
-                row = {"name": f"{layer.name} {direction}", "size": _by(layer.volume)}
-                row |= {"times": layers.count(layer)} | _floor(layer, direction, device)
-                own.append((row, (layer, direction)))
-        for what, directions in PASSES.items():
-            parts = [row for row, (_, direction) in own if direction in directions]
-            row = {"name": f"{what}:{step.name}", "size": _by(step.shape), "times": 1}
-            for key in ("flop", "bytes", "floor_s", "floor_tf32_s"):
-                numbers = [part["times"] * part[key] for part in parts if key in part]
-                row |= {key: sum(numbers)} if numbers else {}
-            whole.append((row, (step, what)))
-        found += own + whole
+    for step in steps or STEPS:
+        whole = {what: _row(f"{what}:{step.name}", step.shape) for what in ("step", "predict")}
+        for layer, times in Counter(layers_of(step.network, step.shape)).items():
+            for direction in ("forward", "backward"):
+                row = _row(f"{layer.name} {direction}", layer.volume, times)
+                costs = _costs(layer, direction, device)
+                found.append((row | costs, (layer, direction)))
+                for total in whole.values() if direction == "forward" else [whole["step"]]:
+                    for key in ("flop", "bytes", "floor_s", "floor_tf32_s"):
+                        if key in costs:
+                            total[key] = total.get(key, 0) + times * costs[key]
+        found += [(row, (step, what)) for what, row in whole.items()]
     return [(row, case) for row, case in found if only in row["name"]]
 
 
-def to_time(device, only, steps=STEPS):
+def _row(name, shape, times=1):
+    return {"name": name, "size": "x".join(map(str, shape)), "times": times}
+
+
+def _costs(layer, direction, device):
+    flop, traffic = cost(layer, direction)
+    row = {"flop": flop, "bytes": traffic}
+    if device is None:
+        return row
+    memory, arithmetic = traffic / device.memory, flop / device.fp32
+    row["floor_s"] = max(arithmetic, memory)
+    row["bound"] = "arithmetic" if arithmetic > memory else "memory"
+    if layer.is_convolution:
+        arithmetic = flop / device.tf32
+    return row | {"floor_tf32_s": max(arithmetic, memory)}
+
+
+def to_time(device, only, steps=None):
     """Of `rows` those that are timed: convolutions, steps and predictions."""
     cases = rows(device, only, steps)
     return [(row, case) for row, case in cases if getattr(case[0], "is_convolution", True)]
@@ -156,20 +167,3 @@ def counted(device, only=""):
     )
     unknown = dict.fromkeys(("threads", "ours_s", "torch_s", "ratio"))
     return [row | {"device": f"{device} (counted)"} | unknown for row, _ in rows(peak, only)]
-
-
-def _by(shape):
-    return "x".join(map(str, shape))
-
-
-def _floor(layer, direction, device):
-    flop, traffic = cost(layer, direction)
-    row = {"flop": flop, "bytes": traffic}
-    if device is None:
-        return row
-    arithmetic, memory = flop / device.fp32, traffic / device.memory
-    row |= {"floor_s": max(arithmetic, memory)}
-    row |= {"bound": "arithmetic" if arithmetic > memory else "memory"}
-    if layer.is_convolution:
-        arithmetic = flop / device.tf32
-    return row | {"floor_tf32_s": max(arithmetic, memory)}

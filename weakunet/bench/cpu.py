@@ -6,9 +6,9 @@ Peak memory: each side runs two steps in a fresh process; reported is the highes
 two layouts the one that needs less is compared.
 """
 
-import subprocess
-import sys
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,8 @@ from weakunet.bench.runs import batch_of, model_of, network_run, pytorch, runs
 from weakunet.util.cli import progress
 from weakunet.util.threads import set_threads
 
-COLUMNS = [("name", "{}"), ("size", "{}"), ("threads", "{}"), *timing.COLUMNS[:3]]
-COLUMNS += [("gflops", "{:.0f}"), ("ours_mb", "{:.0f}"), ("torch_mb", "{:.0f}")]
-COLUMNS += [("memory_ratio", "{:.2f}")]
+COLUMNS = ["name", "size", "threads", *timing.COLUMNS[:3], "gflops", "ours_mb", "torch_mb"]
+COLUMNS += ["memory_ratio"]
 
 
 def measure(thread_counts, rounds, only=""):
@@ -60,18 +59,18 @@ def _memory(step, threads):
     """Peak memory of a step, each side in a process of its own; {} where it is not Linux."""
     if not Path("/proc/self/clear_refs").exists():
         return {}
-    peaks, case = {}, counts.STEPS.index(step)
+    peaks = {}
     for side in ("ours", *(pytorch.LAYOUTS if pytorch else ())):
-        command = [sys.executable, "-m", "weakunet.bench.cpu", side, str(case), str(threads)]
-        peaks[side] = float(subprocess.run(command, capture_output=True, check=True).stdout)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            peaks[side] = fresh.submit(_peak_mb, side, step, threads).result()
     row = {"ours_mb": peaks.pop("ours"), "torch_mb": min(peaks.values(), default=None)}
     return row | {"memory_ratio": row["ours_mb"] / row["torch_mb"] if peaks else None}
 
 
-def _print_peak(side, case, threads):
-    """Run two steps of one side and print the MB by which they raised the resident memory."""
-    _set_threads(int(threads))
-    before, step = _status_mb("VmRSS"), counts.STEPS[int(case)]
+def _peak_mb(side, step, threads):
+    """The MB by which two steps of one side raise the resident memory of this process."""
+    _set_threads(threads)
+    before = _status_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     if side == "ours":
         run = network_run(step, "step", "cpu")
@@ -79,13 +78,9 @@ def _print_peak(side, case, threads):
         run = pytorch.network_run("step", model_of(step), *batch_of(step), pytorch.LAYOUTS[side])
     run()
     run()
-    print(_status_mb("VmHWM") - before)
+    return _status_mb("VmHWM") - before
 
 
 def _status_mb(field):
     status = Path("/proc/self/status").read_text()
     return int(status.partition(f"{field}:")[2].split()[0]) / 1024
-
-
-if __name__ == "__main__":
-    _print_peak(*sys.argv[1:])

@@ -6,11 +6,11 @@ PyTorch, where it is installed, runs in fp32 without TF32, in TF32, and in bf16 
 autocast), each in both memory layouts with cuDNN's benchmark mode, whole networks also through
 torch.compile with CUDA graphs. The fastest counts: `torch_by` and the like in --json say which.
 
-A convolution is timed while the GPU is busy with something else until all of it is queued, so that
-the host's time does not count; a step is timed as it comes. `share` and `share_tf32` are this
-card's floor (counts.py) over our time, '-' for a card that is not listed there. Small convolutions
-stay in the GPU's cache from call to call, on both sides.
-Peak memory of a step or prediction, in MB: what it allocates beyond its weights and input.
+A convolution is queued while the GPU is busy with something else, so that the host's time does not
+count; in the time of a step it does. Small convolutions stay in the GPU's cache from call to call,
+on both sides. `share` and `share_tf32` are this card's floor (counts.py) over our time, '-' for a
+card that is not listed there. The MB of a step or prediction are the peak of what it allocates
+beyond its weights and input.
 """
 
 import datetime
@@ -25,11 +25,9 @@ from weakunet.bench.timing import ENDS
 from weakunet.gpu import backend
 from weakunet.util.cli import progress
 
-COLUMNS = [("name", "{}"), ("size", "{}"), *timing.COLUMNS, ("naive_s", "{:.6f}")]
-COLUMNS += [(key, form) for key, form in counts.COLUMNS if "floor" in key]
-COLUMNS += [("share", "{:.2f}"), ("share_tf32", "{:.2f}")]
-MEMORY = [(f"{who}{end}_mb", "{:.0f}") for end in ENDS.values() for who in ("ours", "torch")]
-STEP_COLUMNS = [*COLUMNS, *MEMORY]
+COLUMNS = ["name", "size", *timing.COLUMNS, "naive_s", "floor_s", "floor_tf32_s"]
+COLUMNS += ["share", "share_tf32"]
+STEP_COLUMNS = COLUMNS + [f"{who}{end}_mb" for end in ENDS.values() for who in ("ours", "torch")]
 TORCH_DEVICE = "cuda"
 
 
@@ -49,7 +47,6 @@ def measure(rounds, only=""):
         sides = runs(subject, what, "cuda", tuple(ENDS), TORCH_DEVICE)
         times = timing.in_turn(sides, rounds, partial(device_seconds, hold=alone), warm_up=3)
         row |= {"device": device, "threads": None} | timing.compared(times)
-        row["naive_s"] = float(np.median(times["naive fp32"])) if "naive fp32" in times else None
         for end in ("", "_tf32"):
             if limits and row[f"ours{end}_s"]:
                 row[f"share{end}"] = row[f"floor{end}_s"] / row[f"ours{end}_s"]

@@ -24,16 +24,13 @@ def versions():
     return f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
 
 
-def _use(mode):
-    """fp32 means without TF32; cuDNN tries its algorithms once per shape and keeps the fastest."""
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = mode == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
-
-
 def _in_mode(mode, function):
+    """`function` run in a precision; fp32 means without TF32."""
+
     def run():
-        _use(mode)
+        torch.backends.cudnn.benchmark = True  # tries its algorithms once per shape
+        torch.backends.cudnn.allow_tf32 = mode == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
         return function()
 
     return run
@@ -57,19 +54,21 @@ def _convolution(direction, arrays, mode, layout, device):
     dy, x, coarse, w, b = (_in_layout(tensor, layout) for tensor in tensors)
 
     def forward():
-        if coarse is None:
-            return functional.conv3d(x, w, b, padding=1)
-        up = functional.interpolate(coarse, scale_factor=2, mode="nearest")
-        return functional.conv3d(torch.cat((x, up), dim=1), w, b, padding=1)
+        joined = x if coarse is None else torch.cat((x, _upsampled(coarse)), dim=1)
+        return functional.conv3d(joined, w, b, padding=1)
 
     if direction == "forward":
         return forward
-    _use(mode)
-    first = x.shape[1] == 1  # a network's first convolution needs no dx
-    inputs = [t for t in (None if first else x, coarse, w, b) if t is not None]
-    inputs = [tensor.requires_grad_() for tensor in inputs]
-    y = forward()
+    # a network's first convolution needs no dx
+    inputs = [t for t in (x if x.shape[1] > 1 else None, coarse, w, b) if t is not None]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    y = _in_mode(mode, forward)()
     return lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)
+
+
+def _upsampled(h):
+    return functional.interpolate(h, scale_factor=2, mode="nearest")
 
 
 def _in_layout(tensor, layout):
@@ -86,53 +85,48 @@ def network_runs(what, model, scans, counts, modes, device):
     for mode, layout, compiled in itertools.product(modes, LAYOUTS, ("", " compiled")):
         if compiled and (len(modes) == 1 or layout != "default"):
             continue
-        autocast = torch.bfloat16 if mode == "bf16" else None
-        options = LAYOUTS[layout], device, autocast, COMPILE if compiled else None
-        run = network_run(what, model, scans, counts, *options)
+        how = LAYOUTS[layout], device, mode, COMPILE if compiled else None
+        run = network_run(what, model, scans, counts, *how)
         found[f"torch {mode} {layout}{compiled}"] = _in_mode(mode, run)
     return found
 
 
-def network_run(what, model, scans, counts, layout, device="cpu", autocast=None, compiled=None):
+def network_run(what, model, scans, counts, layout, device="cpu", mode="fp32", compiled=None):
     """A function that runs one 'step' or 'predict' of `model`, a WeakUNet on the CPU.
 
     A step returns the counts (N,) before its update and all gradients, a prediction the counts and
-    heatmaps (N, 1, D, H, W). scans (N, 1, D, H, W) and counts (N,) are numpy arrays. autocast: the
-    dtype of the forward pass, or None. compiled: options of torch.compile, or None.
+    heatmaps (N, 1, D, H, W). scans (N, 1, D, H, W) and counts (N,) are numpy arrays. compiled:
+    options of torch.compile, or None.
     """
-    params, settings = parameters(model, layout, device), model.settings
+    tensors = {name: torch.from_numpy(w.copy()).to(device) for name, w in model.params.items()}
+    params = {name: _in_layout(w, layout).requires_grad_() for name, w in tensors.items()}
     scans = torch.from_numpy(scans).to(device, memory_format=layout)
     counts = torch.from_numpy(counts).to(device)
 
     def forward(params, scans):
-        maps = features(params, settings, scans)
-        predicted = pool(maps, settings) @ params["linear.w"] + params["linear.b"]
+        maps, w = features(params, model.settings, scans), params["linear.w"]
+        predicted = pool(maps, model.settings) @ w + params["linear.b"]
         if what == "step":
             return predicted
-        return predicted, functional.conv3d(maps, params["linear.w"].view(1, -1, 1, 1, 1))
+        return predicted, functional.conv3d(maps, w.view(1, -1, 1, 1, 1))
 
     forward = forward if compiled is None else torch.compile(forward, **compiled)
     optimizer = torch.optim.Adadelta(params.values(), Settings.lr, Settings.rho, Settings.eps)
 
-    def step():
+    def run():
         optimizer.zero_grad()
-        with torch.autocast(device, autocast, enabled=autocast is not None):
+        with (
+            torch.set_grad_enabled(what == "step"),
+            torch.autocast(device, torch.bfloat16, enabled=mode == "bf16"),
+        ):
             predicted = forward(params, scans)
+        if what == "predict":
+            return predicted
         ((predicted.float() - counts) ** 2).mean().backward()
         optimizer.step()
         return (predicted.detach(), *(tensor.grad for tensor in params.values()))
 
-    def predict():
-        with torch.no_grad(), torch.autocast(device, autocast, enabled=autocast is not None):
-            return forward(params, scans)
-
-    return step if what == "step" else predict
-
-
-def parameters(model, layout, device="cpu"):
-    """name -> tensor: copies of the weights of `model`, a WeakUNet."""
-    tensors = {name: torch.from_numpy(w.copy()).to(device) for name, w in model.params.items()}
-    return {name: _in_layout(w, layout).requires_grad_() for name, w in tensors.items()}
+    return run
 
 
 def features(params, settings, scans):
@@ -151,8 +145,7 @@ def features(params, settings, scans):
         h = functional.max_pool3d(skips[-1], 2)
     h = level(h, f"encoder{last}")
     for i in reversed(range(last)):
-        h = functional.interpolate(h, scale_factor=2, mode="nearest")
-        h = level(torch.cat((skips.pop(), h), dim=1), f"decoder{i}")
+        h = level(torch.cat((skips.pop(), _upsampled(h)), dim=1), f"decoder{i}")
     return h
 
 

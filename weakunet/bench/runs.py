@@ -5,15 +5,13 @@ A side is named by who runs, in which precision, and how: 'ours tf32', 'naive fp
 """
 
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 
+from weakunet.bench.convolution import arrays_of, convolve, moved, step_by_step
 from weakunet.bench.counts import Layer
 from weakunet.gpu import backend
-from weakunet.layers import concat, upsample3d
-from weakunet.layers.conv import conv3d as plain
-from weakunet.layers.conv import cpu, folded, gpu
+from weakunet.layers.conv.gpu import KERNEL_OF
 from weakunet.layers.loss import mse_backward
 from weakunet.layers.optim import Adadelta
 from weakunet.model import WeakUNet
@@ -115,58 +113,17 @@ def model_of(step, dtype=np.float32):
 
 
 def _convolution_runs(layer, direction, device, modes, torch_device):
-    arrays, run = _arrays(layer, device), _forward if direction == "forward" else _backward
-    exact = run(_arrays(layer, device, np.float64), "naive")
-    found = {f"ours {mode}": partial(run, arrays, gpu.KERNEL_OF[mode]) for mode in modes}
-    found = checked(f"{layer.name} {direction}", found, exact, OURS)
-    others = {"naive fp32": partial(run, arrays, "naive")}
-    if pytorch:
-        host = [a if a is None else backend.to_host(a) for a in vars(arrays).values()]
-        others |= pytorch.convolution_runs(direction, host, modes, torch_device)
-    return found | checked(f"{layer.name} {direction}", others, exact, OTHERS)
-
-
-def _arrays(layer, device, dtype=np.float32):
-    """What a convolution works on, random numbers: dy, x, coarse (None: not upsampled), w, b."""
     rng = np.random.default_rng(0)
+    host = arrays_of(layer, lambda shape: rng.standard_normal(shape, np.float32))
+    arrays = moved(host, np.float32, device)
+    exact = step_by_step(direction, *moved(host, np.float64, device))
 
-    def random(*shape):
-        return backend.to_device(rng.standard_normal(shape, np.float32).astype(dtype), device)
+    def run(kernel):
+        return partial(convolve, direction, kernel, *arrays)
 
-    _, c_in, c_out, (n, d, h, w), c_coarse = layer
-    dy, x = random(n, c_out, d, h, w), random(n, c_in, d, h, w)
-    coarse = random(n, c_coarse, d // 2, h // 2, w // 2) if c_coarse else None
-    w, b = random(c_out, c_in + c_coarse, 3, 3, 3), random(c_out)
-    return SimpleNamespace(dy=dy, x=x, coarse=coarse, w=w, b=b)
-
-
-def _forward(a, rung):
-    if a.coarse is not None and rung != "naive":
-        return folded.upsample_conv3d_forward(a.x, a.coarse, a.w, a.b, rung)
-    x = _with_coarse(a)
-    if backend.is_cuda(x):
-        return gpu.conv3d_forward_cuda(x, a.w, a.b, rung)
-    return (plain.conv3d_forward if rung == "naive" else cpu.forward)(x, a.w, a.b)
-
-
-def _backward(a, rung):
-    if a.coarse is not None and rung != "naive":
-        return folded.upsample_conv3d_backward(a.dy, a.x, a.coarse, a.w, rung)
-    x, needs_dx = _with_coarse(a), a.x.shape[1] > 1  # a network's first convolution needs no dx
-    if backend.is_cuda(x):
-        dx, dw, db = gpu.conv3d_backward_cuda(a.dy, x, a.w, needs_dx, rung)
-    elif rung == "naive":
-        dx, dw, db = plain.conv3d_backward(a.dy, x, a.w)
-    else:
-        dx, dw, db = cpu.backward(a.dy, x, a.w, needs_dx)
-    if a.coarse is None:
-        return dx if needs_dx else None, dw, db
-    dskip, dup = concat.concat_backward(dx, a.x.shape[1])
-    return dskip, upsample3d.upsample3d_backward(dup), dw, db
-
-
-def _with_coarse(a):
-    """x, or what the decoder convolves: x and the upsampled coarse maps behind it."""
-    if a.coarse is None:
-        return a.x
-    return concat.concat_forward(a.x, upsample3d.upsample3d_forward(a.coarse))
+    ours = {f"ours {mode}": run(KERNEL_OF[mode]) for mode in modes}
+    others = {"naive fp32": run("naive")} if device == "cuda" else {}
+    if pytorch:
+        others |= pytorch.convolution_runs(direction, host, modes, torch_device)
+    name = f"{layer.name} {direction}"
+    return checked(name, ours, exact, OURS) | checked(name, others, exact, OTHERS)

@@ -10,7 +10,7 @@ import numpy as np
 ENDS = {"fp32": "", "tf32": "_tf32", "bf16": "_bf16"}  # how a precision's columns end
 COLUMNS = []
 for end in ENDS.values():
-    COLUMNS += [(f"ours{end}_s", "{:.6f}"), (f"torch{end}_s", "{:.6f}"), (f"ratio{end}", "{:.2f}")]
+    COLUMNS += [f"ours{end}_s", f"torch{end}_s", f"ratio{end}"]
 
 
 def in_turn(runs, rounds, seconds, warm_up=1):
@@ -29,14 +29,13 @@ def in_turn(runs, rounds, seconds, warm_up=1):
 
 def compared(times):
     """The columns of a row: our time, PyTorch's fastest, which way that was, and the ratio."""
+    medians = {side: float(np.median(own)) for side, own in times.items()}
     row = {}
     for mode, end in ENDS.items():
-        ours = times.get(f"ours {mode}")
-        theirs = {side: t for side, t in times.items() if side.startswith(f"torch {mode}")}
-        by = min(theirs, key=lambda side: np.median(theirs[side]), default=None)
-        row[f"ours{end}_s"] = None if ours is None else float(np.median(ours))
-        row[f"torch{end}_s"] = None if by is None else float(np.median(theirs[by]))
-        row[f"torch{end}_by"] = by
-        both = ours is not None and by is not None
-        row[f"ratio{end}"] = float(np.median(np.divide(ours, theirs[by]))) if both else None
-    return row
+        ours, theirs = f"ours {mode}", [side for side in times if side.startswith(f"torch {mode}")]
+        by = min(theirs, key=medians.get, default=None)
+        row |= {f"ours{end}_s": medians.get(ours), f"torch{end}_s": medians.get(by)}
+        row |= {f"torch{end}_by": by, f"ratio{end}": None}
+        if by and ours in times:
+            row[f"ratio{end}"] = float(np.median(np.divide(times[ours], times[by])))
+    return row | {"naive_s": medians.get("naive fp32")}

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from weakunet.compare.cohorts import COHORTS, POOLS
-from weakunet.compare.jobs import cpu_seconds, plan, train_all
+from weakunet.compare.jobs import cpu_seconds, flat, plan, train_all
 from weakunet.compare.methods import evaluate_seed
 from weakunet.compare.results import write_all
 from weakunet.compare.statistics import summarise
@@ -24,14 +24,11 @@ from weakunet.util.processes import cores, map_processes
 
 def evaluate_all(jobs, n_jobs, extra):
     """dict pool -> list of SeedResult; the first seed of the first pooling keeps an example."""
-    tasks = [
-        (by_kind, extra, i == 0 and pool == next(iter(jobs)))
-        for pool in jobs
-        for i, by_kind in enumerate(jobs[pool])
-    ]
+    seeds = [by_kind for own in jobs.values() for by_kind in own]
+    tasks = [(by_kind, extra, by_kind is seeds[0]) for by_kind in seeds]
     found = map_processes(evaluate_seed, tasks, n_jobs)
     results = {pool: [] for pool in jobs}
-    for _, result in zip(progress(tasks, "seeds evaluated"), found, strict=True):
+    for result in progress(found, "seeds evaluated", total=len(tasks)):
         results[result.pool].append(result)
     return results
 
@@ -75,9 +72,8 @@ def main(argv=None):
     cohort = str(args.data or args.cohort)
     resume.begin(args.out, {"cohort": cohort, "epochs": args.epochs})
     jobs = plan(args, device)
-    n_networks = sum(len(by_kind) for seeds in jobs.values() for by_kind in seeds)
     print(
-        f"device: {backend.device_name(device)}, {n_jobs} processes; {n_networks} networks of "
+        f"device: {backend.device_name(device)}, {n_jobs} processes; {len(flat(jobs))} networks of "
         f"{args.seeds} runs; folder: {args.out}",
         flush=True,
     )

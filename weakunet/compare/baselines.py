@@ -11,6 +11,8 @@ Each takes a trained WeakUNet and a prepared Volume (in [0, 1], 0 outside the RO
 the lowest value inside, so nothing is detected there. They overwrite the network's gradients.
 """
 
+import functools
+
 import numpy as np
 
 from weakunet.data.slices import in_slice
@@ -19,32 +21,27 @@ from weakunet.detection.predict_scan import from_network, to_network
 from weakunet.evaluation.metrics import count_hits
 from weakunet.gpu.backend import to_host
 from weakunet.layers.enlarge3d import enlarge3d
-from weakunet.util.cli import InputError
 
 WEIGHTS = np.arange(21) / 20  # of the heatmap in (f), to choose from
 
 
-def saliency(model, volume, slice_index=None):
+def saliency(model, volume, slice_index=None, guided=False):
     """|d count / d S|: which voxels the count depends on (Simonyan, Vedaldi, Zisserman 2014)."""
-    return _image_gradient(model, volume, slice_index, guided=False)
-
-
-def guided_backprop(model, volume, slice_index=None):
-    """As saliency, with what is negative dropped at every ReLU (Springenberg et al. 2015)."""
-    return _image_gradient(model, volume, slice_index, guided=True)
-
-
-def _image_gradient(model, volume, slice_index, guided):
     count = model.forward(*to_network(model, volume, slice_index))
     gradient = model.backward(count * 0 + 1, to_image=True, guided=guided)
     return from_network(model, abs(gradient), volume, slice_index)
+
+
+# as saliency, with what is negative dropped at every ReLU (Springenberg et al. 2015)
+guided_backprop = functools.partial(saliency, guided=True)
 
 
 def grad_cam(model, volume, slice_index=None):
     """ReLU(sum_i alpha_i A_i), alpha_i = mean of d count / d A_i (Selvaraju et al. 2017).
 
     A are the maps at the bottom of the encoder; the sum is upsampled trilinearly. Without the
-    upsampling path alpha_i is proportional to w_i, so the result is to the ReLU of eq. 3's map.
+    upsampling path alpha_i is proportional to w_i, so the result is proportional to
+    the ReLU of eq. 3's map.
     """
     count = model.forward(*to_network(model, volume, slice_index))
     bottom = to_host(model.encoder[-1].y)
@@ -67,11 +64,8 @@ def choose_weight(heatmaps, images, scans, counts):
     with a slice_index is scored in that slice only); predicted counts.
     Returns: the weight of WEIGHTS with the most hits when each scan is thresholded at its count,
     ties go to the largest (nearest to the pure heatmap); the scale, the mean over the scans of
-    max M (1 if it is not positive). Raises InputError where a scan has no centres.
+    max M (1 if it is not positive).
     """
-    for scan in scans:
-        if scan.centres_zyx is None:
-            raise InputError(f"{scan.subject}: no lesion centres; choosing (f)'s weight needs them")
     cut = [in_slice(*row) for row in zip(scans, heatmaps, images, strict=True)]
     scale = float(np.mean([heatmap.max() for heatmap in heatmaps]))
     scale = scale if scale > 0 else 1.0

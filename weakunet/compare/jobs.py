@@ -75,26 +75,28 @@ class Job:
 
 def plan(args, device):
     """dict pool -> list over seeds of dict kind -> Job."""
-    jobs, simulated = {}, args.data is None
-    cohort = COHORTS[args.cohort]
+    cohort, simulated = COHORTS[args.cohort], args.data is None
     own = dict(cohort.settings, phantom=cohort.phantom) if simulated else {"data": str(args.data)}
     own |= {"epochs": args.epochs} if args.epochs else {}
+
+    def job(kind, pool, seed):
+        settings, first = Settings(seed=seed, pool=pool, **own), None
+        if simulated and cohort.small_first and kind != "voxelwise":
+            small = dataclasses.replace(settings, phantom="tiny", epochs=16)
+            first = Job(kind, small, QUICK, args.out / "small", device)
+        return Job(kind, settings, cohort.n if simulated else {}, args.out, device, first)
+
+    jobs, kinds = {}, (*NETWORKS, "voxelwise")
     for pool in args.pool:
-        jobs[pool] = []
-        for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
-            settings = Settings(seed=seed, pool=pool, **own)
-            # the voxel-wise network does not pool, so one for all poolings will do
-            kinds = (*NETWORKS, "voxelwise") if pool == args.pool[0] else NETWORKS
-            by_kind = {}
-            for kind in kinds:
-                first = None
-                if simulated and cohort.small_first and kind != "voxelwise":
-                    small = dataclasses.replace(settings, phantom="tiny", epochs=16)
-                    first = Job(kind, small, QUICK, args.out / "small", device)
-                n = cohort.n if simulated else {}
-                by_kind[kind] = Job(kind, settings, n, args.out, device, first)
-            jobs[pool].append(by_kind)
+        seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+        jobs[pool] = [{kind: job(kind, pool, seed) for kind in kinds} for seed in seeds]
+        kinds = NETWORKS  # the voxel-wise network does not pool, so one for all poolings will do
     return jobs
+
+
+def flat(jobs):
+    """The jobs of a plan as a list."""
+    return [job for seeds in jobs.values() for by_kind in seeds for job in by_kind.values()]
 
 
 @functools.lru_cache(maxsize=1)
@@ -144,9 +146,8 @@ def train_network(job, stop_file=None):
 
 
 def train_all(jobs, n_jobs, out):
-    """Train what is missing, one network per process; exit code 130 when interrupted."""
-    todo = [job for seeds in jobs.values() for by_kind in seeds for job in by_kind.values()]
-    todo.sort(key=lambda job: job.settings.seed)  # neighbours share their simulated scans
+    """Train what is missing, one network per process; exits with code 130 when interrupted."""
+    todo = sorted(flat(jobs), key=lambda job: job.settings.seed)  # they share simulated scans
     stop_file = out / "stop"
 
     def ask(number, frame):
@@ -157,8 +158,7 @@ def train_all(jobs, n_jobs, out):
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         trained = map_processes(train_network, todo, n_jobs)
-        pairs = zip(progress(todo, "networks trained"), trained, strict=True)
-        stopped = any([stop for _, stop in pairs])  # a list: all of them
+        stopped = any(list(progress(trained, "networks trained", total=len(todo))))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -170,7 +170,7 @@ def train_all(jobs, n_jobs, out):
 
 
 def cpu_seconds(jobs):
-    """Processor time of all networks' trainings (of the last part of one that was stopped)."""
-    all_jobs = [job for seeds in jobs.values() for by_kind in seeds for job in by_kind.values()]
-    all_jobs += [job.first for job in all_jobs if job.first]
-    return sum(job.noted("done", "best.npz")["cpu_seconds"] for job in all_jobs)
+    """Processor time of all trainings; of a resumed one, only that of its last part."""
+    trained = flat(jobs)
+    trained += [job.first for job in trained if job.first]
+    return sum(job.noted("done", "best.npz")["cpu_seconds"] for job in trained)

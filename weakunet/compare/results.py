@@ -33,15 +33,14 @@ INTRO = (
     "bootstraps over seeds and scans. The paper's figures are of other scans: compare the order of "
     "the methods."
 )
-FIGURE2 = (
-    "Fig. 2: a held-out scan, every lesion ringed; the heatmap of (e) with hits, false positives "
-    "and misses; the segmentation."
-)
-FIGURE3_LEFT = "Fig. 3, left: the maps of all methods on that scan, each on its own colour scale."
-FIGURE3_RIGHT = (
-    "Fig. 3, right: free-response ROC, each scan's count multiplied by a factor; marked: the "
-    "predicted count; hollow: the paper."
-)
+FIGURES = {  # file: caption
+    "figure2": "Fig. 2: a held-out scan, every lesion ringed; the heatmap of (e) with hits, false "
+    "positives and misses; the segmentation.",
+    "figure3_maps": "Fig. 3, left: the maps of all methods on that scan, each on its own colour "
+    "scale.",
+    "figure3": "Fig. 3, right: free-response ROC, each scan's count multiplied by a factor; "
+    "marked: the predicted count; hollow: the paper.",
+}
 RUNS = (
     "Each run: correlation of predicted and true validation counts (a collapsed run has none), "
     "what (e) finds, and the weight of the heatmap in (f)"
@@ -107,15 +106,13 @@ def draw(out, results, tables):
     levels = {NAMES[name]: runs[0].scores[name][i].threshold for name in maps}
     truth = scan.centres_zyx, scan.volume.spacing_mm
     method_maps(out / "figure3_maps.png", scan.volume.array, named, levels, *truth)
-    # the extra methods are left out: twelve curves could not be read
-    curves = {name: [r.curves[name] for r in runs] for name in maps if name not in EXTRA}
-    at_count = {name: tables[first][name] for name in curves}
+    names = [name for name in maps if name not in EXTRA]  # twelve curves could not be read
+    curves = {NAMES[name]: [r.curves[name] for r in runs] for name in names}
+    at_count = {name: tables[first][name] for name in names}
     operating = {NAMES[name]: (own["fp_per_scan"], own["tpr"]) for name, own in at_count.items()}
     paper = {NAMES[name]: (fp, tpr / 100) for name, (tpr, fp, _) in PAPER.items()}
-    curves = {NAMES[name]: own for name, own in curves.items()}
     froc_curves(out / "figure3.png", curves, operating, paper)
-    names = {"figure2": FIGURE2, "figure3_maps": FIGURE3_LEFT, "figure3": FIGURE3_RIGHT}
-    pictures = [(out / f"{name}.png", caption) for name, caption in names.items()]
+    pictures = [(out / f"{name}.png", caption) for name, caption in FIGURES.items()]
     for pool, own in results.items():
         true, predicted = np.hstack([known_counts(r.scores[MAIN]) for r in own])
         path = out / ("counts.png" if pool == first else f"counts_{pool}.png")

@@ -41,19 +41,18 @@ def _mean(values):
 
 
 def tpr_at(curve, fp_per_scan):
-    """TPR of an FROC (list of dict fp_per_scan, tpr) at an FPav: linear between its points.
+    """TPR of an FROC (list of dict fp_per_scan, tpr) at one or more FPav: linear between points.
 
     The curve starts at (0, 0); past its last point it stays where it was.
     """
     points = sorted((point["fp_per_scan"], point["tpr"]) for point in curve)
     x, y = np.array([(0.0, 0.0), *points]).T
-    return float(np.interp(fp_per_scan, x, np.maximum.accumulate(y)))
+    return np.interp(fp_per_scan, x, np.maximum.accumulate(y))
 
 
 def froc_area(curve, limit=FPAV_LIMIT):
     """Mean TPR over FPav from 0 to `limit`: the area under the FROC divided by its width."""
-    grid = np.linspace(0, limit, 441)
-    return float(np.mean([tpr_at(curve, x) for x in grid]))
+    return float(tpr_at(curve, np.linspace(0, limit, 441)).mean())
 
 
 def summarise(results):

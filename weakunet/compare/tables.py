@@ -11,11 +11,7 @@ from weakunet.compare.statistics import FPAV_LIMIT
 from weakunet.evaluation.evaluator import MAIN
 from weakunet.evaluation.tables import cell, columns, rate_cells
 
-POOL_NAMES = {
-    "lmax": "sum of local maxima (ours)",
-    "max": "global maximum (the paper's)",
-    "mean": "global mean",
-}
+POOL_NAMES = {"lmax": "sum of local maxima (ours)", "max": "global maximum (the paper's)"}
 COLUMNS = (
     "pooling,method,tpr,tpr_low,tpr_high,fp_per_scan,fp_low,fp_high,fdr,fdr_low,fdr_high,"
     "tpr_minus_e,tpr_minus_e_low,tpr_minus_e_high,tpr_true_count,fp_true_count,froc_area,"

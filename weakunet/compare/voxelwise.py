@@ -5,9 +5,9 @@ z = M + b, M = sum_i w_i f_i (eq. 3's heatmap, without global pooling), and lear
 
     loss = mean over voxels v inside the ROI of  c_v (log(1 + exp(z_v)) - y_v z_v)
 
-the cross-entropy of y_v = 1 within LABEL_RADIUS_MM of a lesion's centre, else 0. Lesions count
-c_v = POSITIVE_WEIGHT fold because they are a few voxels in a thousand. The count is the number of
-components above one threshold, chosen on validation scans.
+the cross-entropy of y_v = 1 within LABEL_RADIUS_MM of a lesion's centre, else 0. The weight c_v of
+a lesion's voxel is POSITIVE_WEIGHT, that of any other 1, because only a few in a thousand are
+lesions. The count is the number of components above one threshold, chosen on validation scans.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from scipy import ndimage
 from weakunet.detection.detect import CONNECTIVITY, component_numbers
 from weakunet.evaluation.metrics import correlation
 from weakunet.gpu import backend
-from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
+from weakunet.layers.conv.conv3d import conv3d_backward
 from weakunet.training.augment import warp
 from weakunet.training.batches import pad_together
 from weakunet.training.run import Run
@@ -33,16 +33,14 @@ FRACTIONS = np.geomspace(1e-5, 0.1, 300)  # of the voxels, which may pass `compo
 def draw_labels(shape, centres_zyx, spacing_mm):
     """(D, H, W) float32: 1 within LABEL_RADIUS_MM of a centre and at the voxel nearest to it."""
     labels, spacing_mm = np.zeros(shape, np.float32), np.asarray(spacing_mm)
-    reach = LABEL_RADIUS_MM / spacing_mm
+    reach = np.floor(LABEL_RADIUS_MM / spacing_mm + 0.5).astype(int)
+    around = np.argwhere(np.ones(2 * reach + 1)) - reach  # of the nearest voxel
     for centre in centres_zyx:
-        low = np.maximum(np.ceil(centre - reach), 0).astype(int)
-        high = np.minimum(np.floor(centre + reach) + 1, shape).astype(int)
-        box = tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))
-        away_mm = np.stack(np.mgrid[box], axis=-1) - centre
-        labels[box][((away_mm * spacing_mm) ** 2).sum(axis=-1) <= LABEL_RADIUS_MM**2] = 1
-        nearest = np.floor(centre + 0.5).astype(int)
-        if ((nearest >= 0) & (nearest < shape)).all():
-            labels[tuple(nearest)] = 1
+        voxels = np.floor(centre + 0.5).astype(int) + around
+        away_mm = (voxels - centre) * spacing_mm
+        chosen = ((away_mm**2).sum(axis=-1) <= LABEL_RADIUS_MM**2) | ~around.any(axis=1)
+        chosen &= ((voxels >= 0) & (voxels < shape)).all(axis=1)
+        labels[tuple(voxels[chosen].T)] = 1
     return labels
 
 
@@ -75,10 +73,9 @@ def voxel_loss(logits, labels, counts):
 
 def forward_backward(model, scans, labels, counts):
     """The loss of a batch; sets all gradients of the model."""
-    head = model.linear
+    head, f = model.linear, model.features(scans, keep=True)
+    loss, dlogits = voxel_loss(model.heatmap(f) + head.params["b"], labels, counts)
     w = head.params["w"].reshape(1, -1, 1, 1, 1)
-    f = model.features(scans, keep=True)
-    loss, dlogits = voxel_loss(conv3d_forward(f, w, head.params["b"]), labels, counts)
     df, dw, head.grads["b"] = conv3d_backward(dlogits, f, w)
     head.grads["w"] = dw.reshape(-1)
     model.backward_features(df)
@@ -122,12 +119,11 @@ class VoxelwiseRun(Run):
 
     def validate(self):
         """Sums of the probabilities (n,); keeps the mean loss for `finish_epoch`."""
-        losses, sums, head = [], [], self.model.linear.params
+        losses, sums, model = [], [], self.model
         for i, volume in enumerate(self.val):
-            scan = backend.to_device(volume[None, None], self.model.device)  # (1, 1, D, H, W)
+            scan = backend.to_device(volume[None, None], model.device)  # (1, 1, D, H, W)
             labels, counts = _targets(scan, self._labels("val", [i]))
-            w = head["w"].reshape(1, -1, 1, 1, 1)
-            logits = conv3d_forward(self.model.features(scan), w, head["b"])
+            logits = model.heatmap(model.features(scan)) + model.linear.params["b"]
             losses.append(voxel_loss(logits, labels, counts)[0])
             inside = backend.to_host(logits)[backend.to_host(counts)]
             sums.append(np.exp(-np.logaddexp(0, -inside)).sum())
@@ -155,8 +151,8 @@ def components_threshold(heatmaps, counts):
     """The one level for all heatmaps above which their components agree best with the counts.
 
     Parameters: heatmaps (D, H, W) and true counts of VALIDATION scans. Returns the level with the
-    least squared error of the count, ties go to the highest; at most a tenth of the voxels above
-    their map's minimum pass it. inf where every map is constant.
+    least squared error of the count; ties go to the highest. At most a tenth of the voxels above
+    their map's minimum pass it. Returns inf where every map is constant.
     """
     values = np.concatenate([heatmap[heatmap > heatmap.min()] for heatmap in heatmaps])
     if not len(values):

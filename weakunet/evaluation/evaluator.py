@@ -1,7 +1,8 @@
-"""The one evaluator: detect, match and measure on all scans, whoever asks.
+"""The evaluator of all commands: detect lesions, match them with the truth, measure.
 
-Each scan is scored at its predicted count, at its true count and at the multiples of the FROC. A
-second pass scores it at the thresholds of the FROC by threshold, which depend on all scans.
+Each scan is scored at its predicted count, at its true count and at the multiples of the predicted
+count that make the FROC. A second pass scores it at the thresholds of the FROC by threshold, which
+depend on all scans.
 """
 
 import functools
@@ -10,8 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from weakunet.evaluation.froc import SCALES, froc_curve, froc_thresholds
-from weakunet.evaluation.metrics import count_metrics, detection_metrics
-from weakunet.evaluation.score_scan import Score, Tolerance, hits_above, score_scan
+from weakunet.evaluation.metrics import (
+    PAPER_TOLERANCE,
+    Tolerance,
+    count_metrics,
+    detection_metrics,
+)
+from weakunet.evaluation.score_scan import Score, hits_above, score_scan
 from weakunet.util.cli import progress
 from weakunet.util.processes import processes
 
@@ -27,11 +33,11 @@ class Evaluation:
     curves: dict = field(default_factory=dict)  # FROC by count (see froc.froc_by_count)
     by_threshold: dict = field(default_factory=dict)  # FROC by threshold
     cases: list = field(default_factory=list)  # to draw a few scans from
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = PAPER_TOLERANCE
 
 
-def evaluate_maps(scans, counts, maps, tolerance=None, seed=0, threshold_froc=True):
-    """`evaluate_cases` of scans in memory.
+def evaluate_maps(scans, counts, maps, tolerance=PAPER_TOLERANCE, seed=0, threshold_froc=True):
+    """Evaluate maps of scans in memory, as `evaluate_cases` does.
 
     counts: a predicted count for each scan, not rounded; or method -> such a list.
     maps: method -> a map (D, H, W) for each scan.
@@ -39,14 +45,15 @@ def evaluate_maps(scans, counts, maps, tolerance=None, seed=0, threshold_froc=Tr
     if not isinstance(counts, dict):
         counts = dict.fromkeys(maps, counts)
     counts = {method: counts[method] for method in maps}
-    cases = []
-    for scan, *own in zip(scans, *maps.values(), strict=True):
-        cases.append(functools.partial(tuple, (scan, dict(zip(maps, own, strict=True)))))
+    cases = [
+        functools.partial(tuple, (scan, dict(zip(maps, own, strict=True))))
+        for scan, *own in zip(scans, *maps.values(), strict=True)
+    ]
     return evaluate_cases(cases, counts, tolerance, seed, 1, threshold_froc, quiet=True)
 
 
 def evaluate_cases(
-    cases, counts, tolerance=None, seed=0, n_jobs=1, threshold_froc=True, quiet=False
+    cases, counts, tolerance=PAPER_TOLERANCE, seed=0, n_jobs=1, threshold_froc=True, quiet=False
 ):
     """Detect lesions in every map at its predicted count, match them with the truth, and measure.
 
@@ -56,39 +63,47 @@ def evaluate_cases(
     ----------
     cases : list of functions without arguments (see score_scan.py); pickled if n_jobs > 1
     counts : method -> a predicted count for each case
-    tolerance : Tolerance of a hit; None: the paper's
+    tolerance : of a hit; the paper's by default
     seed : of the bootstrap intervals
     n_jobs : processes; each has one scan in memory
     threshold_froc : also sweep one threshold over all scans, which opens each scan again
     """
-    tolerance = tolerance or Tolerance()
     own_counts = [dict(zip(counts, row, strict=True)) for row in zip(*counts.values(), strict=True)]
     tasks = list(zip(cases, own_counts, strict=True))
     with processes(min(n_jobs, len(cases))) as each:
-        found = each(functools.partial(score_scan, tolerance), tasks)
-        found = list(_watch(found, tasks, "score", quiet))
+
+        def over(function, items, what):
+            return list(progress(each(function, items), what, quiet, len(items)))
+
+        found = over(functools.partial(score_scan, tolerance), tasks, "score")
         scores = {method: [one[method] for one in found] for method in counts}
         result = Evaluation(scores, cases=cases, tolerance=tolerance)
-        for method, own in scores.items():
-            _measure(result, method, own, seed)
+        for method in counts:
+            _measure(result, method, seed)
         if threshold_froc and result.curves:
-            _sweep_threshold(result, each, quiet)
+            levels = {
+                method: froc_thresholds([score.candidates for score in located(own)])
+                for method, own in scores.items()
+            }
+            found = over(functools.partial(hits_above, tolerance, levels), cases, "threshold FROC")
+            for method in result.curves:
+                hits = [one[method] for one in found if one[method] is not None]
+                result.by_threshold[method] = froc_curve("threshold", levels[method], hits)
     return result
 
 
 def evaluate_counts(scans, counts_predicted):
-    """Evaluation of predicted counts alone, of scans whose lesions were counted but not located."""
+    """Evaluate predicted counts alone, of scans whose lesions were counted but not located."""
     pairs = zip(scans, counts_predicted, strict=True)
-    scores = [Score(scan.subject, scan.count, float(count)) for scan, count in pairs]
-    result = Evaluation({MAIN: scores})
-    _measure(result, MAIN, scores, seed=0)
+    result = Evaluation({MAIN: [Score(scan.subject, scan.count, float(n)) for scan, n in pairs]})
+    _measure(result, MAIN, seed=0)
     return result
 
 
 def located(scores):
     """The scores of scans whose lesions are known by place.
 
-    None where only scans without lesions are: they say nothing about the others.
+    Empty where all of them are scans without lesions: they say nothing about the others.
     """
     known = [score for score in scores if score.hits is not None]
     if len(known) < len(scores) and all(score.count == 0 for score in known):
@@ -102,10 +117,10 @@ def known_counts(scores):
     return np.array(known, float).reshape(-1, 2).T
 
 
-def _measure(result, method, scores, seed):
+def _measure(result, method, seed):
     """Add a method's metrics and FROC by count to `result`."""
-    known, figures = located(scores), {}
-    if known:
+    scores, figures = result.scores[method], {}
+    if known := located(scores):
         figures = detection_metrics([score.hits for score in known], seed)
         figures |= {"scans": len(known), "lesions": sum(s.hits[0] + s.hits[2] for s in known)}
         result.curves[method] = froc_curve("scale", SCALES, [s.hits_by_scale for s in known])
@@ -114,21 +129,3 @@ def _measure(result, method, scores, seed):
         figures |= count_metrics(true, predicted) | {"count_scans": len(true)}
     if figures:
         result.metrics[method] = figures | {"missing": 0}  # scans without a prediction
-
-
-def _sweep_threshold(result, each, quiet):
-    """Add the FROC by threshold; `each` maps a function over the cases."""
-    levels = {}
-    for method, scores in result.scores.items():
-        levels[method] = froc_thresholds([score.candidates for score in located(scores)])
-    found = each(functools.partial(hits_above, result.tolerance, levels), result.cases)
-    found = list(_watch(found, result.cases, "threshold FROC", quiet))
-    for method in result.curves:
-        hits = [one[method] for one in found if one[method] is not None]
-        result.by_threshold[method] = froc_curve("threshold", levels[method], hits)
-
-
-def _watch(results, items, what, quiet):
-    """The results of all items, with progress."""
-    for result, _ in zip(results, progress(items, what, quiet), strict=True):
-        yield result

@@ -13,25 +13,22 @@ LEVELS = 40  # thresholds of a FROC by threshold
 SCALES = (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 8)  # of the predicted count
 
 
-def froc_by_threshold(heatmaps, lesions, radius=RADIUS_VOX, spacings_mm=None, levels=LEVELS):
+def froc_by_threshold(heatmaps, lesions, radius=RADIUS_VOX, levels=LEVELS):
     """Free-response ROC: ONE threshold over all scans, from the highest value to the lowest.
 
     Thresholds as in `froc_thresholds`. A map's minimum never passes.
     Returns: list of dict threshold, tpr (pooled), fp_per_scan.
     """
-    spacings_mm = spacings_mm or [None] * len(heatmaps)
     thresholds = froc_thresholds([candidate_thresholds(each, levels) for each in heatmaps], levels)
-    hits = [
-        hits_at_thresholds(heatmap, thresholds, own, radius, spacing_mm)
-        for heatmap, own, spacing_mm in zip(heatmaps, lesions, spacings_mm, strict=True)
-    ]
+    pairs = zip(heatmaps, lesions, strict=True)
+    hits = [hits_at_thresholds(heatmap, thresholds, own, radius) for heatmap, own in pairs]
     return froc_curve("threshold", thresholds, hits)
 
 
 def candidate_thresholds(heatmap, levels=LEVELS):
     """Values of one map, ascending: all distinct ones above its minimum, or `levels` of them.
 
-    Of more values, those that let 1, ..., all of its voxels pass, in geometric steps.
+    Where there are more, those that let 1, ..., all of its voxels pass, in geometric steps.
     """
     values = np.sort(heatmap[heatmap > heatmap.min()])
     distinct = np.unique(values)
@@ -43,7 +40,7 @@ def candidate_thresholds(heatmap, levels=LEVELS):
 def froc_thresholds(candidates, levels=LEVELS):
     """Thresholds for all maps, descending, from the `candidate_thresholds` of each.
 
-    The highest and the lowest value belong to them: the lowest score ends the curve.
+    They include the highest and the lowest value: the lowest score ends the curve.
     """
     values = np.unique(np.concatenate(candidates) if len(candidates) else [])[::-1]
     if len(values) <= levels:
@@ -58,23 +55,21 @@ def hits_at_thresholds(heatmap, thresholds, lesions, radius=RADIUS_VOX, spacing_
     return _hits_at(heatmap, levels, lesions, radius, spacing_mm)
 
 
-def froc_by_count(heatmaps, counts, lesions, radius=RADIUS_VOX, spacings_mm=None, scales=SCALES):
-    """Free-response ROC as in the paper: over- or underestimate each scan's count by a factor.
+def froc_by_count(heatmaps, counts, lesions, radius=RADIUS_VOX, scales=SCALES):
+    """Free-response ROC as in the paper: each scan's count is multiplied by a factor.
 
-    Returns: list of dict scale, tpr (pooled), fp_per_scan, one for each of `scales`; a scaled count
+    Returns: list of dict scale, tpr (pooled), fp_per_scan, one for each of `scales`. The product
     is rounded half up.
     """
-    spacings_mm = spacings_mm or [None] * len(heatmaps)
-    scans = zip(heatmaps, counts, lesions, spacings_mm, strict=True)
     hits = [
-        hits_at_counts(heatmap, [scale * count for scale in scales], own, radius, spacing_mm)[0]
-        for heatmap, count, own, spacing_mm in scans
+        hits_at_counts(heatmap, [scale * count for scale in scales], own, radius)[0]
+        for heatmap, count, own in zip(heatmaps, counts, lesions, strict=True)
     ]
     return froc_curve("scale", scales, hits)
 
 
 def hits_at_counts(heatmap, counts, lesions, radius=RADIUS_VOX, spacing_mm=None):
-    """[(TP, FP, FN)] of one scan at each of `counts`, which are rounded half up; the thresholds."""
+    """[(TP, FP, FN)] of one scan at each of `counts`, rounded half up, and the thresholds."""
     found = thresholds_for_counts(heatmap, [whole_count(count) for count in counts])
     thresholds = [threshold for threshold, _ in found]
     return _hits_at(heatmap, thresholds, lesions, radius, spacing_mm), thresholds

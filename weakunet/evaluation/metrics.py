@@ -10,6 +10,8 @@ FPav and FDR) and not for the TPR. What is not defined (a TPR without lesions, a
 detections, an R2 of a constant truth) is NaN. Intervals are 95 % percentile bootstraps over scans.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
@@ -19,6 +21,24 @@ ROUNDING = 1e-6  # centres come through an affine: 3 voxels can read 3.000000000
 RESAMPLES = 2000
 DRAWN_AT_ONCE = 10**5  # scans of the bootstrap in memory
 RATES = ("tpr", "tpr_per_scan", "fdr", "fp_per_scan")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a hit may be from its lesion: in voxels or, where radius_mm is given, in mm."""
+
+    radius: float = RADIUS_VOX
+    radius_mm: float | None = None
+
+    def of(self, spacing_mm):
+        """(radius, spacing_mm) as `match_detections` takes them."""
+        return (self.radius, None) if self.radius_mm is None else (self.radius_mm, spacing_mm)
+
+    def __str__(self):
+        return f"{self.radius:g} voxels" if self.radius_mm is None else f"{self.radius_mm:g} mm"
+
+
+PAPER_TOLERANCE = Tolerance()
 
 
 def match_detections(detections, lesions, radius=RADIUS_VOX, spacing_mm=None):
@@ -52,10 +72,16 @@ def detection_metrics(hits, seed=0):
     Returns: the RATES of `rates`, and for each its NAME_ci95 [low, high] from RESAMPLES draws of
     S scans with replacement.
     """
-    hits = np.reshape(hits, (-1, 3))
+    hits, rng, parts = np.reshape(hits, (-1, 3)), np.random.default_rng(seed), []
     found = {name: float(value) for name, value in rates(hits).items()}
-    resampled = _resampled_rates(hits, seed)
-    return found | {f"{name}_ci95": interval(values) for name, values in resampled.items()}
+    n = len(hits)
+    at_once = max(1, DRAWN_AT_ONCE // max(1, n))
+    for first in range(0, RESAMPLES, at_once):
+        draws = rng.integers(n, size=(min(at_once, RESAMPLES - first), n))
+        parts.append(rates(hits[draws]))
+    for name in RATES:
+        found[f"{name}_ci95"] = interval(np.concatenate([part[name] for part in parts]))
+    return found
 
 
 def interval(values):
@@ -67,18 +93,6 @@ def interval(values):
     if not len(values):
         return [float("nan")] * 2
     return [float(end) for end in np.percentile(values, [2.5, 97.5])]
-
-
-def _resampled_rates(hits, seed):
-    """Rates (RESAMPLES,) of as many draws of all scans, a few draws at a time to bound memory."""
-    n, rng, parts = len(hits), np.random.default_rng(seed), []
-    if n == 0:
-        return {name: np.zeros(0) for name in RATES}
-    some = max(1, DRAWN_AT_ONCE // n)
-    for first in range(0, RESAMPLES, some):
-        draws = rng.integers(n, size=(min(some, RESAMPLES - first), n))
-        parts.append(rates(hits[draws]))
-    return {name: np.concatenate([part[name] for part in parts]) for name in RATES}
 
 
 def rates(hits):

@@ -17,21 +17,6 @@ from weakunet.evaluation.froc import (
     hits_at_counts,
     hits_at_thresholds,
 )
-from weakunet.evaluation.metrics import RADIUS_VOX
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far a hit may be from its lesion: in voxels or, where radius_mm is given, in mm."""
-
-    radius: float = RADIUS_VOX
-    radius_mm: float | None = None
-
-    def of(self, scan):
-        """(radius, spacing_mm) as `metrics.count_hits` takes them."""
-        if self.radius_mm is None:
-            return self.radius, None
-        return self.radius_mm, scan.volume.spacing_mm
 
 
 @dataclass
@@ -67,7 +52,8 @@ def _score(scan, heatmap, count, tolerance):
     known = scan.centres_zyx is not None
     lesions = scan.centres_zyx if known else np.zeros((0, 3))
     wanted = [count, len(lesions), *(scale * count for scale in SCALES)]
-    hits, thresholds = hits_at_counts(heatmap, wanted, lesions, *tolerance.of(scan))
+    truth = lesions, *tolerance.of(scan.volume.spacing_mm)
+    hits, thresholds = hits_at_counts(heatmap, wanted, *truth)
     score = Score(scan.subject, scan.count, count, thresholds[0], sum(hits[0][:2]))
     if known:
         score.hits, score.hits_true_count = hits[:2]
@@ -81,13 +67,13 @@ def hits_above(tolerance, thresholds, case):
     scan, maps = open_case(case)
     if scan.centres_zyx is None:
         return dict.fromkeys(maps)
-    truth = scan.centres_zyx, *tolerance.of(scan)
+    truth = scan.centres_zyx, *tolerance.of(scan.volume.spacing_mm)
     found = {name: hits_at_thresholds(own, thresholds[name], *truth) for name, own in maps.items()}
     return {name: np.array(hits, np.int32) for name, hits in found.items()}
 
 
 def picture(case, method, threshold):
-    """The arguments of figures.overlay, but the path, for one method."""
+    """What figures.overlay draws of one method: its arguments after the path."""
     scan, maps = open_case(case)
     labels = components_above(maps[method], threshold).labels
     return scan.volume.array, maps[method], labels, scan.centres_zyx, scan.volume.spacing_mm

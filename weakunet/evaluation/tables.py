@@ -1,4 +1,4 @@
-"""An evaluation as text: the tables it is written to, and the one that is printed."""
+"""An evaluation as text: the tables that are written, and the one that is printed."""
 
 import math
 
@@ -81,7 +81,7 @@ def cell(value, ends=None, scale=1, digits=2, undefined="undefined"):
 
 
 def columns(rows):
-    """Lines of text with the cells of `rows` below each other, two spaces or more between them."""
+    """Lines of text: the cells of `rows` in columns, with two spaces or more between them."""
     widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
     lines = ["".join(map(str.ljust, row, widths)) for row in rows]
     return [line.rstrip() for line in lines]

@@ -6,7 +6,6 @@ Series are told apart by line and marker as well as by colour.
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation
 
 from weakunet.evaluation.metrics import count_metrics
 from weakunet.figures.drawing import line_style, new_figure, save_figure
@@ -54,45 +53,38 @@ def _limits_of_agreement(panel, difference):
     if len(difference) < 2:
         return
     bias, reach = difference.mean(), 1.96 * difference.std(ddof=1)
-    panel.axhline(bias, color="black")
-    for limit in (bias - reach, bias + reach):
-        panel.axhline(limit, color="black", linestyle="--")
-        panel.annotate(_signed(limit), (1.01, limit), **_BESIDE)
-    panel.annotate(_signed(bias), (1.01, bias), **_BESIDE)
+    for value, line in ((bias, "-"), (bias - reach, "--"), (bias + reach, "--")):
+        panel.axhline(value, color="black", linestyle=line)
+        text = f"{value:+.2f}".replace("-", "−")
+        panel.text(1.01, value, text, transform=panel.get_yaxis_transform(), va="center")
     panel.set_title("solid: bias   dashed: 95 % limits of agreement", fontsize=10)
     furthest = 1.15 * max(abs(difference).max(), abs(bias) + reach, 0.5)
     panel.set_ylim(-furthest, furthest)
 
 
-def _signed(value):
-    return f"{value:+.2f}".replace("-", "−")
+def study_lines(path, study, x_label, rows, log_x=False):
+    """Draw a study: count and localisation, each a line per series with bars over the seeds.
 
-
-_BESIDE = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
-
-
-def study_lines(path, study, x_label, panels, log_x=False):
-    """Draw a study: a row of panels, in each a line with error bars for every series.
-
-    Parameters: study, the title; panels, list of (y_label, {series: (x, mean, low, high)}),
-    sequences of one length, values of at most 1, low and high the ends of the bars (a panel may
-    lack a series); log_x, a logarithmic x axis, labelled at the values studied.
+    Parameters: study, the title; rows, one per network: (series, x, R2 of the count, TPR at the
+    true count); log_x, a logarithmic x axis, labelled at the values studied.
     """
-    series = list(dict.fromkeys(name for _, lines in panels for name in lines))
-    figure = new_figure(max(5.2, 3.9 * len(panels)), 4.0)
+    series = list(dict.fromkeys(name for name, *_ in rows))
+    figure = new_figure(7.8, 4.0)
     figure.get_layout_engine().set(w_pad=0.1)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for panel, (y_label, lines) in zip(axes, panels, strict=True):
-        for name, points in lines.items():
-            k = series.index(name)
-            aside = 4 / 72 * (k - (len(series) - 1) / 2)  # bars at the same x lie side by side
-            _error_bars(panel, *points, ScaledTranslation(aside, 0, figure.dpi_scale_trans), k)
-        panel.set(xlabel=x_label, ylabel=y_label)
+    labels = ("R2 of the count (validation)", "TPR at the true count (validation)")
+    for column, (panel, label) in enumerate(zip(figure.subplots(1, 2), labels, strict=True), 2):
+        for k, name in enumerate(series):
+            x = sorted({row[1] for row in rows if row[0] == name})
+            values = [[row[column] for row in rows if row[:2] == (name, at)] for at in x]
+            mean, low, high = (np.array([f(v) for v in values]) for f in (np.mean, min, max))
+            style = line_style(k, markersize=7, capsize=3)
+            panel.errorbar(x, mean, yerr=abs(np.stack([mean - low, high - mean])), **style)
+        panel.set(xlabel=x_label, ylabel=label)
         panel.margins(x=0.08)
-        if all(isinstance(value, int) for x, *_ in lines.values() for value in x):
+        values = sorted({row[1] for row in rows})
+        if all(isinstance(value, int) for value in values):
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if log_x:
-            values = sorted({value for x, *_ in lines.values() for value in x})
             panel.set_xscale("log")
             panel.set_xticks(values, [f"{value:g}" for value in values])
             panel.minorticks_off()
@@ -104,11 +96,3 @@ def study_lines(path, study, x_label, panels, log_x=False):
         figure.legend(handles=handles, loc="outside lower center", **style)
     figure.suptitle(study, fontsize=11)
     save_figure(figure, path)
-
-
-def _error_bars(panel, x, mean, low, high, aside, k):
-    error = np.maximum([np.subtract(mean, low), np.subtract(high, mean)], 0)
-    style = line_style(k, markersize=7, capsize=3)
-    line, caps, bars = panel.errorbar(x, mean, yerr=error, **style)
-    for artist in (line, *caps, *bars):
-        artist.set_transform(panel.transData + aside)  # afterwards: the axes fit what is unmoved

@@ -7,9 +7,7 @@ version, no state kept between pictures.
 
 import numpy as np
 from matplotlib import patheffects
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from weakunet.util.cli import atomic_path
 
@@ -35,9 +33,7 @@ OUTLINE = [patheffects.withStroke(linewidth=3.2, foreground="black")]  # seen on
 
 def new_figure(width, height, layout="constrained"):
     """An empty figure of width x height inches."""
-    figure = Figure(figsize=(width, height), dpi=120, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=120, layout=layout)
 
 
 def save_figure(figure, path):
@@ -53,17 +49,16 @@ def line_style(k, **changed):
 
 
 def show_slice(panel, axial, spacing_mm, low=0.0, high=1.0, cmap="gray"):
-    """Show an axial slice (H, W) or (H, W, 3), x to the right, y upwards, in mm if known.
+    """Show an axial slice (H, W) or (H, W, 3), x to the right, y upwards, in mm.
 
-    Returns: the drawn image, dy, dx.
+    spacing_mm: (z, y, x); None: in voxels. Returns: the drawn image, dy, dx.
     """
     dy, dx = (1.0, 1.0) if spacing_mm is None else spacing_mm[1:]
     h, w = axial.shape[:2]
     extent = (-0.5 * dx, (w - 0.5) * dx, -0.5 * dy, (h - 0.5) * dy)
     style = {"cmap": cmap, "origin": "lower", "interpolation": "nearest"}
     style |= {"vmin": low, "vmax": max(high, low + 1e-9)}
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+    panel.locator_params(nbins=5, steps=[1, 2, 5, 10], integer=True)
     return panel.imshow(axial, extent=extent, **style), dy, dx
 
 

@@ -17,7 +17,8 @@ def draw_evaluation(result, out):
         rates = {name: own for name, own in result.metrics.items() if name in result.curves}
         furthest = 3 * max(1.0, *(own["fp_per_scan"] for own in rates.values()))
         at_count = {name: (own["fp_per_scan"], own["tpr"]) for name, own in rates.items()}
-        froc_curves(out / "froc.png", result.curves, at_count, furthest=furthest)
+        curves = {name: [curve] for name, curve in result.curves.items()}  # of one seed
+        froc_curves(out / "froc.png", curves, at_count, furthest=furthest)
     method = MAIN if MAIN in result.scores else list(result.scores)[-1]
     scores = result.scores[method]
     true, predicted = known_counts(scores)
@@ -28,8 +29,6 @@ def draw_evaluation(result, out):
     # from the fewest to the most lesions
     lesions = [s.hits[0] + s.hits[2] if s.hits else s.count or 0 for s in scores]
     order = np.argsort(lesions, kind="stable")
-    tolerance = result.tolerance
-    how_far = {"radius": tolerance.radius, "radius_mm": tolerance.radius_mm}
     for i in order[np.linspace(0, len(scores) - 1, min(PICTURES, len(scores))).astype(int)]:
         shown = picture(result.cases[i], method, scores[i].threshold)
-        overlay(out / f"{scores[i].subject}_overlay.png", *shown, **how_far)
+        overlay(out / f"{scores[i].subject}_overlay.png", *shown, result.tolerance)

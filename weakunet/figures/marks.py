@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from scipy import ndimage
 
-from weakunet.evaluation.metrics import RADIUS_VOX, match_detections
+from weakunet.evaluation.metrics import PAPER_TOLERANCE, match_detections
 from weakunet.figures.drawing import BLUE, GREEN, OUTLINE, RED, YELLOW, near_slice
 
 TRUTH = "#FFFFFF"  # of the rings
@@ -34,11 +34,11 @@ MEANING = {
 }
 
 
-def judge_detections(labels, lesions_zyx, spacing_mm, radius=RADIUS_VOX, radius_mm=None):
+def judge_detections(labels, lesions_zyx, spacing_mm, tolerance=PAPER_TOLERANCE):
     """Match the components of a label image with the lesions.
 
     Parameters: labels (D, H, W) as in `Detections`; lesions_zyx (m, 3) voxel indices, None where
-    they are not known; spacing_mm (z, y, x); radius in voxels, or radius_mm, of a hit.
+    they are not known; spacing_mm (z, y, x).
     Returns: name of a mark -> its places (n, 3); the colour (n + 1, 3) of each label.
     """
     n = int(labels.max())
@@ -47,10 +47,7 @@ def judge_detections(labels, lesions_zyx, spacing_mm, radius=RADIUS_VOX, radius_
     if lesions_zyx is None:
         return {"detections": found}, np.array([(0, 0, 0), *[(1, 1, 1)] * n], float)
     lesions = np.reshape(lesions_zyx, (-1, 3))
-    if radius_mm is None:
-        pairs = match_detections(found, lesions, radius)
-    else:
-        pairs = match_detections(found, lesions, radius_mm, spacing_mm)
+    pairs = match_detections(found, lesions, *tolerance.of(spacing_mm))
     hits, seen = [i for i, _ in pairs], [j for _, j in pairs]
     missed = np.delete(lesions, seen, 0)
     at = np.floor(missed + 0.5).astype(int)
@@ -77,30 +74,25 @@ def draw_marks(panel, marks, z, dy, dx, size=9):
         panel.plot(points[:, 2] * dx, points[:, 1] * dy, **mark_style(name, size))
 
 
-def mark_handles(marks, numbers=True):
-    """The legend's entries: every kind of mark, what it means, and how many the scan has."""
-    labels = {name: MEANING[name] for name in marks}
-    if numbers:
-        labels = {name: f"{text} ({len(marks[name])} in the scan)" for name, text in labels.items()}
+def mark_handles(labels):
+    """The legend's entries; labels: name of a mark -> text."""
     return [Line2D([], [], label=label, **mark_style(name)) for name, label in labels.items()]
 
 
-def ring_handle(size):
-    """The legend's entry for the rings; size: the radius in words, from `draw_rings`."""
+def ring_handle(tolerance=PAPER_TOLERANCE):
+    """The legend's entry for the rings."""
     style = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": "none"}
     style |= {"markeredgecolor": TRUTH, "markeredgewidth": 1.6, "path_effects": OUTLINE}
-    return Line2D([], [], label=f"every lesion, found or not (radius {size})", **style)
+    return Line2D([], [], label=f"every lesion, found or not (radius {tolerance})", **style)
 
 
-def draw_rings(panel, lesions_zyx, z, dy, dx, radius=RADIUS_VOX, radius_mm=None):
-    """Ring the lesions in and next to slice z with a hit's radius; returns it in words."""
-    rx, ry, size = radius * dx, radius * dy, f"{radius:g} voxels"
-    if radius_mm is not None:
-        rx, ry, size = radius_mm, radius_mm, f"{radius_mm:g} mm"
+def draw_rings(panel, lesions_zyx, z, dy, dx, tolerance=PAPER_TOLERANCE):
+    """Ring the lesions in and next to slice z with a hit's radius."""
+    rx = tolerance.radius_mm or tolerance.radius * dx
+    ry = tolerance.radius_mm or tolerance.radius * dy
     limits = {"xlim": panel.get_xlim(), "ylim": panel.get_ylim()}
     angle = np.linspace(0, 2 * np.pi, 60)
     for _, y, x in near_slice(lesions_zyx, z):
         ring = x * dx + rx * np.cos(angle), y * dy + ry * np.sin(angle)
         panel.plot(*ring, color=TRUTH, linewidth=1.6, path_effects=OUTLINE)
     panel.set(**limits)
-    return size

@@ -21,6 +21,7 @@ from weakunet.figures.drawing import (
     show_slice,
 )
 from weakunet.figures.marks import (
+    MEANING,
     draw_marks,
     draw_rings,
     judge_detections,
@@ -42,14 +43,13 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm):
     percentile over the scan, which its title states. Outlined is what reaches its threshold; marks
     say what each detection is (see marks.py). Every lesion in those slices has a ring.
 
-    Parameters: image (D, H, W); maps, name as printed -> (D, H, W); thresholds, name -> level, or
-    None where nothing is to be outlined and marked, may lack names; centres_zyx (m, 3) voxel
-    indices of the lesions; spacing_mm (z, y, x), None: axes in voxels.
+    Parameters: image (D, H, W); maps, name as printed -> (D, H, W); thresholds, name -> level;
+    centres_zyx (m, 3) voxel indices of the lesions; spacing_mm (z, y, x).
     """
     z = busiest_slices(centres_zyx, len(image), 1)[0]
     columns = min(4, len(maps) + 1)
     rows = -(-(len(maps) + 1) // columns)
-    dy, dx = (1.0, 1.0) if spacing_mm is None else spacing_mm[1:]
+    _, dy, dx = spacing_mm
     tall = np.clip(2.5 * image.shape[1] * dy / (image.shape[2] * dx), 1.2, 4.5)
     figure = new_figure(11, (tall + 0.8) * rows + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).reshape(-1)
@@ -60,17 +60,22 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm):
         show_slice(axes[k], axial, spacing_mm, low, high, "inferno" if k else "gray")
         scale = f"black {low:.3g}, {'yellow' if k else 'white'} {high:.3g}"
         axes[k].set_title(f"{textwrap.fill(name, 32)}\n{scale}", fontsize=10)
-        size = draw_rings(axes[k], centres_zyx, z, dy, dx)
-        if k and thresholds.get(name) is not None:
+        draw_rings(axes[k], centres_zyx, z, dy, dx)
+        if k:
             _outline(axes[k], axial >= thresholds[name], dy, dx)
             labels = components_above(maps[name], thresholds[name]).labels
             marks, _ = judge_detections(labels, centres_zyx, spacing_mm)
             draw_marks(axes[k], marks, z, dy, dx, size=7)
-    _label(axes, columns, len(shown), "voxels" if spacing_mm is None else "mm")
+    for panel in axes:
+        panel.set_xlabel("x (mm)", fontsize=9)
+        panel.set_ylabel("y (mm)", fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.label_outer()
+    for panel in axes[len(shown) :]:
+        panel.axis("off")
     style = {"color": ABOVE, "linewidth": 1.6, "path_effects": OUTLINE}
-    handles = [ring_handle(size), Line2D([], [], label="above the method's threshold", **style)]
-    marks, _ = judge_detections(np.zeros(image.shape, int), (), spacing_mm)  # their names
-    handles += mark_handles(marks, numbers=False)
+    handles = [ring_handle(), Line2D([], [], label="above the method's threshold", **style)]
+    handles += mark_handles({name: MEANING[name] for name in marks})
     style = {"ncols": 2, "frameon": False, "fontsize": 9, "labelspacing": 0.7}
     figure.legend(handles=handles, loc="outside lower center", **style)
     save_figure(figure, path)
@@ -79,18 +84,6 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm):
 def _own_scale(array):
     low, high = np.percentile(array, [1, 99.9])
     return (low, high) if high > low else (array.min(), array.max())
-
-
-def _label(axes, columns, used, unit):
-    """Label the outer panels; empty those left over."""
-    for k, panel in enumerate(axes):
-        panel.tick_params(labelsize=8)
-        if k >= used:
-            panel.axis("off")
-        if k >= len(axes) - columns:
-            panel.set_xlabel(f"x ({unit})", fontsize=9)
-        if k % columns == 0:
-            panel.set_ylabel(f"y ({unit})", fontsize=9)
 
 
 def _outline(panel, inside, dy, dx):
@@ -114,8 +107,7 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
 
     Parameters
     ----------
-    curves : method -> list of dict fp_per_scan, tpr (see froc.froc_by_count), or a list of such
-        lists, one per seed
+    curves : method -> a curve per seed, list of dict fp_per_scan, tpr (see froc.froc_by_count)
     operating : method -> (fp_per_scan, tpr), a filled marker; may lack methods
     paper : method -> (fp_per_scan, tpr) as published, a hollow marker; may lack methods
     furthest : FPav at the right end; None: half as far again as the furthest marker
@@ -123,13 +115,12 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
     paper = paper or {}
     ends = [x for x, _ in [*operating.values(), *paper.values()] if np.isfinite(x)]
     furthest = furthest or 1.5 * max([1.0, *ends])
-    seeds = {m: [c] if c and isinstance(c[0], dict) else c for m, c in curves.items()}
     figure = new_figure(8.8, 4.8)
     axes = figure.subplots()
     handles, fall = [], False
     for k, method in enumerate(curves):
         style = line_style(k, marker=None, linewidth=1.8)
-        fall |= _draw_curves(axes, seeds[method], furthest, style)
+        fall |= _draw_curves(axes, curves[method], furthest, style)
         if method in operating:
             mark = line_style(k, linestyle="none", markeredgecolor="white", zorder=4)
             axes.plot(*operating[method], **mark)
@@ -145,7 +136,7 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
     axes.set(xlim=(0, furthest), ylim=(0, 1.02))
     axes.set_xlabel("FPav (false positives per scan)")
     axes.set_ylabel("TPR (fraction of the lesions found)")
-    several = any(len(own) > 1 for own in seeds.values())
+    several = any(len(own) > 1 for own in curves.values())
     band = "; band: lowest to highest seed" if several else ""
     axes.set_title(f"line: each scan's count, multiplied{band}", fontsize=10)
     if fall:
@@ -161,8 +152,6 @@ def _draw_curves(axes, seeds, furthest, style):
         x, y = np.array([(0, 0), *((at["fp_per_scan"], at["tpr"]) for at in seed)], float).T
         order = np.lexsort((y, x))  # FPav need not grow with the count
         curves.append((x[order], y[order]))
-    if not curves:
-        return False
     x, y = curves[0]
     if len(curves) > 1:
         x = np.linspace(0, min(furthest, *(own[-1] for own, _ in curves)), 200)

@@ -26,20 +26,19 @@ GREYS, HEATS = 128, 64
 SHAPES = {"o": "circles", "s": "squares", "^": "triangles", "D": "diamonds"}
 
 
-def write_report(path, title, intro, tables, pictures, viewer=None):
+def write_report(path, title, intro, tables, pictures, viewer):
     """Write a self-contained HTML page; all text is escaped.
 
     Parameters: tables, list of (caption, header, rows), all text; pictures, list of (path of a PNG,
-    caption); viewer, None or a dict of one scan: image (D, H, W) in [0, 1], heatmap and labels
-    (D, H, W), labels as in `Detections`, centres_zyx (m, 3) voxel indices (None: truth not known),
-    spacing_mm (z, y, x).
+    caption); viewer, a dict of one scan: image (D, H, W) in [0, 1], heatmap and labels (D, H, W),
+    labels as in `Detections`, centres_zyx (m, 3) voxel indices, spacing_mm (z, y, x).
     """
     parts = {
         "title": escape(title),
         "intro": f"<p>{escape(intro)}</p>",
         "tables": "\n".join(_table(*table) for table in tables),
         "pictures": "\n".join(_picture(Path(name), caption) for name, caption in pictures),
-        "viewer": _viewer(**viewer) if viewer else "",
+        "viewer": _viewer(**viewer),
     }
     write_text(path, _fill("report.html", parts))
 
@@ -75,20 +74,19 @@ def _picture(path, caption):
 
 def _viewer(image, heatmap, labels, centres_zyx, spacing_mm):
     marks, _ = judge_detections(labels, centres_zyx, spacing_mm)
-    truth = np.reshape(() if centres_zyx is None else centres_zyx, (-1, 3))
     low, high = (float(end) for end in np.percentile(heatmap, [1, 99.9]))
     scan = {
         "shape": np.shape(image),
         "spacing": [float(step) for step in spacing_mm],
         "radius": RADIUS_VOX,
-        "start": int(busiest_slices(np.vstack([truth, *marks.values()]), len(image), 1)[0]),
+        "start": int(busiest_slices(np.vstack([centres_zyx, *marks.values()]), len(image), 1)[0]),
         "image": _packed(np.clip(image, 0, 1), GREYS),
         "heatmap": _packed(np.clip((heatmap - low) / max(high - low, 1e-9), 0, 1), HEATS),
         "labels": _packed(np.where(labels > 0, (labels - 1) % 255 + 1, 0) / 255, 256),
         "colours": (255 * colormaps["inferno"](np.arange(256))[:, :3]).round().astype(int).tolist(),
         "ring": TRUTH,
         "outline": ABOVE,
-        "truth": truth.round(2).tolist(),
+        "truth": centres_zyx.round(2).tolist(),
         "marks": {},
     }
     named = []

@@ -1,7 +1,7 @@
 """The training curves: error of the count per epoch, and the correlation of the counts."""
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from weakunet.figures.drawing import new_figure, save_figure
 
@@ -29,8 +29,8 @@ def training_curves(path, history, mean_error=None):
     error.set_ylabel("mean squared error of the count\n(lesions²)")
     if (np.append(train, validation) > 0).any():  # without errors there is nothing to scale
         error.set_yscale("log")  # the first epochs can be ten times worse than all that follows
-    for axis in (error.yaxis.set_major_formatter, error.yaxis.set_minor_formatter):
-        axis(FuncFormatter(lambda value, _: f"{value:g}"))
+    error.yaxis.set_major_formatter("{x:g}")
+    error.yaxis.set_minor_formatter("{x:g}")
     error.tick_params(axis="y", which="minor", labelsize=8)
     error.legend(fontsize=9)
     correlation.plot(epoch, r, "-o", color=VALIDATION, markersize=4)

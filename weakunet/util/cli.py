@@ -168,7 +168,7 @@ def write_csv(path, header, rows):
 def progress(items, what, quiet=False, total=None):
     """Iterate over `items` with a progress bar; outside a terminal ten lines, none if `quiet`.
 
-    total: their number, where they have no length.
+    total: how many there are, for an iterator.
     """
     total = len(items) if total is None else total
     if sys.stderr.isatty():
