@@ -15,5 +15,5 @@ it to: whoever needs more raises the number on purpose, in the same change.
     figures/        940  every picture, and the report
     bench/         1010  how fast it is beside PyTorch; whether a GPU computes what numpy does
     util/           580  one-line errors, whole files, processes, parts, resuming
-    *.py            780  the commands: train, predict, evaluate, preprocess, study
+    *.py            760  the commands: train, predict, evaluate, preprocess, study
 """
