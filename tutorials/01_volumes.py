@@ -3,9 +3,8 @@
 #
 # **Question.** A scan is an array of numbers. Which number belongs to which place in the head?
 #
-# **You will see** an affine turn voxel indices into millimetres, the same scan stored in two ways,
-# and why a distance counted in voxels is wrong. The picture shows one lesion three times: as a file
-# stores it, in voxels, and in millimetres.
+# **You will see** an affine turn voxel indices into millimetres, and the same scan stored in two
+# ways. The picture shows one lesion as a file stores it, in voxels, and in millimetres.
 #
 # **Takes** about 2 seconds on 2 cores. All you need to know is numpy.
 

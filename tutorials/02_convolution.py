@@ -4,8 +4,7 @@
 # **Question.** What does a convolution compute, and what can it see in a scan?
 #
 # **You will see** a convolution in one dimension as a sliding window and as a matrix, then in three
-# dimensions as 27 shifted copies, each with a library's result. The picture shows four kernels at
-# work on a scan. One of them is made to look for small bright spots.
+# dimensions as 27 shifted copies. The picture shows four kernels at work on a scan.
 #
 # **Takes** about 3 seconds on 2 cores.
 

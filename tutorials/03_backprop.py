@@ -4,9 +4,9 @@
 # **Question.** Training asks how the loss changes when a weight changes. How is that computed for
 # all weights at once, and how do you know that what you wrote is right?
 #
-# **You will see** the backward pass as a transposed matrix, then tap by tap in 3D, and a numerical
-# check of it. The picture is the check's error against its step size: a V for a right backward
-# pass, a flat line for a wrong one.
+# **You will see** the backward pass as a transposed matrix, then tap by tap in 3D. The picture is
+# the error of a numerical check against its step size: a V for a right backward pass, a flat line
+# for a wrong one.
 #
 # **Takes** about 3 seconds on 2 cores. Lesson 2 explains the forward pass.
 

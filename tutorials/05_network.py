@@ -4,9 +4,9 @@
 # **Question.** A count comes out of the network. Which voxels of the scan can influence it, and how
 # far does one voxel of its maps see?
 #
-# **You will see** the network's shapes and where its parameters are; the receptive field, worked
-# out in 15 lines and then measured by the gradient with respect to the image. The picture shows how
-# much each voxel really matters inside that field.
+# **You will see** the network's shapes and parameters, and the receptive field, worked out in 15
+# lines and then measured by a gradient. The picture shows how much each voxel really matters inside
+# that field.
 #
 # **Takes** about 5 seconds on 2 cores. Lessons 2 to 4 explain the layers.
 

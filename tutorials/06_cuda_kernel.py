@@ -5,8 +5,8 @@
 # do all of them together make a convolution?
 #
 # **You will see** the package's simplest convolution kernel, one of its threads written in Python,
-# and the kernel itself at work: on a GPU where there is one, else on the CPU, where a small harness
-# runs the same text thread by thread. The picture shows which thread writes which voxel.
+# and the kernel at work: on a GPU, or on the CPU in a small harness. The picture shows which thread
+# writes which voxel.
 #
 # **Takes** about 5 seconds on 2 cores, the first time (it compiles). No GPU is needed; without
 # one, a C++ compiler: g++, clang++, or `python -m pip install ziglang`. Lesson 2 explains the

@@ -4,9 +4,9 @@
 # **Question.** Every way of computing a convolution does the same multiplications. Why is one of
 # them thousands of times as fast as another?
 #
-# **You will see** four convolutions in numpy, with their arithmetic and their bytes counted and
-# their time measured; then what two CUDA kernels do with memory, counted, for no GPU is needed. The
-# last picture is a roofline: how fast a program can be, from how often it uses a byte.
+# **You will see** four convolutions in numpy, with their arithmetic and bytes counted and their
+# time measured; then what two CUDA kernels do with memory, counted (no GPU is needed). The picture
+# is a roofline: how fast a program can be, given how often it uses a byte.
 #
 # **Takes** about 5 seconds on 2 cores. Lessons 2 and 6 explain the convolution and the kernel.
 
@@ -16,24 +16,23 @@ import time
 import lesson
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import LogNorm
 
 from weakunet.bench import counts as bench_counts
-from weakunet.figures.drawing import LINES
+from weakunet.figures.drawing import line_style
 from weakunet.layers.conv import cpu as conv3d_fast
 from weakunet.layers.conv import gpu as conv3d_cuda
 from weakunet.layers.conv.conv3d import conv3d_forward
 from weakunet.util.threads import set_threads
 
 rng = np.random.default_rng(7)
-set_threads(1)  # one core: so that the rungs differ in what they do, not in how many do it
+set_threads(1)  # one core: the rungs shall differ in what they do, not in the number of cores
 
 # %% [markdown]
 # ## What must be done
 #
-# Each output number is a sum over C_in k^3 products: a multiplication and an addition each, 2 FLOP.
-# The least that must move is x and w in, y out, 4 bytes per number (float32). FLOP per byte, the
-# **intensity**, says how much is made of a byte that was fetched; for a convolution it can be high.
+# Each output number is a sum over C_in k^3 products, a multiplication and an addition each: 2 FLOP.
+# At least x and w must be read and y written, 4 bytes per number (float32). The **intensity**, FLOP
+# per byte, says how much work is done per byte that moves. For a convolution it can be high.
 
 
 # %%
@@ -53,16 +52,16 @@ print(f"at best {flop / least:.0f} FLOP per byte")
 # %% [markdown]
 # ## The ladder
 #
-# **Loops**, as the kernel of lesson 6: for each output, for each product, fetch an x and a w.
+# **Loops**, like the kernel of lesson 6: for each output and each product, fetch an x and a w.
 #
 # **27 shifted products** (`conv3d_forward`, the package's reference): per tap, one matrix product
 # of w's tap with the shifted x. Bytes: per tap numpy copies the shifted x (reads and writes C_in
 # numbers per voxel), multiplies (reads C_in, writes C_out), and adds to y (reads 2 C_out, writes
-# C_out). (What is small is left out: the padding, the weights, and the bias.)
+# C_out). (The padding, the weights and the bias are small and left out.)
 #
-# **im2col**: all that an output voxel sees, in one column; then the whole convolution is ONE matrix
-# product, at which computers are best. Bytes: 27 C_in numbers per voxel are read, written, and read
-# again; C_out are written. The price is memory: 27 copies of x.
+# **im2col**: put all that an output voxel sees into one column. Then the whole convolution is ONE
+# matrix product, which computers do best. Bytes: 27 C_in numbers per voxel are read, written, and
+# read again; C_out are written. The price is memory: 27 copies of x.
 
 
 # %%
@@ -86,12 +85,12 @@ def by_im2col(x, w):
 
 
 # %% [markdown]
-# **The package's layer** (`weakunet/layers/conv/cpu.py`) takes the middle way, a block of voxels
-# at a time, small enough to stay in the processor's cache. Of the 27 taps it copies only 3, those
-# along y: a plane's neighbours along z are its neighbours in memory, and the 3 taps along x are
-# taken after the product, by adding its rows one voxel to the left and to the right. Bytes: 3 C_in
-# numbers per voxel are read and written, then read by the product, which writes 3 C_out; three
-# additions (the bias and the two neighbours) read 5 C_out and write 3 C_out.
+# **The package's layer** (`weakunet/layers/conv/cpu.py`) is between the two. It takes a block of
+# voxels at a time, small enough to stay in the processor's cache. Of the 27 taps it copies only 3,
+# those along y. A plane's neighbours along z are its neighbours in memory anyway, and the 3 taps
+# along x come after the product, by adding its rows one voxel to the left and to the right. Bytes:
+# 3 C_in numbers per voxel are read and written, then read by the product, which writes 3 C_out.
+# Three additions (the bias and the two neighbours) read 5 C_out and write 3 C_out.
 
 # %%
 zero = np.zeros(C_OUT, np.float32)
@@ -124,8 +123,8 @@ for name, (convolve, _) in rungs.items():
 # %% [markdown]
 # ## Measured
 #
-# The best of several runs. Beside them the two limits of this computer, measured as well: the speed
-# of a large matrix product, and that of copying memory.
+# The best of several runs, and two limits of this computer, measured as well: the speed of a large
+# matrix product, and the speed of copying memory.
 
 
 # %%
@@ -159,21 +158,21 @@ for name, (convolve, numbers_per_voxel) in rungs.items():
     )
 
 # %% [markdown]
-# The loops lose elsewhere: Python takes a long time over each product, wherever its numbers lie.
-# The other three do their arithmetic in the same matrix product of the BLAS library, and differ in
-# what they do with memory around it.
+# The loops are slow for another reason: Python takes a long time for each product. The other three
+# do their arithmetic in the same matrix product of the BLAS library, and differ in how they use
+# memory around it.
 #
 # ## On a GPU: the naive kernel
 #
 # `naive.cu` (lesson 6): a thread per output, and for every product it loads an x and a w: 8 bytes
-# for 2 FLOP. A GPU's arithmetic is so fast that its memory cannot feed that; only its caches, which
-# catch neighbours' loads, save the kernel.
+# for 2 FLOP. A GPU's memory is far too slow for that. Only its caches, which serve the neighbours'
+# loads, save the kernel.
 #
 # ## The tiled kernel
 #
-# `tiled.cu` has two ideas. First: a block of threads copies what its tile of the output
-# sees, the tile and a halo of one voxel around it, into memory that the block shares, ONCE, and
-# reads it from there. In numpy, tile by tile:
+# `tiled.cu` has two ideas. First: a block of threads copies ONCE what its tile of the output sees,
+# the tile and a halo of one voxel around it, into memory that the block shares, and reads it from
+# there. In numpy, tile by tile:
 
 # %%
 TILE = tuple(conv3d_cuda.SIZES[name] for name in ("TILE_Z", "TILE_Y", "TILE_X"))
@@ -204,11 +203,11 @@ print(f"a voxel of x is loaded {tiled_loads.mean():.2f} times, for all of the bl
 print(f"by the naive kernel {naive_loads.mean():.1f} times, for EACH output map")
 
 # %% [markdown]
-# Second: shared memory is fast, but to fetch two numbers from it for every product would still be
+# Second: shared memory is fast, but fetching two numbers from it for every product would still be
 # too slow. So a thread works on a whole column of voxels along y and several output maps at once,
 # and keeps all their sums in registers. For each input map and each of the 9 places (i, m) of the
 # kernel in z and x, it reads the column, one voxel longer at either end, and the weights of the 3
-# taps along y; each number that it has read goes into many products.
+# taps along y. Each number that it has read is used in many products.
 
 # %%
 column, maps = conv3d_cuda.SIZES["TILE_Y"], conv3d_cuda.SIZES["MAPS"]
@@ -241,21 +240,20 @@ for name, intensity in gpu.items():
 # ## The picture
 #
 # Left: how often each voxel of a slice of x is loaded. Right: the roofline. A program with few FLOP
-# per byte is held down by the slanting roof, intensity x memory speed; with many, by the flat one,
-# the arithmetic. Filled marks are measured on this computer; a mark above the slanting roof gets
-# its bytes from a cache, which is faster than memory. Open marks are counted ceilings on the GPU.
+# per byte is limited by the slanting roof, intensity x memory speed; one with many by the flat
+# roof, the arithmetic. Filled marks are measured on this computer. A mark above the slanting roof
+# gets its bytes from a cache, which is faster than memory. Open marks are counted ceilings on the
+# GPU.
 
 # %%
 mosaic = [["naive", "roof", "roof"], ["tiled", "roof", "roof"]]
 figure, panels = plt.subplot_mosaic(mosaic, figsize=(13.5, 7.5), layout="constrained")
 z = TILE[0]  # the first slice of the second row of tiles
 for name, loads in (("naive", naive_loads), ("tiled", tiled_loads)):
-    shown = panels[name].imshow(loads[z], cmap="viridis", norm=LogNorm(1, 27), origin="lower")
-    bar = figure.colorbar(shown, ax=panels[name], shrink=0.9, label="loads")
-    bar.set_ticks([1, 2, 4, 8, 18, 27], labels=["1", "2", "4", "8", "18", "27"], minor=False)
-    bar.minorticks_off()
-    panels[name].set(title=f"{name}: loads of a voxel, slice z = {z}", xlabel="x (voxels)")
-    panels[name].set_ylabel("y (voxels)")
+    shown = panels[name].imshow(loads[z], vmin=1, vmax=27, origin="lower")
+    figure.colorbar(shown, ax=panels[name], shrink=0.9, label="loads")
+    panels[name].set(title=f"{name}: loads of a voxel, slice z = {z}")
+    panels[name].set(xlabel="x (voxels)", ylabel="y (voxels)")
 
 roof = panels["roof"]
 intensity = np.geomspace(0.1, 1000, 200)
@@ -264,13 +262,13 @@ for name, top, slope, style in (
     ("H200 (data sheet)", device_peak, device_bandwidth, "--"),
 ):
     roof.loglog(intensity, np.minimum(top, intensity * slope) / 1e9, "black", ls=style, label=name)
-marks = [(name, *point, "measured", {}) for name, point in points.items()]
-for name, own in gpu.items():
-    ceiling = min(device_peak, own * device_bandwidth)
-    marks.append((f"CUDA, {name}", own, ceiling, "counted", {"markerfacecolor": "white"}))
-for (name, own, speed, how, style), (colour, _, marker) in zip(marks, LINES, strict=False):
-    style |= {"linestyle": "none", "markersize": 12, "markeredgewidth": 2, "zorder": 3}
-    roof.plot(own, speed / 1e9, marker, color=colour, label=f"{name} ({how})", **style)
+marks = {f"{name} (measured)": point for name, point in points.items()} | {
+    f"CUDA, {name} (counted)": (own, min(device_peak, own * device_bandwidth))
+    for name, own in gpu.items()
+}
+for k, (name, (own, speed)) in enumerate(marks.items()):
+    fill = {} if "measured" in name else {"markerfacecolor": "white"}
+    roof.plot(own, speed / 1e9, label=name, **line_style(k, linestyle="", markersize=12), **fill)
 roof.axvline(flop / least, ymin=0.3, color="grey", linestyle=":")
 roof.text(flop / least * 1.1, 3e2, "at best: each\nbyte moves once", color="dimgrey")
 roof.set(title="roofline of one layer", xlabel="intensity (FLOP per byte)", ylabel="GFLOP/s")
@@ -283,6 +281,6 @@ print(f"{fastest / peak:.0%} of this computer's matrix products on one core")
 lesson.save(figure, "07_fast_convolution")
 
 # %% [markdown]
-# **Try.** Give the layer one input map, C_IN = 1, as the network's first has: what is its intensity
-# at best, and is it the memory or the arithmetic that holds it down on the GPU? Exercise set:
+# **Try.** Give the layer one input map, C_IN = 1, as the network's first layer has. What is its
+# best intensity, and is it memory or arithmetic that limits it on the GPU? Then do exercise set
 # `07_fast_convolution`.

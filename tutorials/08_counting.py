@@ -4,10 +4,9 @@
 # **Question.** All that the network is told about a scan is one number. How can it learn to count
 # from that, and why does it so often learn to predict the mean count and nothing else?
 #
-# **You will see** what the squared error asks for; what three poolings can tell about a number of
-# spots; how large the features of an untrained network are beside what they say; and four small
-# networks while they learn. The picture shows which of them learn, which are late, and which cannot
-# count far.
+# **You will see** what the squared error asks for, what a pooling can tell about a number of spots,
+# and four small networks while they learn. The picture shows which of them learn, which are late,
+# and which cannot count far.
 #
 # **Takes** about 60 seconds on 2 cores, nearly all of it training. Lesson 5 explains the network.
 
@@ -19,7 +18,7 @@ import numpy as np
 from weakunet.data import phantom
 from weakunet.evaluation.metrics import count_metrics
 from weakunet.figures.drawing import line_style
-from weakunet.layers.globalpool3d import GlobalPool3D, globalmax_backward, globalmax_forward
+from weakunet.layers.globalpool3d import GlobalPool3D
 from weakunet.layers.loss import mse_backward, mse_forward
 from weakunet.layers.optim import Adadelta, adadelta_update
 from weakunet.model import WeakUNet
@@ -83,22 +82,8 @@ assert np.allclose(mse_by_hand(y, t)[1], mse_backward(y, t))
 #
 # Backward, the maximum sends all of its gradient to one voxel of a map (ties go to the first).
 
-
 # %%
-def globalmax_backward_by_hand(dy, x):
-    """dy (C,), x (C, D, H, W) -> dx: dy at each map's maximum, 0 elsewhere"""
-    dx = np.zeros((len(x), x[0].size))
-    dx[np.arange(len(x)), x.reshape(len(x), -1).argmax(axis=1)] = dy
-    return dx.reshape(x.shape)
-
-
 rng = np.random.default_rng(SEED)
-x, dy = rng.integers(0, 4, (2, 3, 4, 5)).astype(float), np.array([1.0, 2.0])  # with ties
-argmax = globalmax_forward(x[None])[1]
-assert np.array_equal(
-    globalmax_backward_by_hand(dy, x), globalmax_backward(dy[None], argmax, (1, *x.shape))[0]
-)
-
 spots = np.zeros((9, 1, 12, 28, 28))  # map n has n spots
 for n, place in enumerate(rng.choice(spots[0].size, 8, replace=False), start=1):
     spots[n:].reshape(9 - n, -1)[:, place] = 1
@@ -143,7 +128,8 @@ assert np.allclose(by_hand, library)
 #
 #     dL/dy_n = 2 (e_n - m + 0.1 m) / N,       e_n = y_n - t_n,   m = mean of e
 #
-# What is left is about telling one scan from another.
+# What is left is about telling one scan from another. (The package also bounds e_n, so that one
+# scan cannot undo what the others have taught.)
 
 # %%
 NETWORKS = {  # the pooling; how the last layer starts; how much the common error counts

@@ -4,10 +4,9 @@
 # **Question.** Nobody told the network where a lesion is, only how many there are. Why can we take
 # its last layer apart and read off where they are?
 #
-# **You will see** the paper's equations 1 to 3 in a few lines; that the count is a sum over voxels,
-# whatever the pooling; which voxels of a map receive a gradient through the maximum, the mean and
-# the sum of local maxima; and a small network, trained on counts, that points at lesions. The
-# picture shows where one scan's count comes from.
+# **You will see** the paper's equations 1 to 3 in a few lines, and which voxels a gradient reaches
+# through three poolings. The picture shows where one scan's count comes from, in a small network
+# trained on counts.
 #
 # **Takes** about 25 seconds on 2 cores, most of it training. Lesson 8 explains the training.
 

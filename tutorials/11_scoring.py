@@ -4,9 +4,9 @@
 # **Question.** A method marks places in a scan, an expert has marked the lesions. How many are
 # found, how many of the marks are wrong, and how sure may you be of these numbers?
 #
-# **You will see** why each detection may find one lesion only, and two ways of matching that lose
-# hits; the rates of the paper's Table 1 and the curve of its Fig. 3; what an average hides; and an
-# interval made by drawing scans again. The picture shows the matching, the curve and the interval.
+# **You will see** two ways of matching that lose hits, the rates of the paper's Table 1, what an
+# average hides, and an interval made by drawing scans again. The picture shows the matching, the
+# curve of Fig. 3 and the interval.
 #
 # **Takes** about 15 seconds on 2 cores. Lesson 10 explains how a map and a count become detections.
 
@@ -14,7 +14,6 @@
 import lesson
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
@@ -74,15 +73,12 @@ def nearest_first(distance, radius):
     for i, j in zip(*np.unravel_index(distance.argsort(axis=None), distance.shape), strict=True):
         if distance[i, j] <= radius and not any(i == a or j == b for a, b in pairs):
             pairs.append((i, j))
-    return pairs
+    return len(pairs)
 
 
 def assign_first(distance, radius):
-    return list(zip(*linear_sum_assignment(distance), strict=True))  # the smallest total distance
-
-
-def hits_of_pairs(pairs, distance, radius):
-    return sum(distance[i, j] <= radius for i, j in pairs)
+    i, j = linear_sum_assignment(distance)  # the smallest total distance
+    return (distance[i, j] <= radius).sum()
 
 
 for way, detections, lesions in (  # all on one line
@@ -90,15 +86,14 @@ for way, detections, lesions in (  # all on one line
     (assign_first, [2.9, 100], [0, 3]),
 ):
     distance = abs(np.subtract.outer(detections, lesions))
-    wrong, right = hits_of_pairs(way(distance, 2), distance, 2), len(match_by_hand(distance <= 2))
-    print(f"{way.__name__}: {wrong} of {right} hits", end=" ")
-    print(f"(detections {detections}, lesions {lesions}, radius 2)")
+    wrong, right = way(distance, 2), len(match_by_hand(distance <= 2))
+    print(f"{way.__name__} of detections {detections}, lesions {lesions}, radius 2:", end=" ")
+    print(f"{wrong} of {right} hits")
 
 # %% [markdown]
-# How often does it matter? In 1000 crowded random scans, against `metrics.match_detections`, which
-# asks scipy for the one-to-one matching of least cost, where a pair beyond the radius costs more
-# than all pairs within it together. So it makes as many hits as possible; of all ways to do that,
-# the one with the smallest total distance.
+# How often does it matter? Try 1000 crowded random scans. `metrics.match_detections` asks scipy for
+# the one-to-one matching of least cost, where a pair beyond the radius costs more than all pairs
+# within it together. So it makes as many hits as possible, with the smallest total distance.
 
 # %%
 lost = {nearest_first: 0, assign_first: 0}
@@ -108,7 +103,7 @@ for _ in range(1000):
     right = len(metrics.match_detections(detections, lesions, radius=3))
     assert right == len(match_by_hand(distance <= 3))
     for way in lost:
-        lost[way] += hits_of_pairs(way(distance, 3), distance, 3) < right
+        lost[way] += way(distance, 3) < right
 print("by hand and weakunet: as many hits in each of 1000 random scans")
 for way, number in lost.items():
     print(f"{way.__name__} loses hits in {number} of them")
@@ -123,20 +118,10 @@ for way, number in lost.items():
 # %%
 scans = phantom.simulate_cohort("standard", {"test": 40}, seed=11)["test"]
 counts = [scan.count for scan in scans]
-
-
-def blurred(scan, sd_mm):
-    return ndimage.gaussian_filter(scan.volume.array, sd_mm / np.array(scan.volume.spacing_mm))
-
-
-def spots(scan):
-    return fill_outside(blurred(scan, 0.5) - blurred(scan, 1.2), scan.volume.array > 0.05)
-
-
-maps = {
-    "brightness": [blurred(scan, 0.3) for scan in scans],
-    "spots": [spots(scan) for scan in scans],
-}
+maps = {"brightness": [lesson.blurred(scan, 0.3) for scan in scans], "spots": []}
+for scan in scans:
+    spots = lesson.blurred(scan, 0.5) - lesson.blurred(scan, 1.2)
+    maps["spots"].append(fill_outside(spots, scan.volume.array > 0.05))
 
 
 def hits_of(maps, factor=1):
@@ -159,9 +144,9 @@ for name, own in hits.items():
 #     TPR = sum TP / sum (TP + FN)    FPav = sum FP / scans    FDR = sum FP / sum (TP + FP)
 #
 # TPR (sensitivity) divides by the lesions, FDR (1 - precision) by the detections. There is no
-# specificity: nobody can count the places where rightly nothing was marked. Note that with as many
-# detections as lesions, FP = FN, and FDR is no news: it is 1 - TPR. Only an error of the count (or
-# a count that no threshold meets) pulls them apart.
+# specificity: nobody can count the places where rightly nothing was marked. With as many detections
+# as lesions, FP = FN, and FDR tells nothing new: it is 1 - TPR. They differ only where the count is
+# wrong (or no threshold meets it).
 
 
 # %%
@@ -178,14 +163,14 @@ for name, own in hits.items():
 # %% [markdown]
 # ## What an average hides
 #
-# **Over lesions or over scans?** The TPR above pools all lesions, so that a scan with 20 of them
-# weighs 20 times as much as a scan with one. The mean of the scans' own TPR weighs scans equally,
-# and says something else. (In a scan with one lesion only ONE place is marked, the highest of the
-# map; if that is the ventricle, the scan's TPR is 0.)
+# **Over lesions or over scans?** The TPR above pools all lesions, so a scan with 20 of them weighs
+# 20 times as much as a scan with one. The mean of the scans' own TPR weighs scans equally, and says
+# something else. (In a scan with one lesion only ONE place is marked, the highest of the map. If
+# that is the ventricle, the scan's TPR is 0.)
 #
 # **Scans without lesions** have no TPR, but they count in FPav. Add 40 of them in which nothing is
-# marked: the method is the same, TPR is the same, and FPav is half as high. Two papers' FPav can be
-# compared only if their scans can.
+# marked: TPR stays the same, and FPav is halved. The FPav of two papers can be compared only if
+# their scans can.
 
 # %%
 tp, fp, fn = hits["spots"].T
@@ -202,8 +187,8 @@ for name, own in (("as they are", hits["spots"]), ("with 40 empty scans", dilute
 #
 # One threshold gives one point. Multiply each count by a factor, and the same maps give a curve of
 # TPR against FPav (free-response ROC, the paper's Fig. 3): more lesions found for more false
-# positives. Does it end at 100 %? No: lower the threshold further and the components grow and melt
-# together. A large component has one centre, however many lesions it covers.
+# positives. Does it end at 100 %? No: as the threshold falls, the components grow and merge. A
+# large component has one centre, however many lesions it covers.
 
 # %%
 curves = {
@@ -218,8 +203,8 @@ for point in curves["spots"]:
 
 # %% [markdown]
 # The other sweep takes ONE threshold for all scans (`froc_by_threshold`). Mind its end: some tools
-# leave the lowest score out. Here is a lesion with score 0.3 and a false positive with 0.9; only
-# the last point of the curve knows that the lesion is found.
+# leave out the lowest score. Here are a lesion with score 0.3 and a false positive with 0.9. Only
+# the last point of the curve shows that the lesion is found.
 
 # %%
 heatmap = np.zeros((1, 9, 9))
@@ -231,11 +216,11 @@ assert end[-1]["tpr"] == 1
 # %% [markdown]
 # ## How sure?
 #
-# With other patients, the numbers would be others. Nobody gives you those; so draw as many scans as
-# you have from your own, WITH replacement, compute the rate, and do that 2000 times: the middle
-# 95 % of the rates is the interval (a percentile bootstrap). Draw scans, not lesions: the lesions
-# of one scan share its ventricle, its noise and its threshold, and come and go together. Draw
-# lesions one by one, as if each were a patient, and the interval is too narrow.
+# With other patients, the numbers would differ. You have no others, so draw as many scans as you
+# have from your own, WITH replacement, and compute the rate. Do that 2000 times. The middle 95 % of
+# the rates is the interval (a percentile bootstrap). Draw scans, not lesions: the lesions of one
+# scan share its ventricle, its noise and its threshold. If you draw lesions one by one, as if each
+# were a patient, the interval is too narrow.
 
 
 # %%
@@ -258,9 +243,9 @@ low, high = np.percentile(by_lesions, [2.5, 97.5])
 print(f"spots, if {tp + fn} lesions were drawn one by one: [{low:.1%}, {high:.1%}], too narrow")
 
 # %% [markdown]
-# **Is spots better than brightness?** Both saw the same scans, and one may be hard for both. So
-# compare them draw by draw: the same draws for both (here: the same seed), the difference of the
-# two rates, and its interval. If 0 lies outside, the difference is more than luck of the scans.
+# **Is spots better than brightness?** Both saw the same scans, and a scan may be hard for both. So
+# compare them draw by draw: take the same draws for both (here: the same seed), the difference of
+# the two rates, and its interval. If 0 lies outside, the difference is more than luck.
 
 # %%
 difference = by_scans["spots"] - by_scans["brightness"]
@@ -312,6 +297,6 @@ print(f"the difference is at least {100 * low:.1f} points in 97.5 % of the draws
 lesson.save(figure, "11_scoring")
 
 # %% [markdown]
-# **Try.** Match with radius 2 and 4 and see how far the rates move: a TPR without its radius says
+# **Try.** Match with radius 2 and 4 and see how far the rates move: a TPR without its radius means
 # nothing. Then pass `spacing_mm` to `match_detections`: is 3 mm stricter than 3 voxels? Write the
 # matching, the rates and the interval yourself: exercise set `11_scoring`.

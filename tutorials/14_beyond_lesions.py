@@ -5,8 +5,8 @@
 # many threes there are on a sheet of handwritten digits: does it find the threes?
 #
 # **You will see** the package's network, training, threshold and scoring, all unchanged, work in
-# 2-D on real images of handwriting. The picture shows sheets by writers the network has never seen,
-# with the heatmap, the hits and the misses.
+# 2-D on real handwriting. The picture shows sheets by writers the network has never seen, with the
+# heatmap, the hits and the misses.
 #
 # **Takes** about 50 seconds on 2 cores. The digits come with scikit-learn (`pip install
 # scikit-learn`); without it, this lesson says so and ends. Lessons 8 to 11 explain counting,
@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from weakunet.detection.detect import detect_lesions, whole_count
-from weakunet.detection.predict_scan import from_network, predict_scan, to_network
+from weakunet.detection.predict_scan import predict_scan
 from weakunet.evaluation.froc import froc_by_count
 from weakunet.evaluation.metrics import count_hits, count_metrics, detection_metrics
 from weakunet.figures import drawing, marks
@@ -69,6 +69,9 @@ print(f"correlation of label and ink: {np.corrcoef(ink, counts['train'])[0, 1]:.
 # %% [markdown]
 # ## A 2-D image is a volume of one slice
 #
+# The network pools its maps by 2 x 2 x 2, so every size must be even (twice, with three levels).
+# The package pads the one slice with empty ones, and takes the slice out again.
+#
 # All settings are those for scans, except one: `flips=""`. A flipped lesion is a lesion; a flipped
 # three is no three. (Training notices by itself that a volume of one slice must not be shifted out
 # of it. The larger eps makes Adadelta's first steps larger, which saves time.) Watch r, the
@@ -77,19 +80,6 @@ print(f"correlation of label and ink: {np.corrcoef(ink, counts['train'])[0, 1]:.
 
 # %%
 model = lesson.trained(sheets, Settings(seed=14, epochs=6, flips="", eps=1e-6))
-
-# %% [markdown]
-# The network pools its maps by 2 x 2 x 2, so every size must be even (twice, with three levels).
-# `predict_scan` pads the one slice with empty ones, and takes the slice out again. By hand:
-
-# %%
-sheet = sheets["test"][0]
-placed, _ = to_network(model, sheet.volume)  # padded with zeros to sizes that divide
-count, heatmap = model.predict(placed)
-heatmap = from_network(model, heatmap, sheet.volume)
-assert count[0] == predict_scan(model, sheet.volume)[0]
-assert np.array_equal(heatmap, predict_scan(model, sheet.volume)[1])
-print(f"{sheet.volume.array.shape} -> {placed.shape} -> heatmap {heatmap.shape}")
 
 # %% [markdown]
 # ## Does it find them?

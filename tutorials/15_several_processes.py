@@ -4,9 +4,8 @@
 # **Question.** Two computers each train on half of every batch. What must they tell each other, and
 # when, so that the result is the network that one computer would have trained?
 #
-# **You will see** the gradient of a batch put together from its parts, first by hand, then by the
-# file that training with `mpirun` uses; how many bytes that takes, beside all those that stay where
-# they are; and when the exchange is cheap and when it is not. The picture shows it, with the speed
+# **You will see** the gradient of a batch put together from its parts, by hand and by the file that
+# training with `mpirun` uses; and when the exchange is cheap. The picture shows it, with the speed
 # of several processes on THIS computer.
 #
 # **Takes** about 10 seconds on 2 cores. The last measurement needs MPI (`apt-get install
@@ -42,9 +41,9 @@ from weakunet.util.threads import cores, set_threads
 # ## Where can a batch be cut?
 #
 # The network sees each scan alone. Only the loss looks at all N counts of a batch: it is a mean,
-# and ours also weighs the error that all scans have in common (`weakunet/layers/loss.py`). Whoever
-# knows the N counts knows dL/dcount of every scan. From there on it is a sum again: what a weight
-# gets from a batch is the sum of what it gets from each scan.
+# and ours counts the error that all scans have in common a tenth (lesson 8). The N counts determine
+# dL/dcount of every scan. From there on it is a sum: a weight's gradient is the sum of those that
+# the scans contribute.
 #
 # By hand, in one process: two networks with equal weights take 3 scans and 1 of a batch of 4.
 
@@ -93,24 +92,24 @@ for name, mean in (
 
 # %% [markdown]
 # The first number is rounding: float32 sums in another order. The second is a common mistake: a
-# part with fewer scans counts too much, which nobody notices while all parts are equally long (the
-# last batch of an epoch often is not). The third would be right if the loss were a mean over scans
-# and nothing else. The common error of a part is not that of the batch.
+# part with fewer scans counts too much. Nobody notices it while all parts have the same length (in
+# the last batch of an epoch they often do not). The third would be right if the loss were only a
+# mean over scans. But the common error of a part is not that of the batch.
 #
 # ## The same by the package
 #
 # `weakunet/training/mpi.py` does this between processes, in two messages per step. First every rank
-# (MPI's word for a process and its number) sends its counts to all others; MPI calls that an
-# *allgather*. After the backward pass it sends its gradients in the same way. EVERY rank adds up
-# what it has, in the order of the ranks, and takes the optimizer's step. The same numbers, added in
-# the same order, give the same bits: weights that were equal stay equal, and need not be sent.
+# (MPI's word for a process) sends its counts to all others; MPI calls that an *allgather*. After
+# the backward pass it sends its gradients in the same way. EVERY rank adds up all of them, in the
+# order of the ranks, and takes the optimizer's step. The same numbers, added in the same order,
+# give the same bits. So weights that were equal stay equal, and need not be sent.
 #
-# Here two threads stand in for two processes, and a list on the table for the cable:
+# Here two threads stand in for two processes, and a shared list for the cable:
 
 
 # %%
 class Table:
-    """What `Ranks` needs of MPI: lay your array on the table, wait for the others, take all."""
+    """What `Ranks` needs of MPI: put your array on the table, wait for the others, take all."""
 
     def __init__(self, rank, arrays, everybody):
         self.rank, self.size, self.arrays, self.everybody = rank, len(arrays), arrays, everybody
@@ -151,22 +150,20 @@ assert difference(results[0], whole) < 1e-5
 # %% [markdown]
 # ## What is sent, in bytes
 #
-# In each step, one number per parameter, and one per scan: its predicted count, for the log. The
-# feature maps are not sent: forward keeps them for backward, in the process that has made them. And
-# they are by far the most.
+# In each step, one number per parameter and one per scan, its predicted count. The feature maps,
+# which are by far the largest, are not sent: the process that made them keeps them for backward.
 #
-# Two networks: the default one at the phantom's size, and one of the paper's scale (for which the
-# paper gives no numbers; we take 32, 64 and 128 maps and two convolutions per level).
+# Take two networks: the default one at the phantom's size, and one of the paper's scale (the paper
+# gives no numbers; we take 32, 64 and 128 maps and two convolutions per level).
 
 
 # %%
 def sizes_in_bytes(channels, convs, shape):
     """4 bytes per number: parameters; one scan; the maps that one scan's forward pass makes."""
     parameters = sum(value.size for value in new_network(channels, convs).params.values())
-    voxels = np.prod(shape)
-    maps = sum(convs * c * voxels // 8**i for i, c in enumerate(channels))  # on the way down
-    maps += sum(convs * c * voxels // 8**i for i, c in enumerate(channels[:-1]))  # and up
-    return {"gradient": 4 * parameters, "one scan": 4 * voxels, "one scan's maps": 4 * maps}
+    levels = [*enumerate(channels), *enumerate(channels[:-1])]  # on the way down, and up
+    maps = sum(convs * c * np.prod(shape) // 8**i for i, c in levels)
+    return {"gradient": 4 * parameters, "one scan": 4 * np.prod(shape), "its maps": 4 * maps}
 
 
 sizes = {
@@ -174,23 +171,21 @@ sizes = {
     "paper's scale": sizes_in_bytes((32, 64, 128), 2, (84, 128, 168)),
 }
 for name, each in sizes.items():
-    parameters = each["gradient"] // 4
-    print(f"{name}: {parameters:,} parameters;", end=" ")
-    print(", ".join(f"{what} {size / 1e6:.2f} MB" for what, size in each.items()))
+    print(f"{name}:", ", ".join(f"{what} {size / 1e6:.2f} MB" for what, size in each.items()))
 
 # %% [markdown]
-# Convolutions make the gradient small: a few thousand weights serve every voxel. Lesson 2 asked
-# about one layer that connects every voxel with every other: it had 537 million.
+# Convolutions make the gradient small: a few thousand weights serve every voxel. One layer that
+# connected every voxel of lesson 2's maps with every other would have 537 million.
 #
-# ## When does the exchange cost nothing?
+# ## When is the exchange cheap?
 #
-# When a step computes much longer than it sends. The step is measured here. The sending is on
-# paper, bytes / bandwidth, of all gradients that a rank receives. With P ranks they are P - 1, so
-# sending takes longer the more ranks there are, and in the end longer than computing.
+# When a step computes much longer than it sends. The step is measured here; sending is estimated as
+# bytes / bandwidth. With P ranks each receives P - 1 gradients. So the more ranks there are, the
+# longer sending takes, and in the end it takes longer than computing.
 #
-# Libraries for thousands of ranks send partial sums around in a ring. Then each rank receives
+# Libraries for thousands of ranks send partial sums around a ring. Then each rank receives
 # 2 (P - 1) / P gradients, fewer than two, however many ranks there are (exercise set 15 builds
-# one). The price: each number's sum begins at another rank, not always at rank 0.
+# one). The price: the sums of different numbers begin at different ranks.
 
 
 # %%
@@ -273,10 +268,10 @@ else:
 # %% [markdown]
 # ## The picture
 #
-# Left: bytes, each mark ten times the one below. Middle: on paper, how long a rank receives
-# gradients beside how long it computes, if each takes one scan; the dotted line is where the two
-# are equal. Right: batches per second, as measured. Where it stays below the ideal, the cores share
-# their memory, or are busy with something else.
+# Left: bytes, on a log scale. Middle: on paper, the time for receiving gradients over the time for
+# computing, if each rank takes one scan; at the dotted line they are equal. Right: batches per
+# second, as measured. Where they stay below the ideal, the cores share their memory, or are busy
+# with something else.
 
 # %%
 figure, panels = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
@@ -292,7 +287,6 @@ lines = {
     "537 million weights, 100 Gbit/s": (ranks - 1) * 4 * 537e6 / fast,
     "this network, 1 Gbit/s": (ranks - 1) * small / slow,
     "this network, 1 Gbit/s, in a ring": 2 * (ranks - 1) / ranks * small / slow,
-    "this network, 100 Gbit/s": (ranks - 1) * small / fast,
 }
 for k, (name, seconds) in enumerate(lines.items()):
     panels[1].plot(ranks, seconds / (step / 4), label=name, **line_style(k, marker=""))
@@ -319,8 +313,8 @@ print(f"each sends {small:,} bytes of gradients per step")
 lesson.save(figure, "15_several_processes")
 
 # %% [markdown]
-# **Try.** Train a network by two processes, then by one, and compare the logs:
+# **Try.** Train a network in two processes, then in one, and compare the logs:
 # `mpirun -n 2 python -m weakunet.train --out runs/two`, and without `mpirun` into `runs/one`. The
-# last digits drift apart: why must they, and why do two runs of `mpirun -n 2` never? Stop one with
-# Ctrl-C and resume it with one process. Then exercise set `15_several_processes`. How a cluster
-# works on 100,000 scans is another matter, with no messages at all: [cluster.md](cluster.md).
+# last digits drift apart: why must they, and why do two runs of `mpirun -n 2` never differ? Stop
+# one with Ctrl-C and resume it with one process. Then do exercise set `15_several_processes`. How a
+# cluster works on 100,000 scans, with no messages at all, is in [cluster.md](cluster.md).

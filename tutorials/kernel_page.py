@@ -2,7 +2,7 @@
 
     python tutorials/kernel_page.py [--out kernels.html]
 
-Everything on the page is cut out of the sources, so that it says what the code does. The page is
+Everything on the page is taken from the sources, so that it says what the code does. The page is
 one file that a browser opens from disk.
 """
 
@@ -10,7 +10,6 @@ import argparse
 import ast
 import html
 import sys
-import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
@@ -39,13 +38,13 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 1.5rem; } nav a { margin-ri
 h2 { margin-top: 3rem; border-top: 2px solid #888; padding-top: 1rem; } p { max-width: 50rem; }
 pre { font: 12px/1.4 ui-monospace, Menlo, Consolas, monospace; margin: 0; padding: .7rem;
       white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4; border: 1px solid #ddd; }
-pre.equation { background: #fff8e6; max-width: 60rem; }
+h2 + pre { background: #fff8e6; max-width: 60rem; }
 .row { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1rem; }
 @media (max-width: 60rem) { .row { grid-template-columns: minmax(0, 1fr); } }
 """
-INTRO = """<p>Left numpy, right CUDA: the tests run the right against the left. Batches are
+INTRO = """<p>numpy on the left, CUDA on the right; the tests compare them. Batches are
 (N, C, D, H, W), along z, y, x; x runs fastest. dy is the gradient of the loss with respect to y.
-<code>real</code> is float or double. Over each kernel: what it computes, which thread owns which
+<code>real</code> is float or double. Above each kernel: what it computes, which thread owns which
 output, the memory it moves, its work, and why no two threads race.</p>"""
 
 
@@ -65,16 +64,6 @@ def numpy_lines(text):
     return "\n\n\n".join(parts)
 
 
-def explanation(docstring):
-    """HTML of a module's docstring: paragraphs, and what is indented as equations."""
-    parts = []
-    for paragraph in html.escape(docstring, quote=False).split("\n\n"):
-        equation = paragraph.startswith(" ") or "\n " in paragraph
-        text = textwrap.dedent(paragraph)
-        parts.append(f'<pre class="equation">{text}</pre>' if equation else f"<p>{text}</p>")
-    return "\n".join(parts)
-
-
 def page():
     """The whole page as text."""
     links, body = [], []
@@ -83,11 +72,9 @@ def page():
         text, name = path.read_text(encoding="utf-8"), path.stem
         kernels = "\n".join((path.parent / file).read_text(encoding="utf-8") for file in cuda)
         links.append(f'<a href="#{name}">{name}</a>')
-        body.append(
-            f'<h2 id="{name}">{name}</h2>\n{explanation(ast.get_docstring(ast.parse(text)))}'
-        )
-        sides = (numpy_lines(text), kernels.strip("\n"))
-        left, right = (f"<pre>{html.escape(side, quote=False)}</pre>" for side in sides)
+        texts = ast.get_docstring(ast.parse(text)), numpy_lines(text), kernels.strip("\n")
+        about, left, right = (f"<pre>{html.escape(part, quote=False)}</pre>" for part in texts)
+        body.append(f'<h2 id="{name}">{name}</h2>\n{about}')
         body.append(f'<div class="row">\n{left}\n{right}\n</div>')
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -9,6 +9,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "data_tools"), str(ROOT / "tests")]
 
 import numpy as np
 from matplotlib.patches import Circle
+from scipy import ndimage
 
 from weakunet.figures.drawing import BLUE, save_figure
 from weakunet.model import WeakUNet
@@ -45,3 +46,8 @@ def show(panel, axial, scan, title, lesions=(), colour=BLUE, **style):
         panel.add_patch(ring)
     panel.set(title=title, xlabel="x (mm)", ylabel="y (mm)")
     return drawn
+
+
+def blurred(scan, sd_mm):
+    """A scan, blurred by a Gaussian."""
+    return ndimage.gaussian_filter(scan.volume.array, sd_mm / np.array(scan.volume.spacing_mm))

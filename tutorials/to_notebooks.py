@@ -3,8 +3,8 @@
     python tutorials/to_notebooks.py [--out DIR]
 
 A tutorial is a Python script in percent cells: a line `# %%` starts a code cell, `# %% [markdown]`
-one of text, in comments. The scripts are what is tested and edited. Notebooks go without outputs to
-tutorials/notebooks (which git ignores); a notebook's pictures go to runs/tutorials of the clone.
+a cell of text in comments. The scripts are what is tested and edited. The notebooks are written
+without outputs to tutorials/notebooks (which git ignores), their pictures to runs/tutorials.
 """
 
 import argparse
@@ -27,7 +27,7 @@ sys.path.insert(0, "tutorials")
 
 
 def cells(text):
-    """The cells of a script as (kind, text), kind 'markdown' or 'code'; empty ones are left out."""
+    """The cells of a script, without empty ones: ('markdown' or 'code', text)."""
     for part in ("\n" + text).split("\n# %%")[1:]:
         mark, _, lines = part.partition("\n")
         kind = "markdown" if "[markdown]" in mark else "code"
@@ -38,7 +38,7 @@ def cells(text):
 
 
 def notebook(script, folder):
-    """The notebook of a script, to be written into `folder`, as JSON text (nbformat 4.5)."""
+    """The notebook of a script as JSON text (nbformat 4.5), to be written into `folder`."""
     clone = Path(os.path.relpath(TUTORIALS.parent, folder)).as_posix()
     setup = SETUP.format(clone=clone)
     content = []

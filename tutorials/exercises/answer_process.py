@@ -3,9 +3,9 @@
     python answer_process.py FOLDER SECONDS MEGABYTES        (grading.py starts it)
 
 It takes pickled calls from standard input and sends back JSON: numbers, text and arrays, nothing
-that the grader would have to execute. So an answer can change numpy, exit, loop or print whatever
-it likes: the grader sees numbers, or sees none. A guard stops it from reading other files and from
-starting programs. This stops mistakes and cheating in Python, not an expert with criminal intent.
+that the grader would have to execute. So an answer may change numpy, exit, loop or print: the
+grader sees numbers, or none. A guard stops it from reading other files and starting programs. This
+stops mistakes and cheating in Python, not an expert with criminal intent.
 """
 
 import base64
@@ -58,35 +58,25 @@ class Other:
 
 
 def encode(value):
-    """A result as what JSON can hold."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    """What JSON cannot hold as what it can; json.dumps calls it."""
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in PLAIN:
         value = np.asarray(value)
         data = base64.b64encode(np.ascontiguousarray(value).tobytes()).decode()
         return {"dtype": value.dtype.str, "shape": value.shape, "data": data}
-    if isinstance(value, (list, tuple)):
-        return {type(value).__name__: [encode(part) for part in value]}
     return {"other": [type(value).__name__, repr(value)[:60]]}
 
 
 def decode(value):
-    """The result that `encode` was given; ValueError for anything else."""
+    """The array or other result that `encode` was given; json.loads calls it for each dict."""
     match value:
         case {"dtype": str(dtype), "shape": [*shape], "data": str(data)}:
             if np.dtype(dtype).kind not in PLAIN:
                 raise ValueError(dtype)
             array = np.frombuffer(base64.b64decode(data), dtype).reshape(shape).copy()
             return array if shape else array[()]
-        case {"list": [*parts]}:
-            return [decode(part) for part in parts]
-        case {"tuple": [*parts]}:
-            return tuple(decode(part) for part in parts)
         case {"other": [str(name), str(text)]}:
             return Other(name, text)
-        case None | bool() | int() | float() | str():
-            return value
-    raise ValueError("not a result")
+    return value
 
 
 def read_message(stream):
@@ -176,16 +166,19 @@ def _where_it_stopped(error):
 
 
 def _reply(ask, refused):
+    """The JSON, as bytes, of what `ask()` returns, or of what stopped it."""
     try:
-        reply = ask()
+        body = json.dumps(ask(), default=encode).encode()
+        if len(body) > LARGEST:
+            raise MemoryError("the result is larger than 50 MB")
     except BaseException as error:
-        name = type(error).__name__
-        reply = {"error": name, "text": str(error)[:500], "where": _where_it_stopped(error)}
+        name, where = type(error).__name__, _where_it_stopped(error)
         if isinstance(error, SyntaxError):
-            reply["where"] = f" (exercise.py, line {error.lineno})"
+            where = f" (exercise.py, line {error.lineno})"
+        body = json.dumps({"error": name, "text": str(error)[:500], "where": where}).encode()
     if refused:
-        reply = {"error": "refused", "text": refused[0], "where": ""}
-    return reply
+        body = json.dumps({"error": "refused", "text": refused[0], "where": ""}).encode()
+    return body
 
 
 def _call(modules, folder, name, args):
@@ -195,7 +188,7 @@ def _call(modules, folder, name, args):
     if not callable(function):
         return {"error": "missing", "text": f"exercise.py has no function {name}", "where": ""}
     before = [a.copy() if isinstance(a, np.ndarray) else None for a in args]
-    result = encode(function(*args))
+    result = function(*args)
     for i, array in enumerate(before):
         if array is not None and args[i].tobytes() != array.tobytes():  # NaN is equal to itself
             text = f"{name} leaves its argument {function.__code__.co_varnames[i]} changed: "
@@ -212,7 +205,7 @@ def _launch(folder, kernel, args, threads, seed, sanitize):
     harness.build(path, "double")
     harness.CudaOnCpu(seed, sanitize).launch(path, kernel, threads, views)
     whole = [a.around if isinstance(a, Between) else a for a in args]
-    changed = {i: encode(a) for i, a in enumerate(whole) if isinstance(a, np.ndarray)}
+    changed = {i: a for i, a in enumerate(whole) if isinstance(a, np.ndarray)}
     return {"result": None, "changed": changed}
 
 
@@ -231,14 +224,10 @@ def main(folder, seconds, megabytes):
                 importlib.import_module(name)
             continue
         if kind == "launch":
-            reply = _reply(lambda r=request: _launch(folder, *r), [])
+            body = _reply(lambda r=request: _launch(folder, *r), [])
         else:
             refused = _guard(folder) if refused is None else refused
-            reply = _reply(lambda r=request: _call(modules, folder, *r), refused)
-        body = json.dumps(reply).encode()
-        if len(body) > LARGEST:
-            reply = {"error": "MemoryError", "text": "the result is larger than 50 MB", "where": ""}
-            body = json.dumps(reply).encode()
+            body = _reply(lambda r=request: _call(modules, folder, *r), refused)
         write_message(replies, body)
 
 

@@ -2,16 +2,14 @@
 
     python tutorials/exercises/grade.py --answers students/ --csv marks.csv
 
-students/ holds a folder per student, with the sets that were handed in anywhere inside it:
+students/ holds a folder per student, and the sets that were handed in are anywhere inside it:
 students/NAME/.../03_backprop/exercise.py. A cell of the table says `passed`, `not handed in`,
 `timed out`, or what is wrong. Every task runs in a process of its own, with limits of time and
 memory, and gives one point.
 """
 
 import argparse
-import csv
 import importlib.util
-import io
 import os
 import sys
 import time
@@ -21,6 +19,8 @@ from pathlib import Path
 import grading
 import pytest
 from grading import HERE, Answer, Stopped
+
+from weakunet.util.cli import write_csv
 
 SETS = sorted(path.name for path in HERE.glob("[0-9][0-9]_*") if path.is_dir())
 DEPTH = 5  # folders below a student's in which a set is looked for
@@ -78,32 +78,19 @@ def mark_set(student, name, folder):
     return student, {task: mark(test, folder) for task, test in load_tests(name).items()}
 
 
-def write_table(path, rows):
-    """Write the rows as CSV; an older table stays until the new one is whole."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(partial, path)
-
-
 def main(argv=None):
     """Mark the answers that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--answers", type=Path, required=True, help="a folder with a folder per student"
-    )
+    about = "a folder with a folder per student"
+    parser.add_argument("--answers", type=Path, required=True, help=about)
     parser.add_argument("--csv", type=Path, required=True, help="the table to write")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="default: all")
-    about = "processor seconds per task, default: %(default)s"
-    parser.add_argument("--seconds", type=int, default=grading.SECONDS, help=about)
-    about = "memory per task in MB, default: %(default)s"
-    parser.add_argument("--megabytes", type=int, default=grading.MEGABYTES, help=about)
-    about = "tasks at the same time, default: one per core, %(default)s"
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help=about)
+    for option, default, about in (
+        ("--seconds", grading.SECONDS, "processor seconds per task"),
+        ("--megabytes", grading.MEGABYTES, "memory per task in MB"),
+        ("--jobs", os.cpu_count(), "tasks at the same time, one per core"),
+    ):
+        parser.add_argument(option, type=int, default=default, help=f"{about}, default: {default}")
     args = parser.parse_args(argv)
     if not args.answers.is_dir():
         parser.error(f"{args.answers}: no such folder; give one that holds a folder per student")
@@ -129,15 +116,13 @@ def main(argv=None):
             marks[student].update(said)
             print(f"\r{number} of {len(jobs)} sets marked", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    rows = [
-        {"student": name, **said, "points": list(said.values()).count(PASSED)}
-        for name, said in marks.items()
-    ]
-    write_table(args.csv, rows)
-    for row in rows:
-        late = list(row.values()).count(LATE)
-        more = f", {late} timed out" if late else ""
-        print(f"{row['student']}: {row['points']} of {len(tasks)} points{more}")
+    rows = []
+    for name, said in marks.items():
+        cells = list(said.values())
+        rows.append([name, *cells, cells.count(PASSED)])
+        more = f", {cells.count(LATE)} timed out" if LATE in cells else ""
+        print(f"{name}: {cells.count(PASSED)} of {len(tasks)} points{more}")
+    write_csv(args.csv, ["student", *tasks, "points"], rows)
     minutes = (time.monotonic() - started) / 60
     print(f"wrote {args.csv}: {len(rows)} students, {len(tasks)} tasks, {minutes:.1f} minutes")
 

@@ -1,8 +1,8 @@
 """What the exercises' tests share: run an answer, compare its results, name the mistake.
 
-A test knows the typical wrong results of its lesson (it computes them) and looks whether the answer
-is one of those; so that a student reads "dw is transposed" and not that two arrays differ. An
-answer runs in a process of its own (answer_process.py), with limits.
+A test computes the results of typical mistakes and looks whether the answer is one of them. So a
+student reads "dw is transposed", not that two arrays differ. An answer runs in a process of its own
+(answer_process.py), with limits.
 """
 
 import ast
@@ -29,10 +29,10 @@ from answer_process import Between, Other, WeightedCubes, decode, read_message, 
 from cuda_on_cpu import harness  # noqa: E402 (it lies in tests/)
 
 __all__ = ["Answer", "Between", "Stopped", "WeightedCubes", "compare", "fail", "launch", "parts"]
-SECONDS = 10  # of processor time for one task; ours need a hundredth of it
-WAIT = 40  # seconds until an answer that only sleeps is ended
+SECONDS = 10  # of processor time for one task; our solutions need far less
+WAIT = 40  # seconds after which an answer that only sleeps is ended
 MEGABYTES = 2000
-# Parts of Python with which an answer could get round the grader, and words that are a set's task.
+# Modules with which an answer could bypass the grader, and words that are a set's task itself.
 NEVER = "ctypes gc importlib inspect multiprocessing pickle runpy socket subprocess".split()
 TASK_ITSELF = {"02_convolution": ("convolve", "correlate")}
 KERNEL_NEVER = re.compile(
@@ -115,21 +115,21 @@ class Answer:
             self._process = None
 
     def _ask(self, what, *request):
-        """Send a request; its result. Arrays that it changed are changed here, too."""
+        """Send a request, return its result; arrays that a kernel changed are changed here, too."""
         args = request[2]
         try:
             write_message(self._process.stdin, pickle.dumps(request))
             message = read_message(self._process.stdout)
             if message is None:
                 raise self._why_it_ended(what)
-            reply = json.loads(message)
+            reply = json.loads(message, object_hook=decode)
             if "error" in reply:
                 raise Stopped(*_what_stopped(what, **{k: str(v) for k, v in reply.items()}))
             for i, array in reply["changed"].items():
                 arg = args[int(i)]
                 arg = arg.around if isinstance(arg, Between) else arg
-                arg[...] = decode(array)
-            return decode(reply["result"])
+                arg[...] = array
+            return reply["result"]
         except OSError:
             raise self._why_it_ended(what) from None
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
@@ -144,9 +144,8 @@ class Answer:
             return Stopped("late", f"{what} has not ended after {seconds}: does a loop never stop?")
         if code < 0:
             died = signal.Signals(-code).name
-            return Stopped(
-                died, f"{what}: the program died of {died}: memory, or endless recursion"
-            )
+            why = "memory, or endless recursion"
+            return Stopped(died, f"{what}: the program died of {died}: {why}")
         return Stopped("exit", f"{what} ends the program (exit code {code}) instead of returning")
 
 
@@ -180,7 +179,7 @@ def _imports(tree):
 def _what_it_may_import(folder):
     """Modules that the set's own exercise.py imports beyond Python and numpy.
 
-    Fails where an answer is not there or imports more: Python, numpy and these are allowed.
+    Fails if the answer is missing, or imports more than Python, numpy and these.
     """
     path, stub = folder / "exercise.py", HERE / folder.name / "exercise.py"
     if not path.is_file():
@@ -197,11 +196,8 @@ def _what_it_may_import(folder):
         top = name.partition(".")[0]
         of_python = top in sys.stdlib_module_names and top not in NEVER
         if not (of_python or top == "numpy" or name in given or (top == "scipy" and scipy)):
-            raise Stopped(
-                "refused",
-                f"exercise.py, line {line}: it imports {name}; an answer may use Python, numpy and "
-                "what its exercise.py came with",
-            )
+            said = "an answer may use Python, numpy and what its exercise.py came with"
+            raise Stopped("refused", f"exercise.py, line {line}: it imports {name}; {said}")
     for node in ast.walk(tree):
         word = getattr(node, "attr", None) or getattr(node, "value", None)
         word = node.name if isinstance(node, ast.alias) else word
@@ -219,7 +215,7 @@ def compare(what, actual, expected, mistakes=(), tolerance=1e-9):
     """Fail unless `actual` is `expected` within `tolerance` of its largest magnitude.
 
     what: the result's name. mistakes: pairs (the array that a mistake gives, the message); the
-    first that `actual` agrees with is named. Otherwise shape, NaN or the worst element is.
+    first that `actual` agrees with is named, otherwise the shape, NaN or the worst element.
     """
     expected = np.asarray(expected, float)
     if actual is None:
@@ -257,7 +253,7 @@ def _name_of(result):
 
 
 def parts(function, result, names):
-    """The parts of a returned tuple, names = "dx, dw, db"; fails where they are not there."""
+    """The parts of a returned tuple, names = "dx, dw, db"; fails if there are not as many."""
     number = len(names.split(", "))
     if not isinstance(result, (tuple, list)) or len(result) != number:
         is_tuple = isinstance(result, (tuple, list))
@@ -282,8 +278,7 @@ def launch(answer, kernel, threads, args, seed=0):
     """Run a kernel of the answer's kernels.cu on the CPU (the text is unchanged CUDA C).
 
     threads and args as for backend.launch(), arrays in float64; seed: the order in which the
-    threads run. What does not compile, gets stuck, never ends or dies fails with what is known
-    about it.
+    threads run. A kernel that does not compile, gets stuck, never ends or dies fails with a reason.
     """
     if harness.reason_not_to_run():
         pytest.skip(harness.reason_not_to_run())

@@ -15,16 +15,7 @@ GIVEN = [
     "README.md", "LICENSE", "pyproject.toml", "requirements.txt", "weakunet", "data_tools",
     "tutorials", "tests/cuda_on_cpu",
 ]  # fmt: skip
-KEPT_BACK = (
-    "solutions",
-    "lecturers.md",
-    "handout.py",
-    "grade.py",
-    "planted",
-    "__pycache__",
-    ".*",
-    "*.ipynb",
-)
+KEPT_BACK = "solutions lecturers.md handout.py grade.py planted __pycache__ .* *.ipynb".split()
 
 
 def main(argv=None):

@@ -2,9 +2,7 @@
 
 A volume is an array (D, H, W) = (z, y, x). Its affine A (4, 4) places it in the world:
     (x, y, z, 1)_mm = A (x, y, z, 1)_voxel
-Mind the order: an array's index comes as (z, y, x), the affine wants and gives (x, y, z).
-
-Grade with: python -m pytest tutorials/exercises/01_volumes
+Mind the order: an array's index is (z, y, x), but the affine takes and gives (x, y, z).
 """
 
 import numpy as np  # noqa: F401
@@ -30,11 +28,11 @@ def mm_to_index(affine, points_mm):
 def to_ras(stored, affine):
     """A file's array (i, j, k), as an array (z, y, x) that runs to the right, front and top.
 
-    The file's axes are x, y, z in this order and parallel to the world's; but some may run the
-    other way (a negative number on the affine's diagonal). Returns the array (D, H, W) and the
-    affine (4, 4) of its (x, y, z) indices: every voxel must stay where it was in the world.
+    The file's axes are x, y, z in this order and parallel to the world's, but some may run in the
+    opposite direction (a negative number on the affine's diagonal). Returns the array (D, H, W) and
+    the affine (4, 4) of its (x, y, z) indices. Every voxel must stay where it was in the world.
 
-    Hint: flipping axis a, i becomes n - 1 - i. So the voxel with index 0 is now the one that had
+    Hint: flipping an axis, i becomes n - 1 - i. So the voxel with index 0 is now the one that had
     index n - 1: where was that in the world? That is the new shift.
     """
     raise NotImplementedError("to_ras is yours to write")

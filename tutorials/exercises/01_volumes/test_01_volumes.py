@@ -1,5 +1,3 @@
-"""Grades exercise 1."""
-
 import numpy as np
 from grading import compare, parts
 
@@ -47,8 +45,7 @@ def test_to_ras(answer):
     stored = np.random.default_rng(1).normal(size=(4, 3, 5))
     affine = np.diag([-0.5, 0.6, -0.8, 1.0])
     affine[:3, 3] = 31, -40, 12
-    result = answer.to_ras(stored, affine)
-    array, its_affine = parts("to_ras", result, "array, affine")
+    array, its_affine = parts("to_ras", answer.to_ras(stored, affine), "array, affine")
     flipped = stored[::-1, :, ::-1]
     mistakes = [
         (flipped, "the array is still (x, y, z): transpose(2, 1, 0) makes (z, y, x) of it"),

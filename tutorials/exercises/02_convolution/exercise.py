@@ -4,8 +4,6 @@
 
 with p = (k-1)/2, and x zero outside the volume. As everywhere in deep learning the kernel is NOT
 flipped (it is a cross-correlation). Loops are fine here: the data are tiny.
-
-Grade with: python -m pytest tutorials/exercises/02_convolution
 """
 
 import numpy as np  # noqa: F401
@@ -22,8 +20,8 @@ def conv1d(x, w):
 def conv1d_matrix(w, n):
     """The matrix T (n, n) with T @ x = conv1d(x, w) for every x (n,).
 
-    A convolution is linear, so it is a matrix; in the next lesson its TRANSPOSE is the backward
-    pass. Hint: row t says which x go into y[t]: T[t, s] = w[s - t + p] where that exists, else 0.
+    A convolution is linear, so it is a matrix. Its TRANSPOSE is the backward pass (lesson 3). Hint:
+    row t says which x go into y[t]: T[t, s] = w[s - t + p] where that exists, else 0.
     """
     raise NotImplementedError("conv1d_matrix is yours to write")
 

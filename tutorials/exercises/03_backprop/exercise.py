@@ -1,8 +1,6 @@
 """Exercise 3: the backward pass of a convolution, and how to know that it is right. About 1 hour.
 
 For a loss L, dy means dL/dy: backward gets dy and returns dx, dw, db, of the shapes of x, w, b.
-
-Grade with: python -m pytest tutorials/exercises/03_backprop
 """
 
 import numpy as np  # noqa: F401

@@ -54,8 +54,7 @@ def _case(c_in, c_out):
 
 def test_conv3d_backward(answer):
     for dy, x, w in (_case(3, 3), _case(2, 4)):  # with as many channels out as in, and with more
-        result = answer.conv3d_backward(dy, x, w)
-        result = parts("conv3d_backward", result, "dx, dw, db")
+        result = parts("conv3d_backward", answer.conv3d_backward(dy, x, w), "dx, dw, db")
         dx, dw, db = conv3d_backward(dy, x, w)
         compare("dw", result[1], dw, _dw_mistakes(dy, x, w, dw))
         compare("dx", result[0], dx, _dx_mistakes(dy, x, w))

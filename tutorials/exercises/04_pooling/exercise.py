@@ -2,8 +2,6 @@
 
 Volumes are (D, H, W) here, all sizes even. Places are counted in memory order: z first, then y,
 then x; so in a 2x2x2 block the voxels are numbered 4a + 2b + c for (a, b, c) along (z, y, x).
-
-Grade with: python -m pytest tutorials/exercises/04_pooling
 """
 
 import numpy as np  # noqa: F401

@@ -1,7 +1,4 @@
-"""Exercise 5: the network by its numbers. About 40 minutes.
-
-Grade with: python -m pytest tutorials/exercises/05_network
-"""
+"""Exercise 5: the network by its numbers. About 40 minutes."""
 
 
 def receptive_field(layers):
@@ -19,17 +16,17 @@ def map_shapes(channels, shape):
     """Shapes (C, D, H, W) of the encoder's feature maps, level by level.
 
     channels: maps per level, as (8, 16, 32); shape: the scan's (D, H, W). Between two levels
-    pooling halves D, H and W. Raises ValueError where a size to be halved is odd.
+    pooling halves D, H and W. Raises ValueError if a size to be halved is odd.
     """
     raise NotImplementedError("map_shapes is yours to write")
 
 
 def n_parameters(channels):
-    """How many numbers the network learns, one 3x3x3 convolution per level.
+    """How many numbers the network learns, with one 3x3x3 convolution per level.
 
-    Encoder: 1 -> channels[0] -> channels[1] -> ... (pooling learns nothing). Decoder, from below:
-    the maps of the level below, upsampled, are put behind the encoder's maps of this level, and a
-    convolution makes channels[level] of both together. Last layer: a weight per map and a bias.
-    Hint: a convolution has 27 C_in C_out weights and C_out biases.
+    Encoder: 1 -> channels[0] -> channels[1] -> ... (pooling learns nothing). Decoder, from the
+    bottom up: the encoder's maps of this level and the upsampled maps of the level below are
+    concatenated, and a convolution makes channels[level] maps. Last layer: a weight per map and
+    one bias. Hint: a convolution has 27 C_in C_out weights and C_out biases.
     """
     raise NotImplementedError("n_parameters is yours to write")

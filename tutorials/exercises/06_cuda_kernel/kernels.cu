@@ -14,9 +14,9 @@ extern "C" __global__ void relu(const real* __restrict__ x, real* __restrict__ y
 // y[z, y, x] = sum over i, j, m = 0, 1, 2 of w[i, j, m] x[z+i-1, y+j-1, x+m-1], x zero outside
 //
 // One channel. One thread per output voxel: thread t owns y[t] and n = depth * height * width.
-// Hint: x runs fastest, so t = (z * height + y) * width + x; take it apart with / and %. Voxel
-// (z, y, x) outside the volume is not to be read: ask before you index, for a wrong index reads
-// something else, or the program dies.
+// Hint: x runs fastest, so t = (z * height + y) * width + x; take it apart with / and %. Check that
+// a voxel is inside the volume before you read it: a wrong index reads something else, or the
+// program dies.
 extern "C" __global__ void conv3d(const real* __restrict__ x, const real* __restrict__ w,
                                   real* __restrict__ y, int depth, int height, int width, int n)
 {

@@ -8,8 +8,8 @@
 // 9 times from global memory. Here the block copies them ONCE into `tile`, which all its threads
 // share, and reads from there.
 //
-// Threads do not run in step. __syncthreads() makes each wait until all of the block have come so
-// far. For every channel the block needs two: which of its threads' steps must not overlap?
+// Threads do not run in step. __syncthreads() makes each wait until all threads of the block have
+// reached it. Every channel needs two of them: which steps must not overlap?
 
 #define TILE 16
 #define HALO 18  // TILE + 2
@@ -27,5 +27,5 @@ extern "C" __global__ void conv2d_tiled(const real* __restrict__ x, const real* 
     //      e / HALO - 1, and so on. Where that is outside the slice, the tile gets 0.
     //   2. add the channel's 9 products to a sum of your own (a register)
     // at the end: if this thread has an output, y[row * width + column] = sum. Threads without an
-    // output must come by every __syncthreads, too: no early return.
+    // output must reach every __syncthreads(), too: no early return.
 }

@@ -1,14 +1,10 @@
-"""Exercise 8: what a regression network learns from a count. About 40 minutes.
-
-Grade with: python -m pytest tutorials/exercises/08_counting
-"""
+"""Exercise 8: what a regression network learns from a count. About 40 minutes."""
 
 import numpy as np  # noqa: F401
 
 
 def mse(y, t):
-    """The mean squared error of counts y (N,) against the true t (N,), and its gradient
-    with respect to y.
+    """The mean squared error of counts y (N,), with true counts t (N,), and its gradient dy.
 
     Returns loss (a number) and dy (N,). Hint: L = 1/N sum (y - t)^2; what is dL/dy_n?
     """

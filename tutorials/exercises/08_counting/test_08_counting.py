@@ -1,5 +1,3 @@
-"""Grades exercise 8."""
-
 import numpy as np
 from grading import compare, parts
 

@@ -1,8 +1,6 @@
 """Exercise 9: from a count network to a heatmap (the paper's equations 1 to 3). About 30 minutes.
 
 f (C, D, H, W) are the last feature maps of ONE scan, w (C,) and b the last layer.
-
-Grade with: python -m pytest tutorials/exercises/09_heatmap
 """
 
 import numpy as np  # noqa: F401
@@ -27,7 +25,7 @@ def heatmap(f, w):
 def count_from_heatmap(m, b):
     """The count (a number) that belongs to heatmap m (D, H, W), if the pooling was the mean.
 
-    Hint: w . mean(f) + b: the mean and the weighted sum can be exchanged. With max pooling they
-    cannot: max of a sum is not the sum of the maxima. Try it with the two functions above.
+    Hint: in w . mean(f) + b the mean and the weighted sum can be exchanged. With max pooling they
+    cannot: the maximum of a sum is not the sum of the maxima. Try it with the functions above.
     """
     raise NotImplementedError("count_from_heatmap is yours to write")

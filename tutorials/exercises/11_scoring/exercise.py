@@ -1,7 +1,4 @@
-"""Exercise 11: scoring detections. About 45 minutes.
-
-Grade with: python -m pytest tutorials/exercises/11_scoring
-"""
+"""Exercise 11: scoring detections. About 45 minutes."""
 
 import numpy as np  # noqa: F401
 from scipy.optimize import linear_sum_assignment  # noqa: F401
@@ -10,11 +7,11 @@ from scipy.optimize import linear_sum_assignment  # noqa: F401
 def count_hits(detections, lesions, radius):
     """(TP, FP, FN) of one scan: detections (n, 3) and lesions (m, 3), in voxels.
 
-    Matched ONE TO ONE: a lesion is found by at most one detection and a detection finds at most
-    one lesion, at a distance <= radius, and as many pairs are made as possible. Either may be
+    They are matched ONE TO ONE: a lesion is found by at most one detection, and a detection finds
+    at most one lesion, at a distance <= radius. As many pairs as possible are made. Either may be
     empty, shape (0, 3).
-    Hint: linear_sum_assignment finds the cheapest one-to-one matching of a cost
-    matrix. A cost of 0 within the radius and 1 beyond makes cheapest mean: as many as possible.
+    Hint: linear_sum_assignment finds the cheapest one-to-one matching of a cost matrix. With a cost
+    of 0 within the radius and 1 beyond, the cheapest matching has the most pairs within it.
     """
     raise NotImplementedError("count_hits is yours to write")
 

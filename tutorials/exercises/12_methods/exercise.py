@@ -1,7 +1,4 @@
-"""Exercise 12: other methods of Table 1, saliency and the weighted sum. About 45 minutes.
-
-Grade with: python -m pytest tutorials/exercises/12_methods
-"""
+"""Exercise 12: other methods of Table 1, saliency and the weighted sum. About 45 minutes."""
 
 import numpy as np  # noqa: F401
 
@@ -12,9 +9,9 @@ def saliency(scan, w, v):
     """How much each voxel of scan (D, H, W) changes the count, |d count / d scan|, (D, H, W).
 
     The network: z = conv3d(scan, w), no bias; f = max(z, 0); count = v . (mean of each map f_c).
-    w is (C, 1, 3, 3, 3), v is (C,). Hint: forward first, then backward by hand: what is
-    d count / d f (the same in every voxel of a map), then through the ReLU, then
-    conv3d_backward(dz, x, w)[0], as far as the image. Batch and channel are axes of length 1.
+    w is (C, 1, 3, 3, 3), v is (C,). Hint: forward first, then backward by hand: d count / d f (the
+    same in every voxel of a map), then through the ReLU, then conv3d_backward(dz, x, w)[0] to the
+    image. Batch and channel are axes of length 1.
     """
     raise NotImplementedError("saliency is yours to write")
 
@@ -22,8 +19,8 @@ def saliency(scan, w, v):
 def weighted_sum(scan, heatmap, weight, scan_scale, heatmap_scale):
     """Method (f): weight * scan / scan_scale + (1 - weight) * heatmap / heatmap_scale.
 
-    The scales, measured once on validation scans, bring both to about [0, 1]: a sum of maps in
-    different units would only show the larger one.
+    The scales, measured once on validation scans, bring both to about [0, 1]. Otherwise the map
+    with the larger numbers would decide alone.
     """
     raise NotImplementedError("weighted_sum is yours to write")
 

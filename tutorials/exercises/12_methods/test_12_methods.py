@@ -38,8 +38,7 @@ def test_saliency(answer):
         (gradient**2, "this is the square of the gradient: take its magnitude"),
         (abs(gradient * SCAN), "this is gradient times input; saliency is the gradient alone"),
     ]
-    result = answer.saliency(SCAN, W, V)
-    compare("saliency", result, right, mistakes, tolerance=1e-6)
+    compare("saliency", answer.saliency(SCAN, W, V), right, mistakes, tolerance=1e-6)
 
 
 def test_weighted_sum(answer):
@@ -57,8 +56,7 @@ def test_weighted_sum(answer):
         (0.65 * scan / 0.9 + 0.35 * cut / 55, "negative values of the heatmap are cut off"),
         (own, "each scan has its own scale: a scan without lesions gets as bright a map as others"),
     ]
-    result = answer.weighted_sum(scan, heatmap, 0.65, 0.9, 55.0)
-    compare("weighted_sum", result, right, mistakes)
+    compare("weighted_sum", answer.weighted_sum(scan, heatmap, 0.65, 0.9, 55.0), right, mistakes)
 
 
 def test_choose_weight(answer):

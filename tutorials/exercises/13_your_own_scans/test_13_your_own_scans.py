@@ -26,8 +26,7 @@ def test_crop(answer):
     image = np.random.default_rng(13).normal(size=(9, 10, 8))
     region = np.zeros(image.shape, bool)
     region[1:4, 4, 5] = region[2, 3:6, 4] = True
-    arguments = image, AFFINE, region, 2
-    result = parts("crop", answer.crop(*arguments), "the cropped array, its affine")
+    result = parts("crop", answer.crop(image, AFFINE, region, 2), "the cropped array, its affine")
     right = image[0:6, 1:8, 2:8]
     mistakes = [
         (image[-1:6, 1:8, 2:8], "the box begins at index -1 here, which counts from the END"),
@@ -52,8 +51,7 @@ def test_crop(answer):
 
 def test_to_scan(answer):
     ijk = np.array([[0.0, 0, 0], [3.25, 1, 7], [10, 4.5, 2], [1, 8, 5]])
-    arguments = ijk, GRID, TURN, AFFINE
-    result = parts("to_scan", answer.to_scan(*arguments), "points in mm, indices")
+    result = parts("to_scan", answer.to_scan(ijk, GRID, TURN, AFFINE), "points in mm, indices")
     template_mm = move_points(GRID, ijk)
     scan_mm = move_points(inv(TURN), template_mm)
     mistakes = [
@@ -108,8 +106,7 @@ def test_carry_labels(answer):
         (index_for_index, "copied index for index: the grids differ, go through millimetres"),
         (look(np.round(other_way), order=0), "the way is the wrong one round: start at the scan"),
     ]
-    result = answer.carry_labels(labels, GRID, shape, AFFINE)
-    compare("carry_labels", result, right, mistakes)
+    compare("carry_labels", answer.carry_labels(labels, GRID, shape, AFFINE), right, mistakes)
 
 
 def _lesions():

@@ -1,9 +1,7 @@
 """Exercise 14: sheets of digits, who wrote them, and what a right count can hide. About 45 minutes.
 
-Everything is flat here: images and sheets are (H, W), points (n, 2) are (y, x). No scikit-learn is
-needed: the tests bring digits of their own.
-
-Grade with: python -m pytest tutorials/exercises/14_beyond_lesions
+Everything is 2-D here: images and sheets are (H, W), points (n, 2) are (y, x). No scikit-learn is
+needed: the tests make their own digits.
 """
 
 import numpy as np  # noqa: F401
@@ -12,7 +10,7 @@ PAPER, INK = 0.15, 0.75  # a sheet's grey where nothing is written; what full in
 
 
 def make_sheet(images, classes, corners, digit, size):
-    """A sheet with its label, and where the things are that the label counts.
+    """A sheet, its label, and where the digits are that the label counts.
 
     images (n, E, E), ink from 0 to 1; classes (n,), which digit each is; corners (n, 2), whole
     numbers: the pixel where each image's first row and column go. No two touch.
@@ -23,10 +21,10 @@ def make_sheet(images, classes, corners, digit, size):
 
 
 def split_by_writer(writers, n_val, n_test, rng):
-    """For each image 'train', 'val' or 'test': an array of n words. writers (n,) names who wrote
+    """For each image 'train', 'val' or 'test': an array of n words. writers (n,) says who wrote
     each image; n_val and n_test are numbers of WRITERS, drawn by rng. The others train.
 
-    Nobody may be in two splits: it would test whether the network reads people that it knows.
+    Nobody may be in two splits: the test must be on people whom the network does not know.
     Hint: np.unique, rng.permutation and np.isin. np.full(n, "train") holds five letters, enough.
     """
     raise NotImplementedError("split_by_writer is yours to write")
@@ -36,9 +34,10 @@ def local_maxima(maps, k):
     """The mean of local maxima, y (C,), of feature maps (C, H, W): each map is cut into blocks of
     k x k pixels, from its first pixel on; y_c is the mean over all blocks of the block's maximum.
 
-    Where k does not divide H or W, the last blocks are smaller; they count as the others do.
-    Two digits in one block are one to this pooling, so k should not be much larger than a digit.
-    Hint: two loops, range(0, H, k); a slice may end behind the array. Maps may be negative.
+    Where k does not divide H or W, the last blocks are smaller, and count like the others. (The
+    package's blocks overlap, and those that touch the region are summed.) For this pooling two
+    digits in one block are one, so k should not be much larger than a digit.
+    Hint: two loops, range(0, H, k); a slice may end after the array. Maps may be negative.
     """
     raise NotImplementedError("local_maxima is yours to write")
 
@@ -47,11 +46,11 @@ def judge_sheet(found, middles, classes, digit, radius):
     """What was marked on a sheet, and how many mistakes the number of marks does not show.
 
     found (n, 2) are the marks; middles (m, 2) and classes (m,) of ALL digits on the sheet.
-    Returns marked (n,): the class of the digit nearest to each mark, or -1 where even its middle is
-    farther than radius: on paper, or on a digit's rim (a count does not say at which part of a
-    thing to answer). And hidden, a number: a digit of class `digit` that any mark is on is a hit,
-    once; the marks beyond the hits are wrong, the digits of the class without a mark are missed.
-    The count is off by wrong - missed only: min(wrong, missed) of each cancel.
+    Returns marked (n,): the class of the digit nearest to each mark, or -1 if its middle is farther
+    away than radius (the mark is on paper, or on a digit's rim). And hidden, a number: a digit of
+    class `digit` with a mark on it is ONE hit; all other marks are wrong, and digits of the class
+    without a mark are missed. The count is off by wrong - missed only: min(wrong, missed) of each
+    cancel.
     Hint: distances (n, m) from found[:, None] - middles[None]; n is 1 or more.
     """
     raise NotImplementedError("judge_sheet is yours to write")

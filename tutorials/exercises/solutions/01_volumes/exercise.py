@@ -1,5 +1,3 @@
-"""Solution 1: voxels, axes and millimetres."""
-
 import numpy as np
 
 

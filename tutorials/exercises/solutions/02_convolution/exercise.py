@@ -1,5 +1,3 @@
-"""Solution 2: the convolution by hand."""
-
 import numpy as np
 
 

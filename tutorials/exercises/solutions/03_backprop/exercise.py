@@ -1,5 +1,3 @@
-"""Solution 3: the backward pass of a convolution."""
-
 import numpy as np
 
 

@@ -1,5 +1,3 @@
-"""Solution 4: pooling, upsampling and ties."""
-
 import numpy as np
 
 

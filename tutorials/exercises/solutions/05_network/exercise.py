@@ -1,6 +1,3 @@
-"""Solution 5: the network by its numbers."""
-
-
 def receptive_field(layers):
     field, jump = 1, 1
     for k, stride in layers:

@@ -1,5 +1,2 @@
-"""Solution 6: a CUDA kernel."""
-
-
 def blocks_needed(n, threads):
     return -(-n // threads)

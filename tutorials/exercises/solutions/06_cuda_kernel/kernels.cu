@@ -1,5 +1,3 @@
-// Solution 6: a CUDA kernel.
-
 extern "C" __global__ void relu(const real* __restrict__ x, real* __restrict__ y, int n)
 {
     int i = blockIdx.x * blockDim.x + threadIdx.x;

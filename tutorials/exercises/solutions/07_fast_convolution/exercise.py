@@ -1,5 +1,3 @@
-"""Solution 7: why a convolution is slow, and what makes it fast."""
-
 import numpy as np
 
 

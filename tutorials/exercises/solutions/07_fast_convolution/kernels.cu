@@ -1,5 +1,3 @@
-// Solution 7: a convolution from tiles in shared memory.
-
 #define TILE 16
 #define HALO 18  // TILE + 2
 

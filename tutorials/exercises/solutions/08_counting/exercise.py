@@ -1,5 +1,3 @@
-"""Solution 8: what a regression network learns from a count."""
-
 import numpy as np
 
 

@@ -1,5 +1,3 @@
-"""Solution 9: from a count network to a heatmap."""
-
 import numpy as np
 
 

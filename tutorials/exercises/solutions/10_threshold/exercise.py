@@ -1,5 +1,3 @@
-"""Solution 10: the threshold that leaves as many components as were counted."""
-
 import numpy as np
 
 

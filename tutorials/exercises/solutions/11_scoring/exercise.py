@@ -1,5 +1,3 @@
-"""Solution 11: scoring detections."""
-
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 

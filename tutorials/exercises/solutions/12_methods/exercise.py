@@ -1,5 +1,3 @@
-"""Solution 12: saliency and the weighted sum."""
-
 import numpy as np
 
 from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward

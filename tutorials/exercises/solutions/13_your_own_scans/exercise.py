@@ -1,5 +1,3 @@
-"""Solution 13: between a scan, its prepared copy and other people's masks."""
-
 import numpy as np
 from scipy import ndimage
 

@@ -1,5 +1,3 @@
-"""Solution 14: sheets of digits, who wrote them, and what a right count can hide."""
-
 import numpy as np
 
 PAPER, INK = 0.15, 0.75

@@ -1,5 +1,3 @@
-"""Solution 15: gradients of parts, a sum in a ring, and how many ranks."""
-
 import numpy as np
 
 
