@@ -29,6 +29,22 @@ def cuda_on_cpu(monkeypatch):
     return gpu
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Prediction writes empty files for pictures, which take most of its time."""
+    monkeypatch.setattr("weakunet.predict.overlay", lambda path, *_, **__: path.write_text(""))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that the test draws, instead of files."""
+    kept = []
+    for module in ("counts", "methods", "overlay", "preprocess", "training"):
+        name = f"weakunet.figures.{module}.save_figure"
+        monkeypatch.setattr(name, lambda figure, path: kept.append(figure))
+    return kept
+
+
 def _filled_with_ones(make):
     @functools.wraps(make)
     def make_poisoned(*args, **kwargs):

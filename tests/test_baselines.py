@@ -153,7 +153,7 @@ def test_scale_is_the_mean_maximum_and_equal_weights_give_the_pure_heatmap():
     assert baselines.choose_weight([-m for m in maps], images, scans, [0, 0]) == (1.0, 1.0)
 
 
-def test_weight_is_judged_in_the_slice_that_was_counted():
+def test_weight_is_chosen_in_the_slice_that_was_counted():
     shape = (3, 1, 30)
     heatmap, image = np.zeros(shape), np.zeros(shape)
     heatmap[1, 0, 5], heatmap[0, 0, 20] = 1.0, 2.0  # wrong in the slice, right outside

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
+from helpers import save
 
 from weakunet.data.cohort import Scan, read_centres, read_cohort, split_cohort, write_cohort
 from weakunet.data.load import load_scan
@@ -35,6 +35,7 @@ def test_table_with_bom_blank_lines_spaces_and_other_columns_is_read(tmp_path):
 
 
 HEADER = "subject,image,count,split\n"
+SLICE = "subject,image,slice_z_mm\n"
 BAD_TABLES = {
     "nothing": ("", "no column subject, image (its columns are none)"),
     "only a header": (HEADER, "no scans"),
@@ -56,8 +57,11 @@ BAD_TABLES = {
     "too many cells": (HEADER + "a,b,1,train,x\n", "line 2 has 5 cells"),
     "roi is the image": ("subject,image,roi\na,b.nii,b.nii\n", "the roi is the image itself"),
     "é in two ways": (HEADER + "\xe9,b,1,\ne\u0301,c,1,\n", "is already on line 2"),
-    "underscore": ("subject,image,slice_z_mm\na,b,1_5\n", "slice_z_mm '1_5' is not a number"),
+    "underscore": (SLICE + "a,b,1_5\n", "slice_z_mm '1_5' is not a number"),
     "nul": (HEADER + "a,b\0,1,\n", "line"),
+    "slice is text": (SLICE + "a,b,here\n", "line 2: slice_z_mm 'here' is not a number"),
+    "slice is infinite": (SLICE + "a,b,1\nb,b,inf\n", "line 3: slice_z_mm 'inf' is not a number"),
+    "slice of some": (SLICE + "a,b,1\nb,b,\n", "subject 'b' has no slice_z_mm but others do"),
 }
 
 
@@ -90,35 +94,27 @@ def test_table_saved_by_a_european_excel_is_read(tmp_path, encoding):
     ]
 
 
-def test_table_without_counts_is_read_and_written_with_an_empty_column(tmp_path):
-    scans = read_cohort(table(tmp_path, "subject,image,roi\nA,a.nii,r.nii\n"))
-    assert scans == [Scan("A", tmp_path / "a.nii", None, tmp_path / "r.nii")]
-    write_cohort(tmp_path / "out.csv", scans)
-    assert (tmp_path / "out.csv").read_text() == "subject,image,count,roi\nA,a.nii,,r.nii\n"
-
-
 @pytest.mark.parametrize("blank", ["", "NA", "n/a", "NaN", "None", "."])
 def test_blank_cells_of_every_kind_mean_unknown(tmp_path, blank):
     text = f"subject,image,count,roi,split,centres,slice_z_mm\na,b.nii{f',{blank}' * 5}\n"
-    assert read_cohort(table(tmp_path, text)) == [Scan("a", tmp_path / "b.nii")]
+    scans = read_cohort(table(tmp_path, text))
+    assert scans == [Scan("a", tmp_path / "b.nii")]
+    write_cohort(tmp_path / "out.csv", scans)
+    assert (tmp_path / "out.csv").read_text() == "subject,image,count\na,b.nii,\n"
 
 
 def test_written_table_reads_back_the_same_with_relative_paths(tmp_path):
-    raw = tmp_path / "raw"
+    raw, path = tmp_path / "raw", tmp_path / "out" / "cohort.csv"
     scans = [
-        Scan("a", raw / "a, b.nii.gz", 0, raw / "a.mgz"),
-        Scan("b", tmp_path / "out" / "b.nii", None, None),
+        Scan("a", raw / "a, b.nii.gz", 0, raw / "a.mgz", slice_z_mm=-3.25),
+        Scan("b", tmp_path / "out" / "b.nii", None, None, slice_z_mm=7),
     ]
-    path = tmp_path / "out" / "cohort.csv"
     write_cohort(path, scans)
-    assert path.read_text().splitlines() == [
-        "subject,image,count,roi",
-        'a,"../raw/a, b.nii.gz",0,../raw/a.mgz',
-        "b,b.nii,,",
-    ]
+    lines = ['a,"../raw/a, b.nii.gz",0,../raw/a.mgz,-3.25', "b,b.nii,,,7"]
+    assert path.read_text().splitlines() == ["subject,image,count,roi,slice_z_mm", *lines]
     back = read_cohort(path)
-    assert [(s.subject, s.count, s.image.resolve()) for s in back] == [
-        (s.subject, s.count, s.image) for s in scans
+    assert [(s.subject, s.count, s.image.resolve(), s.slice_z_mm) for s in back] == [
+        (s.subject, s.count, s.image, s.slice_z_mm) for s in scans
     ]
 
 
@@ -184,8 +180,7 @@ def test_bad_centres_are_refused(tmp_path, row):
 
 def prepared_file(folder, xyz):
     affine = np.array([[-0.5, 0, 0, 10], [0, 0, 2, -20], [0, 1, 0, 5], [0, 0, 0, 1]])
-    nibabel.save(nibabel.Nifti1Image(xyz.astype(np.float32), affine), folder / "a.nii.gz")
-    return folder / "a.nii.gz"
+    return save(folder / "a.nii.gz", xyz.astype(np.float32), affine)
 
 
 def test_scan_is_loaded_with_its_centres_in_voxels(tmp_path):
@@ -203,13 +198,12 @@ def test_scan_is_loaded_with_its_centres_in_voxels(tmp_path):
 
 
 def test_scan_that_is_not_prepared_constant_or_elsewhere_is_refused(tmp_path):
-    image = prepared_file(tmp_path, np.random.default_rng(0).random((6, 5, 4)) * 900)
-    with pytest.raises(InputError, match=r"a.nii.gz: intensities .* python -m weakunet.preprocess"):
-        load_scan(Scan("s", image, 2))
-    image = prepared_file(tmp_path, np.full((6, 5, 4), 0.5))
-    with pytest.raises(InputError, match="every voxel is 0.5"):
-        load_scan(Scan("s", image, 2))
-    image = prepared_file(tmp_path, np.random.default_rng(0).random((6, 5, 4)))
+    noise, flat = np.random.default_rng(0).random((6, 5, 4)), np.full((6, 5, 4), 0.5)
     centres = centres_file(tmp_path, "x_mm,y_mm,z_mm\n-8,16,8\n")
-    with pytest.raises(InputError, match="every centre lies outside .*RAS"):
-        load_scan(Scan("s", image, 2, centres=centres))
+    for xyz, marked, said in (
+        (noise * 900, None, r"a.nii.gz: intensities .* python -m weakunet.preprocess"),
+        (flat, None, "every voxel is 0.5"),
+        (noise, centres, "every centre lies outside .*RAS"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_scan(Scan("s", prepared_file(tmp_path, xyz), 2, centres=marked))

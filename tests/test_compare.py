@@ -1,11 +1,11 @@
-"""The whole comparison on a few scans and one epoch: what it writes, and that it goes on."""
+"""The whole comparison on a few scans and one epoch: what it writes, and that it resumes."""
 
-import csv
 import dataclasses
 import json
 
 import numpy as np
 import pytest
+from helpers import refusal, rows, state
 
 from weakunet.compare import __main__ as compare
 from weakunet.compare import jobs, methods, tables
@@ -36,11 +36,11 @@ def test_compare_writes_what_it_names_and_repeats_its_bits(tmp_path, few, capsys
     written = {path.name for path in (tmp_path / "a").iterdir()}
     assert written >= {"table1.csv", "table1.md", "metrics.json", "per_scan.csv", "report.html"}
     assert written >= {"figure2.png", "figure3.png", "figure3_maps.png", "counts.png"}
-    table = list(csv.DictReader((tmp_path / "a" / "table1.csv").open()))
+    table = rows(tmp_path / "a" / "table1.csv")
     assert [row["method"] for row in table if row["pooling"] == "max"] == list(methods.METHODS)
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert {*methods.METHODS, "regression_fcn_max"} <= set(metrics)
-    per_scan = list(csv.DictReader((tmp_path / "a" / "per_scan.csv").open()))
+    per_scan = rows(tmp_path / "a" / "per_scan.csv")
     assert len(per_scan) == FEW["test"] * (7 + 6)
     for row in per_scan:  # every lesion is found or missed
         assert int(row["tp"]) + int(row["fn"]) == int(row["count"])
@@ -55,12 +55,10 @@ def test_compare_writes_what_it_names_and_repeats_its_bits(tmp_path, few, capsys
 
 def test_compare_refuses_a_folder_of_another_comparison(tmp_path, few, capsys):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SystemExit) as stop:
-        run(tmp_path)
-    assert stop.value.code == 2 and str(tmp_path) in capsys.readouterr().err
+    assert str(tmp_path) in refusal(capsys, compare.main, "--out", tmp_path)
 
 
-def test_a_stopped_network_goes_on_with_the_same_bits(tmp_path):
+def test_a_stopped_network_resumes_with_the_same_bits(tmp_path):
     def job(out, kind):
         settings = Settings(seed=3, epochs=2, batch=2)
         return jobs.Job(kind, settings, FEW, tmp_path / out)
@@ -74,9 +72,8 @@ def test_a_stopped_network_goes_on_with_the_same_bits(tmp_path):
         assert not parts.noted("done", "best.npz")
         parts.stop_file.unlink()
         assert not jobs.train_network(parts)
-        with np.load(whole.folder / "last.npz") as a, np.load(parts.folder / "last.npz") as b:
-            names = [n for n in a.files if n != "training.history"]  # which holds the seconds
-            assert all(np.array_equal(a[n], b[n]) for n in names)
+        expected, found = state(whole.folder), state(parts.folder)
+        assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
 def test_a_network_is_kept_while_its_settings_and_scans_are_the_same(tmp_path):

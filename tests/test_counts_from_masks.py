@@ -1,19 +1,13 @@
 """Masks to counts: components by hand and by scikit-image, raters, regions, one slice, VALDO."""
 
-import csv
-import sys
-from pathlib import Path
-
-import nibabel
+import counts_from_masks
 import numpy as np
 import pytest
+from helpers import exit_code, refusal, rows, save
 from skimage.measure import label, regionprops
 
 from weakunet.data.cohort import read_centres, read_cohort
 from weakunet.data.volumes import Volume
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
-import counts_from_masks  # noqa: E402
 
 # the file's axes are (-y, x, z), its voxels 2 x 0.5 x 3 mm
 AFFINE = np.array([[0, 0.5, 0, -4.0], [-2, 0, 0, 7], [0, 0, 3, 10], [0, 0, 0, 1]])
@@ -26,8 +20,7 @@ def to_mm(*voxel):
 
 
 def write(path, array, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(np.asarray(array, np.float32), affine), path)
+    save(path, np.asarray(array, np.float32), affine)
 
 
 def mask(*voxels, shape=SHAPE):
@@ -37,18 +30,21 @@ def mask(*voxels, shape=SHAPE):
     return array
 
 
-def run(folder, *arguments):
+def arguments(folder, *more):
+    patterns = ["--masks", f"{folder}/masks/{{subject}}_r*.nii"]
+    patterns += ["--images", f"{folder}/scans/{{subject}}.nii"]
+    return [*patterns, "--out", folder / "out", "--jobs", "1", *more]
+
+
+def run(folder, *more):
     """Run on `folder`'s masks and scans; return {subject: row of counts.csv} and the cohort."""
-    out = folder / "out"
-    patterns = ["--masks", f"{folder}/masks/{{subject}}_r*.nii", "--images"]
-    patterns += [f"{folder}/scans/{{subject}}.nii", "--out", str(out), "--jobs", "1"]
-    counts_from_masks.main([*patterns, *map(str, arguments)])
-    return counted(out), {scan.subject: scan for scan in read_cohort(out / "cohort.csv")}
+    assert exit_code(counts_from_masks.main, *arguments(folder, *more)) == 0
+    table, cohort = counted(folder / "out"), read_cohort(folder / "out" / "cohort.csv")
+    return table, {scan.subject: scan for scan in cohort}
 
 
 def counted(out):
-    with open(out / "counts.csv", newline="") as file:
-        return {row["subject"]: row for row in csv.DictReader(file)}
+    return {row["subject"]: row for row in rows(out / "counts.csv")}
 
 
 def sorted_points(points):
@@ -61,14 +57,14 @@ def test_components_that_touch_at_a_corner_are_one_and_centres_are_in_world_mm(t
     write(tmp_path / "scans/none.nii", np.ones(SHAPE))
     write(tmp_path / "masks/none_r1.nii", mask())
     write(tmp_path / "masks/a_r1.nii", mask((1, 1, 1), (2, 2, 2), (5, 5, 5), (5, 6, 5), (5, 8, 5)))
-    rows, cohort = run(tmp_path)
+    table, cohort = run(tmp_path)
     assert {name: scan.count for name, scan in cohort.items()} == {"a": 3, "none": 0}
     expected = [to_mm(1.5, 1.5, 1.5), to_mm(5, 5.5, 5), to_mm(5, 8, 5)]
     found = read_centres(cohort["a"].centres)
     np.testing.assert_allclose(sorted_points(found), sorted_points(expected), atol=1e-3)
     assert read_centres(cohort["none"].centres).shape == (0, 3)
-    assert rows["a"]["volume_mm3"] == f"{5 * VOXEL_MM3:.3f}"
-    assert rows["none"]["count"] == "0" and rows["none"]["count_of_each_rater"] == "0"
+    assert table["a"]["volume_mm3"] == f"{5 * VOXEL_MM3:.3f}"
+    assert table["none"]["count"] == "0" and table["none"]["count_of_each_rater"] == "0"
 
 
 def test_parts_join_to_the_tables_of_one_run(tmp_path, capsys):
@@ -82,10 +78,10 @@ def test_parts_join_to_the_tables_of_one_run(tmp_path, capsys):
     for k in (1, 2, 3):
         with pytest.raises(FileNotFoundError):  # a part leaves the whole folder's table alone
             run(tmp_path, "--part", f"{k}/3")
-    rows, cohort = run(tmp_path)
-    assert rows == whole and {scan.split for scan in cohort.values()} == {"train", "val", "test"}
+    table, cohort = run(tmp_path)
+    assert table == whole and {scan.split for scan in cohort.values()} == {"train", "val", "test"}
     assert [len(read_centres(cohort[name].centres)) for name in "abcd"] == [
-        int(rows[name]["count"]) for name in "abcd"
+        int(table[name]["count"]) for name in "abcd"
     ]
     write(tmp_path / "masks/b_r1.nii", mask((1, 1, 1)))
     assert run(tmp_path)[0]["b"]["count"] == "1"
@@ -108,8 +104,8 @@ def test_random_masks_agree_with_scikit_image(tmp_path):
     ]
     assert 10 < len(inside) < len(large) < len(regions)
     rois = ["--rois", f"{tmp_path}/rois/{{subject}}.nii"]
-    rows, cohort = run(tmp_path, *rois, "--min-mm3", 2 * VOXEL_MM3)
-    row = rows["a"]
+    table, cohort = run(tmp_path, *rois, "--min-mm3", 2 * VOXEL_MM3)
+    row = table["a"]
     assert int(row["n_small"]) == len(regions) - len(large)
     # a middle half way between two voxels goes up along the world's axes, one of which is flipped
     halves = sum((np.array(region.centroid) % 1 == 0.5).any() for region in large)
@@ -122,21 +118,21 @@ def test_random_masks_agree_with_scikit_image(tmp_path):
 
 
 def test_a_lesion_of_exactly_the_smallest_volume_counts():
-    share = Volume(mask((1, 1, 1), (1, 1, 2), (5, 5, 5)), np.diag([1.0, 1, 1, 1]))
+    three = Volume(mask((1, 1, 1), (1, 1, 2), (5, 5, 5)), np.diag([1.0, 1, 1, 1]))
     for min_mm3, count, n_small in ((1, 2, 0), (2, 1, 1), (2.1, 0, 2)):
-        result = counts_from_masks.count_lesions(share, min_mm3=min_mm3)
+        result = counts_from_masks.count_lesions(three, min_mm3=min_mm3)
         assert (len(result[0]), result[2]) == (count, n_small)
 
 
-def test_raters_are_joined_by_the_share_that_agrees(tmp_path):
+def test_raters_are_joined_by_the_fraction_that_agrees(tmp_path):
     write(tmp_path / "scans/a.nii", np.ones(SHAPE))
     both, first, second = (1, 1, 1), (4, 4, 4), (7, 7, 7)
     write(tmp_path / "masks/a_r1.nii", mask(both, first))
     write(tmp_path / "masks/a_r2.nii", mask(both, second, (7, 1, 1)))
     for agreement, count in ((0.5, 4), (0.51, 1), (1, 1)):
-        rows, cohort = run(tmp_path, "--agreement", agreement)
+        table, cohort = run(tmp_path, "--agreement", agreement)
         assert cohort["a"].count == count
-        assert rows["a"]["count_of_each_rater"] == "2 3"
+        assert table["a"]["count_of_each_rater"] == "2 3"
     write(tmp_path / "masks/a_r3.nii", mask(both, second))
     assert run(tmp_path)[1]["a"].count == 2  # two of three
     assert run(tmp_path, "--agreement", 2 / 3)[1]["a"].count == 2
@@ -167,21 +163,14 @@ def test_valdo_layout_takes_both_raters_and_names_who_has_no_mask(tmp_path, caps
             lesions = mask((1, 1, 1), (2 * rater, 5, 5)) * 0.9
             write(tmp_path / f"{stem}Rater{rater}_PVSSeg.nii.gz", lesions)
     start = f"{tmp_path}/Task1/{{subject}}/{{subject}}_space-T1_desc-"
-    arguments = ["--masks", f"{start}Rater*_PVSSeg.nii.gz", "--jobs", "2"]
-    arguments += ["--images", f"{start}masked_T2.nii.gz", "--out", str(tmp_path / "out")]
-    counts_from_masks.main(arguments)
+    options = ["--masks", f"{start}Rater*_PVSSeg.nii.gz", "--jobs", "2"]
+    options += ["--images", f"{start}masked_T2.nii.gz", "--out", tmp_path / "out"]
+    assert exit_code(counts_from_masks.main, *options) == 0
     cohort = read_cohort(tmp_path / "out" / "cohort.csv")
     assert [(scan.subject, scan.count) for scan in cohort] == [("sub-101", 3), ("sub-102", 3)]
     assert counted(tmp_path / "out")["sub-101"]["count_of_each_rater"] == "2 2"
     assert all(scan.image.name.endswith("masked_T2.nii.gz") for scan in cohort)
     assert "left out: sub-201: no count for the scan" in capsys.readouterr().out
-
-
-def bad(folder, capsys, *arguments):
-    with pytest.raises(SystemExit) as error:
-        run(folder, *arguments)
-    assert error.value.code == 2
-    return capsys.readouterr()
 
 
 def test_what_cannot_be_counted_is_named_and_the_others_are_written(tmp_path, capsys):
@@ -194,7 +183,9 @@ def test_what_cannot_be_counted_is_named_and_the_others_are_written(tmp_path, ca
     write(tmp_path / "masks/scan_r1.nii", np.ones(SHAPE))
     write(tmp_path / "masks/grid_r2.nii", mask((1, 1, 1)), AFFINE + np.eye(4))
     write(tmp_path / "rois/empty.nii", mask())
-    printed = bad(tmp_path, capsys, "--rois", f"{tmp_path}/rois/{{subject}}.nii")
+    rois = ("--rois", f"{tmp_path}/rois/{{subject}}.nii")
+    assert exit_code(counts_from_masks.main, *arguments(tmp_path, *rois)) == 2
+    printed = capsys.readouterr()
     assert [scan.subject for scan in read_cohort(tmp_path / "out/cohort.csv")] == ["good"]
     assert "3 of 4 scans failed" in printed.err.splitlines()[-1]
     for line in ("noroi: no ROI", "noscan: no scan", "scan: not counted", "grid: not counted"):
@@ -204,6 +195,6 @@ def test_what_cannot_be_counted_is_named_and_the_others_are_written(tmp_path, ca
 
 
 def test_options_out_of_range_are_refused_in_one_line(tmp_path, capsys):
-    for option in (["--agreement", "0"], ["--agreement", "nan"], ["--min-mm3", "-1"]):
-        printed = bad(tmp_path, capsys, *option)
-        assert printed.err.count("\n") == 1 and option[0] in printed.err
+    for option in ("--agreement=0", "--agreement=nan", "--min-mm3=-1"):
+        line = refusal(capsys, counts_from_masks.main, *arguments(tmp_path, option))
+        assert option.split("=")[0] in line

@@ -2,24 +2,18 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
+from test_readme import BENCH, COMPARISON, ELSEWHERE
 
-ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / "tutorials"
 ROAD = TUTORIALS / "paper_to_code.md"
 NAMES = ("README.md", "lecturers.md", "paper_to_code.md", "exercises/README.md")
 PAGES = [TUTORIALS / name for name in NAMES]
-RUN_BY = {  # what a page's commands look like -> the test that runs them
-    r"python tutorials/\d\d_\w+\.py": "test_tutorials.py",
-    r"python tutorials/(to_notebooks|kernel_page)\.py": "test_notebooks.py",
-    r"python -m pytest tutorials/exercises\S*( --answers \S+)?": "test_exercises.py",
-    r"python tutorials/exercises/(grade|handout)\.py.*": "test_grade.py",
-    r"python -m weakunet\.(study|compare|bench|train)\b.*": "test_readme.py",
-    r"python data_tools/make_digits\.py.*": "test_readme.py",
-    r"(python -m )?pip install .*": "../.ci/run",
-}
+# A page's commands: those that test_readme.py runs or says which test does, and set-up.
+RULES = [*ELSEWHERE, COMPARISON, BENCH, r"python -m weakunet\.train\b.*"]
+RULES += [r"python data_tools/make_digits\.py.*", r"(python -m )?pip install .*"]
 
 
 def names_in(path):
@@ -46,17 +40,21 @@ def test_every_sentence_leads_to_code_that_exists():
         assert len(re.findall(r"\]\(\.\./[^)]+\.py\) `", row)) == row.count("](../"), row
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_link_to_what_exists_and_name_commands_that_are_tested(page):
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", TUTORIALS / "results.md"], ids=str)
+def test_pages_name_only_files_that_exist(page):
     text = page.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert (page.parent / link).exists(), link
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert links and all((page.parent / link).exists() for link in links), links
     for name in re.findall(r"`((?:weakunet|tutorials|tests|data_tools)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_only_commands_that_are_tested(page):
+    text = page.read_text(encoding="utf-8")
     commands = re.findall(r"(?:^|`)((?:python|pip) [^`\n]+)", text, re.M)
     for command in commands:
-        assert any(re.fullmatch(rule, command) for rule in RUN_BY), command
-    assert all((ROOT / "tests" / test).exists() for test in RUN_BY.values())
+        assert any(re.fullmatch(rule, command) for rule in RULES), command
 
 
 def test_each_lesson_has_a_small_picture_on_the_students_page():

@@ -93,65 +93,52 @@ def test_graph_has_indices_that_every_supported_scipy_takes(monkeypatch):
     assert kinds == {np.dtype(np.int32)}
 
 
-def test_number_of_components_not_monotone_takes_the_first_level_that_reaches_the_count():
-    # levels 9: 1 component, 8: 2, 7: 3, 6 joins two: 2, 5: 3 again
-    heatmap = line(9, 6, 8, 0, 7, 0, 5, 0)
-    assert threshold_for_count(heatmap, 2) == (8, 2)
-    assert threshold_for_count(heatmap, 3) == (7, 3)
+@pytest.mark.parametrize(
+    "heatmap, count, expected",
+    [
+        # levels 9: 1 component, 8: 2, 7: 3, 6 joins two: 2, 5: 3 again: the first that reaches it
+        (line(9, 6, 8, 0, 7, 0, 5, 0), 2, (8, 2)),
+        (line(9, 6, 8, 0, 7, 0, 5, 0), 3, (7, 3)),
+        # a tie jumps from 1 component to 5: the nearest
+        (line(9, 0, 8, 0, 8, 0, 8, 0, 8, 0), 2, (9, 1)),
+        (line(9, 0, 8, 0, 8, 0, 8, 0, 8, 0), 4, (8, 5)),
+        # equally near: fewer components, and the higher level
+        (line(9, 0, 8, 0, 8, 0, 8, 0, 8, 0), 3, (9, 1)),
+        (line(9, 7, 0, 5, 0, 5, 0), 2, (9, 1)),
+        # 6 at once; level 3 would merge them into 2, but the sweep has stopped
+        (line(9, 3, 9, 3, 9, 3, 9, 3, 9, 0, 9, 0), 2, (9, 6)),
+        # out of reach: the most components, at the highest level that has them
+        (line(9, 4, 8, 0, 7, 3, 0), 50, (7, 3)),
+        # the minimum of the map is never a threshold
+        (line(-3, -1, -3), 7, (-1, 1)),
+        (line(0, 1e-9, 0, 0), 5, (np.float32(1e-9), 1)),
+        (np.array([[[True, False, True]]]), 2, (1, 2)),
+        (np.array([[[200, 0, 100, 0]]], np.uint8), 1, (200, 1)),
+    ],
+)
+def test_threshold_by_hand(heatmap, count, expected):
+    assert threshold_for_count(heatmap, count) == expected
 
 
-def test_diagonal_voxels_are_one_component():
-    heatmap = np.zeros((3, 3, 3))
-    heatmap[0, 0, 0] = heatmap[1, 1, 1] = 1
+def test_components_touch_at_corners_and_not_across_opposite_faces():
+    heatmap = np.zeros((4, 4, 4))
+    heatmap[0, 0, 0] = heatmap[1, 1, 1] = 1  # diagonal: one component
     assert threshold_for_count(heatmap, 1) == (1, 1)
     heatmap[1, 1, 1], heatmap[2, 2, 2] = 0, 1
     assert threshold_for_count(heatmap, 2) == (1, 2)
+    heatmap[...] = 0
+    heatmap[1, 1, 3] = heatmap[1, 2, 0] = 1  # next in memory
+    assert threshold_for_count(heatmap, 2) == (1, 2)
 
 
-def test_opposite_faces_of_the_map_do_not_touch():
-    heatmap = np.zeros((4, 4, 4))
-    heatmap[1, 1, 3] = heatmap[1, 2, 0] = heatmap[3, 3, 1] = 1  # the first two are next in memory
-    assert threshold_for_count(heatmap, 3) == (1, 3)
-
-
-def test_count_jumped_over_by_a_tie_takes_the_nearest():
-    heatmap = line(9, 0, 8, 0, 8, 0, 8, 0, 8, 0)  # 1 component, then 5
-    assert threshold_for_count(heatmap, 2) == (9, 1)
-    assert threshold_for_count(heatmap, 4) == (8, 5)
-
-
-def test_count_between_two_equally_near_takes_fewer_components_and_the_higher_level():
-    assert threshold_for_count(line(9, 0, 8, 0, 8, 0, 8, 0, 8, 0), 3) == (9, 1)  # 1 or 5
-    assert threshold_for_count(line(9, 7, 0, 5, 0, 5, 0), 2) == (9, 1)  # 1, 1, then 3
-
-
-def test_sweep_after_a_jump_does_not_go_on_to_merge_blobs_into_the_count():
-    heatmap = line(9, 3, 9, 3, 9, 3, 9, 3, 9, 0, 9, 0)  # 6 at once; level 3 would give 2
-    assert threshold_for_count(heatmap, 2) == (9, 6)
-
-
-def test_count_out_of_reach_takes_the_most_components_at_the_highest_level():
-    assert threshold_for_count(line(9, 4, 8, 0, 7, 3, 0), 50) == (7, 3)
-
-
-def test_minimum_of_the_map_is_never_a_threshold():
-    saliency = np.zeros((4, 5, 6), np.float32)
-    saliency[2, 2, 2] = 1e-9
-    assert threshold_for_count(saliency, 5) == (np.float32(1e-9), 1)
-    assert threshold_for_count(line(-3, -1, -3), 7) == (-1, 1)
-
-
-@pytest.mark.parametrize("value", [0, 1, -2.5])
-def test_constant_map_gives_no_detection(value):
-    found = detect_lesions(np.full((3, 4, 5), value), 3)
+@pytest.mark.parametrize(
+    "heatmap, count", [(line(0, 0), 3), (line(1, 1), 3), (line(-2.5, -2.5), 3), (line(3, 1, 2), 0)]
+)
+def test_constant_map_or_count_zero_gives_no_detection(heatmap, count):
+    found = detect_lesions(heatmap, count)
     assert found.threshold == math.inf and not found.labels.any()
     assert found.centres_zyx.shape == (0, 3)
     assert found.scores.shape == found.volumes_vox.shape == (0,)
-
-
-def test_count_zero_gives_no_detection():
-    found = detect_lesions(line(3, 1, 2), 0)
-    assert found.threshold == math.inf and len(found.scores) == 0 and not found.labels.any()
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -161,16 +148,10 @@ def test_map_with_nan_or_infinity_is_refused(bad, count):
         threshold_for_count(line(1, bad, 2), count)
 
 
-def test_map_without_three_axes_is_refused():
+@pytest.mark.parametrize("shape", [(1, 4, 4, 4), (0, 4, 4)])
+def test_map_without_three_axes_is_refused(shape):
     with pytest.raises(InputError, match="shape"):
-        threshold_for_count(np.ones((1, 4, 4, 4)), 1)
-    with pytest.raises(InputError, match="shape"):
-        threshold_for_count(np.ones((0, 4, 4)), 1)
-
-
-def test_map_of_integers_or_booleans_is_thresholded_from_the_top():
-    assert threshold_for_count(np.array([[[True, False, True]]]), 2) == (1, 2)
-    assert threshold_for_count(np.array([[[200, 0, 100, 0]]], np.uint8), 1) == (200, 1)
+        threshold_for_count(np.ones(shape), 1)
 
 
 def test_detections_have_centre_of_mass_peak_score_and_volume_strongest_first():
@@ -212,14 +193,11 @@ def test_voxels_filled_outside_never_pass_a_threshold():
 
 @pytest.mark.parametrize(
     "count, whole",
-    [(0.5, 1), (1.5, 2), (2.5, 3), (2.499, 2), (-0.5, 0), (-7, 0), (0.5 - 2**-54, 0), (3, 3)],
+    [(0.5, 1), (1.5, 2), (2.5, 3), (2.499, 2), (-0.5, 0), (-7, 0), (0.5 - 2**-54, 0), (3, 3)]
+    + [(np.float32(6.5), 7)],
 )
 def test_count_is_rounded_half_up_and_never_negative(count, whole):
     assert whole_count(count) == whole and isinstance(whole_count(count), int)
-
-
-def test_count_of_a_float32_network_is_rounded_half_up():
-    assert whole_count(np.float32(6.5)) == 7 and isinstance(whole_count(np.float32(6.5)), int)
 
 
 @pytest.mark.parametrize("count", [np.nan, np.inf])

@@ -5,18 +5,9 @@ import pytest
 from matplotlib.image import imread
 
 from weakunet.evaluation.metrics import Tolerance
-from weakunet.figures import drawing, marks, overlay, preprocess, training
+from weakunet.figures import counts, drawing, marks, methods, overlay, preprocess, training
 
 SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures drawn by the test, instead of files."""
-    kept = []
-    for module in (overlay, preprocess, training):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: kept.append(figure))
-    return kept
 
 
 def blocks():
@@ -97,7 +88,7 @@ def test_rings_do_not_tell_found_from_missed_lesions(drawn):
     assert marks.TRUTH not in [colour for _, colour in marks.MARKS.values()]
 
 
-def test_overlay_with_a_radius_in_millimetres_judges_in_millimetres(drawn):
+def test_overlay_with_a_radius_in_millimetres_scores_in_millimetres(drawn):
     lesions = [(2, 3, 6)]  # 2 voxels and 1 mm away from label 1
     for radius_mm, mark in ((0.9, "s"), (1.0, "o")):
         overlay.overlay("x.png", *blocks(), lesions, SPACING, Tolerance(radius_mm=radius_mm))
@@ -106,7 +97,7 @@ def test_overlay_with_a_radius_in_millimetres_judges_in_millimetres(drawn):
         np.testing.assert_allclose(np.ptp(ring, axis=0), 2 * radius_mm, rtol=0.01)
 
 
-def test_overlay_without_the_truth_does_not_judge(drawn):
+def test_overlay_without_the_truth_scores_nothing(drawn):
     overlay.overlay("x.png", *blocks(), None, SPACING)
     (figure,) = drawn
     assert marks_in(panels(figure, 1)[0]) == {("s", drawing.BLUE): [[4 * 0.5, 3 * 1.0]]}
@@ -167,10 +158,22 @@ def test_preprocess_figure_shows_the_middle_slice_of_every_step(drawn):
     assert (shown[4].images[0].get_array() == 7).all()
 
 
+SCAN = np.random.default_rng(0).uniform(size=(3, 4, 5))
+LINE = [{"fp_per_scan": 1, "tpr": 1}]
 PICTURES = {
     "overlay": lambda path: overlay.overlay(path, *blocks(), [(2, 3, 5)], SPACING),
     "curves": lambda path: training.training_curves(path, [(1, 1, 2, 3, 0.5, 6)], 4),
-    "steps": lambda path: preprocess.preprocess_figure(path, {"scan": np.ones((3, 4, 5))}, SPACING),
+    "steps": lambda path: preprocess.preprocess_figure(path, {"scan": SCAN}, SPACING),
+    "maps": lambda path: methods.method_maps(
+        path, SCAN, {"(a)": SCAN}, {"(a)": 0.5}, [(1, 2, 2)], SPACING
+    ),
+    "froc": lambda path: methods.froc_curves(
+        path, {"a": [LINE, LINE]}, {"a": (1, 0.5)}, {"a": (2, 0.5)}
+    ),
+    "counts": lambda path: counts.counts_agreement(path, [1, 2], [1, 3]),
+    "study": lambda path: counts.study_lines(
+        path, "noise", "noise (%)", [("e", 1, 0.1, 0.2), ("e", 2, 0.3, 0.1)]
+    ),
 }
 
 

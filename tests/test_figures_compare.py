@@ -2,22 +2,9 @@
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
+from test_figures import SPACING
 
-from weakunet.figures import counts as figures_counts
-from weakunet.figures import drawing, marks
-from weakunet.figures import methods as figures_compare
-
-SPACING = (2.0, 1.0, 0.5)  # z, y, x in mm
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures drawn by the test, instead of files."""
-    kept = []
-    for module in (figures_compare, figures_counts):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: kept.append(figure))
-    return kept
+from weakunet.figures import counts, drawing, marks, methods
 
 
 def curve(*points):
@@ -38,7 +25,7 @@ def test_method_maps_show_one_slice_with_each_maps_own_scale_and_threshold(drawn
     spot[6, 3, 4:6] = 3.0  # one slice above the one shown
     centres = [(5, 3, 4), (5, 6, 10), (1, 2, 2)]
     maps, levels = {"(a) ramp": ramp, "(e) spot": spot}, {"(a) ramp": np.inf, "(e) spot": 2.0}
-    figures_compare.method_maps("x.png", image, maps, levels, centres, SPACING)
+    methods.method_maps("x.png", image, maps, levels, centres, SPACING)
     panels = [axes for axes in drawn[0].axes if axes.images and axes.get_title()]
     low, high = (f"{end:.3g}" for end in np.percentile(ramp, [1, 99.9]))
     assert [axes.get_title().splitlines()[0] for axes in panels] == ["image, slice z = 5", *maps]
@@ -59,19 +46,11 @@ def test_method_maps_show_one_slice_with_each_maps_own_scale_and_threshold(drawn
     assert panels[0].get_ylabel() == "y (mm)" and panels[0].get_xlabel() == "x (mm)"
 
 
-def test_method_maps_without_lesions_or_detections_are_drawn(drawn):
-    flat = np.zeros((5, 4, 4))
-    levels = {"(a)": np.inf}
-    figures_compare.method_maps("x.png", flat, {"(a)": flat}, levels, np.zeros((0, 3)), SPACING)
-    panel = drawn[0].axes[0]
-    assert "slice z = 2" in panel.get_title()
-
-
 def test_froc_draws_each_method_told_apart_without_colour(drawn):
-    methods = list("abcdefghijkl")
-    curves = {m: [curve((1, 0.2), (2, 0.5))] for m in methods}
-    operating = {m: (1, 0.25) for m in methods}
-    figures_compare.froc_curves("x.png", curves, operating, {"e": (1.9, 0.548)}, 4)
+    names = list("abcdefghijkl")
+    curves = {name: [curve((1, 0.2), (2, 0.5))] for name in names}
+    operating = {name: (1, 0.25) for name in names}
+    methods.froc_curves("x.png", curves, operating, {"e": (1.9, 0.548)}, 4)
     (axes,) = drawn[0].axes
     lines = [line for line in axes.lines if line.get_linestyle() != "None"]
     assert [line.get_xydata().tolist() for line in lines] == [[[0, 0], [1, 0.2], [2, 0.5]]] * 12
@@ -82,12 +61,12 @@ def test_froc_draws_each_method_told_apart_without_colour(drawn):
     assert marked(axes, hollow=True) == [(1.9, 0.548)]
     assert axes.get_xlim() == (0, 4) and "FPav" in axes.get_xlabel() and "TPR" in axes.get_ylabel()
     texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert texts[:12] == methods and "paper" in texts[-1]
+    assert texts[:12] == names and "paper" in texts[-1]
 
 
 def test_froc_of_seeds_is_their_mean_within_their_band_as_far_as_both_reach(drawn):
     seeds = [curve((1, 0.2), (2, 0.4)), curve((3, 0.9), (1, 0.6))]  # FPav in any order
-    figures_compare.froc_curves("x.png", {"e": seeds}, {"e": (1, 0.4)}, furthest=5)
+    methods.froc_curves("x.png", {"e": seeds}, {"e": (1, 0.4)}, furthest=5)
     (axes,) = drawn[0].axes
     x, y = axes.lines[0].get_xydata().T
     assert x[-1] == 2
@@ -106,20 +85,26 @@ def test_froc_that_falls_says_why(drawn):
         ([falling], "grow into one another"),
         ([falling] * 2, "grow"),
     ):
-        figures_compare.froc_curves("x.png", {"e": seeds}, {"e": (1, 0.4)}, furthest=3)
+        methods.froc_curves("x.png", {"e": seeds}, {"e": (1, 0.4)}, furthest=3)
         assert (said in drawn[-1].get_supxlabel()) and bool(said) == bool(drawn[-1].get_supxlabel())
-    figures_compare.froc_curves("x.png", {"e": [falling]}, {"e": (1, 0.4)}, furthest=1)
+    methods.froc_curves("x.png", {"e": [falling]}, {"e": (1, 0.4)}, furthest=1)
     assert not drawn[-1].get_supxlabel()  # nothing falls within the picture
 
 
-def test_froc_without_curves_or_with_nan_is_drawn(drawn):
-    figures_compare.froc_curves("x.png", {}, {})
-    figures_compare.froc_curves("x.png", {"a": [curve((1, np.nan))]}, {"a": (np.nan, np.nan)})
-    assert len(drawn) == 2 and drawn[1].axes[0].get_xlim() == (0, 1.5)
+def test_pictures_of_next_to_nothing_are_drawn(drawn):
+    methods.froc_curves("x.png", {}, {})
+    methods.froc_curves("x.png", {"a": [curve((1, np.nan))]}, {"a": (np.nan, np.nan)})
+    assert drawn[1].axes[0].get_xlim() == (0, 1.5)
+    flat, none = np.zeros((5, 4, 4)), np.zeros((0, 3))
+    methods.method_maps("x.png", flat, {"(a)": flat}, {"(a)": np.inf}, none, SPACING)
+    assert "slice z = 2" in drawn[2].axes[0].get_title()
+    counts.counts_agreement("x.png", [2], [3])
+    counts.counts_agreement("x.png", [], [])
+    assert len(drawn) == 5
 
 
 def test_counts_agreement_states_agreement_bias_and_limits(drawn):
-    figures_counts.counts_agreement("x.png", [0, 2, 6, 8], [1, 1, 6, 10])
+    counts.counts_agreement("x.png", [0, 2, 6, 8], [1, 1, 6, 10])
     scatter, differences = drawn[0].axes
     assert scatter.get_title() == "R² 0.85   ICC(A,1) 0.95   MAE 1.00   MSE 1.50"
     x, y = scatter.lines[0].get_data()
@@ -134,16 +119,10 @@ def test_counts_agreement_states_agreement_bias_and_limits(drawn):
     assert "predicted − true" in differences.get_ylabel()
 
 
-def test_counts_agreement_of_one_scan_or_none_is_drawn(drawn):
-    figures_counts.counts_agreement("x.png", [2], [3])
-    figures_counts.counts_agreement("x.png", [], [])
-    assert len(drawn) == 2
-
-
 def test_study_has_a_line_per_series_and_bars_over_the_seeds(drawn):
     rows = [("max", 50, 0.0, 0.1), ("max", 50, 0.3, 0.2), ("max", 100, 0.5, 0.6)]
     rows += [("ours", 50, 0.7, 0.8)]
-    figures_counts.study_lines("x.png", "scans", "training scans", rows, log_x=True)
+    counts.study_lines("x.png", "scans", "training scans", rows, log_x=True)
     left, right = drawn[0].axes
     first, second = (container.lines for container in left.containers)
     assert first[0].get_marker() != second[0].get_marker()
@@ -156,29 +135,6 @@ def test_study_has_a_line_per_series_and_bars_over_the_seeds(drawn):
     assert left.get_xlim()[0] < 50 and left.get_xlim()[1] > 100 and left.get_ylim()[1] >= 0.5
     assert [axes.get_ylabel()[:3] for axes in (left, right)] == ["R2 ", "TPR"]
     assert left.get_xlabel() == "training scans" and drawn[0].get_suptitle() == "scans"
-
-
-SCAN = np.random.default_rng(0).uniform(size=(3, 4, 5))
-PICTURES = {
-    "maps": lambda path: figures_compare.method_maps(
-        path, SCAN, {"(a)": SCAN}, {"(a)": 0.5}, [(1, 2, 2)], SPACING
-    ),
-    "froc": lambda path: figures_compare.froc_curves(
-        path, {"a": [curve((1, 1)), curve((2, 1))]}, {"a": (1, 0.5)}, {"a": (2, 0.5)}
-    ),
-    "counts": lambda path: figures_counts.counts_agreement(path, [1, 2], [1, 3]),
-    "study": lambda path: figures_counts.study_lines(
-        path, "noise", "noise (%)", [("e", 1, 0.1, 0.2), ("e", 2, 0.3, 0.1)]
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_picture_is_a_png_and_the_same_bytes_twice(name, tmp_path):
-    first, second = tmp_path / "first.png", tmp_path / "second.png"
-    PICTURES[name](first)
-    PICTURES[name](second)
-    assert first.read_bytes() == second.read_bytes() and imread(first).std() > 0.01
 
 
 def test_every_line_style_differs_in_line_and_marker():

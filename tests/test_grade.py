@@ -1,10 +1,10 @@
 """A class is marked by one command, whatever its answers do; the handout holds no solutions."""
 
-import csv
 import subprocess
 import sys
 
 import pytest
+from helpers import refusal, rows
 from test_exercises import EXERCISES, SETS, SOLUTIONS, grade, grading, planted
 
 STOPPED = {  # what an answer to set 9 does instead of its task -> what its cell says
@@ -52,8 +52,7 @@ def mark(students, *options, out="marks.csv"):
     command = [sys.executable, EXERCISES / "grade.py", "--answers", students, "--csv", table]
     ran = subprocess.run([*command, *options], capture_output=True, text=True, cwd=students.parent)
     assert ran.returncode == 0, ran.stderr
-    with open(table, newline="", encoding="utf-8") as file:
-        return {row["student"]: row for row in csv.DictReader(file)}
+    return {row["student"]: row for row in rows(table)}
 
 
 @pytest.mark.parametrize("does", STOPPED)
@@ -87,20 +86,19 @@ def test_table_has_a_row_per_student_and_a_column_per_task(tmp_path):
     hand_in(students / "anna" / "clone" / "tutorials" / "exercises", SETS[8])
     hand_in(students / "ben", SETS[8], "w @ pooled + b", "w @ pooled")
     (students / "clara").mkdir()
-    rows = mark(students, "--sets", SETS[7], SETS[8], "--seconds", "3")
+    table = mark(students, "--sets", SETS[7], SETS[8], "--seconds", "3")
     tasks = [*grade.load_tests(SETS[7]), *grade.load_tests(SETS[8])]
-    assert all(list(row) == ["student", *tasks, "points"] for row in rows.values())
-    assert [row["points"] for row in rows.values()] == ["4", "2", "0"]
-    assert rows["anna"][f"{SETS[7]}/mse"] == rows["clara"][tasks[-1]] == "not handed in"
-    assert "the bias is missing" in rows["ben"][f"{SETS[8]}/predict_count_with_max_pooling"]
+    assert all(list(row) == ["student", *tasks, "points"] for row in table.values())
+    assert [row["points"] for row in table.values()] == ["4", "2", "0"]
+    assert table["anna"][f"{SETS[7]}/mse"] == table["clara"][tasks[-1]] == "not handed in"
+    assert "the bias is missing" in table["ben"][f"{SETS[8]}/predict_count_with_max_pooling"]
 
 
 def test_bad_arguments_end_in_a_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name, words in (("none", "no such folder"), ("empty", "no folders in it")):
-        with pytest.raises(SystemExit, match="2"):
-            grade.main(["--answers", str(tmp_path / name), "--csv", str(tmp_path / "m.csv")])
-        assert words in capsys.readouterr().err
+        options = ("--answers", tmp_path / name, "--csv", tmp_path / "m.csv")
+        assert words in refusal(capsys, grade.main, *options)
     assert not (tmp_path / "m.csv").exists()
 
 
@@ -168,9 +166,9 @@ def class_of_forty(students):
 @pytest.mark.slow  # five minutes
 def test_a_class_of_forty_is_marked(tmp_path):
     points = class_of_forty(tmp_path / "students")
-    rows = mark(tmp_path / "students")
-    assert list(rows) == list(points)
-    for n, (student, row) in enumerate(rows.items()):
+    table = mark(tmp_path / "students")
+    assert list(table) == list(points)
+    for n, (student, row) in enumerate(table.items()):
         got = int(row["points"])
         if n % 8 >= 5:
             assert 20 <= got <= points[student], student
@@ -178,5 +176,5 @@ def test_a_class_of_forty_is_marked(tmp_path):
             assert got == points[student], (student, row)
         if n % 8 == 2:
             assert "it imports weakunet.layers.relu" in row["09_heatmap/heatmap"]
-    assert [*rows["student00"].values()].count(grade.MISSING) > 0
-    assert rows["student01"]["09_heatmap/heatmap"] == grade.LATE
+    assert [*table["student00"].values()].count(grade.MISSING) > 0
+    assert table["student01"]["09_heatmap/heatmap"] == grade.LATE

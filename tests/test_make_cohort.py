@@ -2,18 +2,15 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
+import make_cohort
 import pytest
+from cohort_files import find_files, read_counts, subject_key
+from helpers import ROOT, exit_code, refusal
 
 from weakunet.data.cohort import read_cohort, split_cohort
 from weakunet.data.tables import read_table
 from weakunet.util.cli import InputError
-
-TOOLS = Path(__file__).parents[1] / "data_tools"
-sys.path.insert(0, str(TOOLS))
-import make_cohort  # noqa: E402
-from cohort_files import find_files, read_counts, subject_key  # noqa: E402
 
 
 def touch(folder, *names):
@@ -31,7 +28,7 @@ def counts_file(folder, text, encoding="utf-8"):
 
 def run(folder, *arguments):
     """Run the tool; return {subject: (image, count, roi, centres)}, paths within `folder`."""
-    make_cohort.main([*map(str, arguments), "--out", str(folder / "cohort.csv")])
+    assert exit_code(make_cohort.main, *arguments, "--out", folder / "cohort.csv") == 0
 
     def within(path):
         return path and path.resolve().relative_to(folder.resolve()).as_posix()
@@ -43,13 +40,7 @@ def run(folder, *arguments):
 
 
 def failure(capsys, folder, *arguments):
-    """Run the tool, which must end with code 2 and one line on stderr; return that line."""
-    with pytest.raises(SystemExit) as error:
-        run(folder, *arguments)
-    assert error.value.code == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    return message
+    return refusal(capsys, make_cohort.main, *arguments, "--out", folder / "cohort.csv")
 
 
 def test_folder_and_spreadsheet_are_joined_and_what_is_left_out_is_named(tmp_path, capsys):
@@ -177,8 +168,8 @@ def test_names_with_a_site_before_the_subject_get_a_hint(tmp_path, capsys):
     touch(tmp_path, "rois/AMS_0005.nii", "rois/ROT_0009.nii")
     counts = counts_file(tmp_path, "subject,count\n5,1\n9,2\n")
     arguments = ["--counts", counts, "--rois", tmp_path / "rois/{subject}.nii", "--images"]
-    with pytest.raises(SystemExit):
-        run(tmp_path, *arguments, tmp_path / "scans/{subject}_T2.nii")
+    images = tmp_path / "scans/{subject}_T2.nii"
+    exit_code(make_cohort.main, *arguments, images, "--out", tmp_path / "cohort.csv")
     out = capsys.readouterr().out
     assert f"write {tmp_path / 'scans/*_{subject}_T2.nii'}" in out
     assert f"write {tmp_path / 'rois/*_{subject}.nii'}" in out
@@ -188,16 +179,12 @@ def test_names_with_a_site_before_the_subject_get_a_hint(tmp_path, capsys):
     assert "hint" not in capsys.readouterr().out
 
 
-def bids(folder):
-    for name in ("sub-01", "sub-02", "sub-03"):
-        touch(folder, f"{name}/anat/{name}_PD.nii.gz", f"{name}/anat/{name}_PD.json")
-    touch(folder, "sub-03/anat/sub-03_run-2_PD.nii.gz", "sub-02/anat/sub-02_FLAIR.nii.gz")
-    text = "participant_id\tepvs\nsub-01\t2\nsub-02\tn/a\nsub-03\t1\n"
-    (folder / "participants.tsv").write_text(text)
-
-
 def test_bids_dataset_takes_counts_from_participants_and_names_runs(tmp_path, capsys):
-    bids(tmp_path)
+    for name in ("sub-01", "sub-02", "sub-03"):
+        touch(tmp_path, f"{name}/anat/{name}_PD.nii.gz", f"{name}/anat/{name}_PD.json")
+    touch(tmp_path, "sub-03/anat/sub-03_run-2_PD.nii.gz", "sub-02/anat/sub-02_FLAIR.nii.gz")
+    text = "participant_id\tepvs\nsub-01\t2\nsub-02\tn/a\nsub-03\t1\n"
+    (tmp_path / "participants.tsv").write_text(text)
     table = run(tmp_path, "--bids", tmp_path, "--count-column", "epvs")
     assert table == {"sub-01": ("sub-01/anat/sub-01_PD.nii.gz", 2, None, None)}
     out = capsys.readouterr().out
@@ -235,16 +222,15 @@ def test_command_line_works_from_anywhere_and_refuses_what_does_not_fit(tmp_path
     touch(tmp_path, "in/a.nii")
     counts = counts_file(tmp_path, "subject,count\na,1\n")
     (tmp_path / "out").mkdir()
-    command = [sys.executable, str(TOOLS / "make_cohort.py"), "--images", "in/{subject}.nii"]
-    command += ["--counts", counts.name, "--out", "out/cohort.csv"]
+    command = [sys.executable, ROOT / "data_tools" / "make_cohort.py"]
+    command += ["--images", "in/{subject}.nii", "--counts", counts.name, "--out", "out/cohort.csv"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "wrote 1 scans" in done.stdout
     text = (tmp_path / "out" / "cohort.csv").read_text()
     assert text == "subject,image,count\na,../in/a.nii,1\n"
-    message = failure(capsys, tmp_path, "--images", tmp_path / "in/{subject}.nii")
-    assert "needs --counts" in message
-    message = failure(capsys, tmp_path, "--bids", tmp_path, "--count-column", "n")
-    assert "are none" in message
+    images = ("--images", tmp_path / "in/{subject}.nii")
+    assert "needs --counts" in failure(capsys, tmp_path, *images)
+    assert "are none" in failure(capsys, tmp_path, "--bids", tmp_path, "--count-column", "n")
 
 
 def test_table_holds_a_split_so_that_training_and_evaluation_agree(tmp_path):

@@ -1,20 +1,17 @@
 """Canvases of digits: right labels, no digit in two splits, and the same commands run on them."""
 
-import csv
 import json
 import sys
-from pathlib import Path
 
+import make_digits
 import nibabel
 import numpy as np
 import pytest
+from helpers import exit_code, refusal, rows
 
 from weakunet import evaluate, predict, train
 from weakunet.data.cohort import read_cohort
 from weakunet.data.load import load_scan
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
-import make_digits  # noqa: E402
 
 NUMBERS = ["--train", "6", "--val", "3", "--test", "4"]
 
@@ -78,28 +75,21 @@ def test_a_canvas_is_the_same_however_many_others_are_made(digits, cohort, tmp_p
 
 
 def test_the_commands_for_scans_run_on_canvases(cohort, tmp_path):
-    out = tmp_path / "run"
+    out, predicted, evaluated = (tmp_path / name for name in ("run", "predictions", "evaluation"))
     options = ["--epochs", "1", "--channels", "2", "3", "4", "--flips=", "--device", "cpu"]
-    train.main(["--data", str(cohort), "--out", str(out), *options])
-    model, predictions = str(out / "best.npz"), str(tmp_path / "predictions")
-    predict.main(["--model", model, "--data", str(cohort), "--out", predictions, "--jobs", "1"])
-    evaluation = ["--predictions", predictions, "--out", str(tmp_path / "evaluation")]
-    evaluate.main(["--data", str(cohort), *evaluation, "--jobs", "1"])
+    assert exit_code(train.main, "--data", cohort, "--out", out, *options) == 0
+    same = ("--data", cohort, "--jobs", "1", "--out")
+    assert exit_code(predict.main, "--model", out / "best.npz", *same, predicted) == 0
+    assert exit_code(evaluate.main, "--predictions", predicted, *same, evaluated) == 0
     trained, evaluated = (
-        json.loads((folder / "metrics.json").read_text())
-        for folder in (out / "test", tmp_path / "evaluation")
+        json.loads((folder / "metrics.json").read_text()) for folder in (out / "test", evaluated)
     )
     assert trained == evaluated and set(trained) == {"intensities", "regression_fcn"}
-    heatmap = nibabel.load(tmp_path / "predictions" / "test0000_heatmap.nii.gz")
-    assert heatmap.shape == (48, 48, 1)
-    with open(tmp_path / "predictions" / "detections.csv", newline="") as file:
-        assert {row["k"] for row in csv.DictReader(file)} == {"0.0"}
+    assert nibabel.load(predicted / "test0000_heatmap.nii.gz").shape == (48, 48, 1)
+    assert {row["k"] for row in rows(predicted / "detections.csv")} == {"0.0"}
 
 
 def test_without_scikit_learn_one_line_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(SystemExit) as end:
-        make_digits.main(["--out", str(tmp_path / "out")])
-    message = capsys.readouterr().err
-    assert end.value.code == 2 and message.count("\n") == 1 and not (tmp_path / "out").exists()
-    assert "scikit-learn" in message and "pip install scikit-learn" in message
+    line = refusal(capsys, make_digits.main, "--out", tmp_path / "out")
+    assert "pip install scikit-learn" in line and not (tmp_path / "out").exists()

@@ -129,7 +129,7 @@ def test_counts_and_gradients_agree_with_pytorch(pooling):
         np.testing.assert_allclose(grad, reference, rtol=0, atol=1e-9 * np.abs(reference).max())
 
 
-def test_start_makes_the_untrained_network_predict_the_mean_count_in_bounded_shares():
+def test_start_makes_the_untrained_network_predict_the_mean_count_in_bounded_parts():
     model, rng = network("lmax")
     batches = [rng.random((3, 1, 8, 8, 8)), rng.random((1, 1, 8, 8, 8))]
     model.start(batches, 4.0)
@@ -139,9 +139,9 @@ def test_start_makes_the_untrained_network_predict_the_mean_count_in_bounded_sha
     level, w = model.global_pool.forward(f).mean(axis=0), model.params["linear.w"]
     strong = level >= level.mean()
     assert strong.any() and not strong.all()
-    shares = w * level
-    np.testing.assert_allclose(shares[strong], shares.max(), rtol=1e-12)  # equal
-    np.testing.assert_allclose(w[~strong], shares.max() / level.mean(), rtol=1e-12)  # not larger
+    parts = w * level
+    np.testing.assert_allclose(parts[strong], parts.max(), rtol=1e-12)  # equal
+    np.testing.assert_allclose(w[~strong], parts.max() / level.mean(), rtol=1e-12)  # not larger
 
 
 def test_start_survives_maps_that_are_zero_everywhere():
@@ -151,12 +151,24 @@ def test_start_survives_maps_that_are_zero_everywhere():
     assert np.isfinite(model.params["linear.w"]).all()
 
 
-# -- the gradient in the image ---------------------------------------------------------------------
+def test_set_level_moves_b_alone_until_the_mean_prediction_is_the_mean_count():
+    model, rng = network("lmax")
+    model.global_pool.blocks = 0.7  # these regions are larger than those it was trained on
+    batches = [rng.random((3, 1, 8, 8, 8)), rng.random((3, 1, 8, 8, 8))]
+    before = {name: value.copy() for name, value in model.params.items()}
+    model.set_level(batches, 4.0)
+    counts = np.concatenate([model.predict(scans)[0] for scans in batches])
+    assert counts.mean() == pytest.approx(4.0, rel=1e-12)
+    changed = [name for name in before if not np.array_equal(before[name], model.params[name])]
+    assert changed == ["linear.b"]
+
+
+# -- the gradient with respect to the image --------------------------------------------------------
 
 
 @pytest.mark.parametrize("upsampling", [True, False])
 @pytest.mark.parametrize("pooling", ["max", "mean", "lmax"])
-def test_gradient_in_the_image_is_the_numerical_one(pooling, upsampling):
+def test_gradient_with_respect_to_the_image_is_the_numerical_one(pooling, upsampling):
     model, rng = network(pooling, channels=(3, 4), convs_per_level=1, upsampling=upsampling)
     scans, dcount = rng.random((2, 1, 4, 6, 2)), rng.standard_normal(2)
     model.forward(scans)
@@ -166,7 +178,7 @@ def test_gradient_in_the_image_is_the_numerical_one(pooling, upsampling):
     assert relative_error(dscans, numerical) < 1e-6
 
 
-def test_gradient_in_the_image_is_left_out_again_when_nobody_asks():
+def test_gradient_with_respect_to_the_image_is_computed_only_when_asked_for():
     model, rng = network("mean")
     for to_image in (True, False):
         model.forward(rng.random((1, 1, 4, 4, 4)))
@@ -192,7 +204,7 @@ def test_guided_backward_stops_at_a_negative_gradient_behind_a_relu():
 # -- without the upsampling path -------------------------------------------------------------------
 
 
-def test_network_without_upsampling_pools_the_bottom_and_brings_the_map_up():
+def test_network_without_upsampling_pools_the_bottom_and_upsamples_the_map():
     model, rng = network("mean", upsampling=False)
     scans = rng.random((2, 1, 8, 4, 12))
     f = model.features(scans)
@@ -221,16 +233,6 @@ def test_enlarging_agrees_with_scipys_zoom_on_grid_cells(m):
     np.testing.assert_allclose(enlarge3d(x, m), expected, rtol=0, atol=1e-12)
 
 
-def test_enlarging_is_exact_on_a_ramp_between_the_outermost_middles():
-    z, y, x = np.indices((4, 3, 5), dtype=np.float64)
-    fine = np.indices((16, 12, 20), dtype=np.float64)
-    coarse = (2 * z - y + 3 * x)[None, None]
-    # the coarse voxel j lies in the middle of 4j ... 4j + 3
-    expected = np.tensordot([2, -1, 3], (fine - 1.5) / 4, axes=(0, 0))
-    inside = (slice(2, -2),) * 3
-    np.testing.assert_allclose(enlarge3d(coarse, 4)[0, 0][inside], expected[inside], atol=1e-12)
-
-
 def test_checkpoint_from_before_the_option_is_a_network_with_upsampling(tmp_path):
     model = WeakUNet((2, 3), rng=np.random.default_rng(0))
     save_checkpoint(tmp_path / "new.npz", model)
@@ -257,15 +259,3 @@ def test_maps_and_gradients_on_cuda_are_those_of_numpy(cuda_on_cpu, monkeypatch,
     for ours, reference in zip(on_cuda, passes(), strict=True):
         atol = 1e-12 * np.abs(reference).max()
         np.testing.assert_allclose(ours, reference, rtol=0, atol=atol)
-
-
-def test_set_level_moves_b_alone_until_the_mean_prediction_is_the_mean_count():
-    model, rng = network("lmax")
-    model.global_pool.blocks = 0.7  # these regions are larger than those it was trained on
-    batches = [rng.random((3, 1, 8, 8, 8)), rng.random((3, 1, 8, 8, 8))]
-    before = {name: value.copy() for name, value in model.params.items()}
-    model.set_level(batches, 4.0)
-    counts = np.concatenate([model.predict(scans)[0] for scans in batches])
-    assert counts.mean() == pytest.approx(4.0, rel=1e-12)
-    changed = [name for name in before if not np.array_equal(before[name], model.params[name])]
-    assert changed == ["linear.b"]

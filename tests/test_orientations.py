@@ -4,14 +4,13 @@
 is lost when a file keeps them as float32, and every comparison is exact.
 """
 
-import csv
 import itertools
 
 import nibabel
 import numpy as np
 import pytest
+from helpers import exit_code, rows, save
 from nibabel.affines import apply_affine
-from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy import ndimage
 
 from weakunet import predict, preprocess
@@ -33,7 +32,6 @@ CODES = [
 def cohort(tmp_path_factory):
     """A folder with raw/cohort.csv: the head and its ROI 48 times, subject RAS the first."""
     folder = tmp_path_factory.mktemp("orientations")
-    (folder / "raw").mkdir()
     rng = np.random.default_rng(0)
     xyz = (250 + 100 * ndimage.gaussian_filter(rng.standard_normal((25, 23, 21)), 0.8)).astype("f4")
     xyz[10:14, 8:12, 8:12] = 900  # fluid
@@ -43,8 +41,7 @@ def cohort(tmp_path_factory):
     for codes in CODES:
         paths = folder / "raw" / f"{codes}.nii", folder / "raw" / f"{codes}_roi.nii"
         for path, array in zip(paths, (xyz, roi), strict=True):
-            turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
-            nibabel.save(nibabel.Nifti1Image(array, AFFINE).as_reoriented(turn), path)
+            save(path, array, AFFINE, codes)
         scans.append(Scan(codes, paths[0], 3, paths[1]))
     write_cohort(folder / "raw" / "cohort.csv", scans)
     model = WeakUNet(channels=(2, 3, 4), rng=np.random.default_rng(0))
@@ -54,21 +51,14 @@ def cohort(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("weakunet.predict.overlay", lambda *arguments: None)
-
-
 def predict_all(table, folder, out):
-    arguments = ("--data", table, "--model", folder / "m.npz", "--out", out, "--device", "cpu")
-    predict.main([str(argument) for argument in arguments])
+    options = ("--data", table, "--model", folder / "m.npz", "--out", out, "--device", "cpu")
+    assert exit_code(predict.main, *options) == 0
     found = {codes: [] for codes in CODES}
-    with open(out / "detections.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            place = [float(row[name]) for name in ("x_mm", "y_mm", "z_mm")]
-            found[row["subject"]].append([*place, float(row["score"]), float(row["volume_mm3"])])
-    with open(out / "predictions.csv", newline="") as file:
-        counts = {row["subject"]: float(row["count_predicted"]) for row in csv.DictReader(file)}
+    for row in rows(out / "detections.csv"):
+        own = [float(row[name]) for name in ("x_mm", "y_mm", "z_mm", "score", "volume_mm3")]
+        found[row["subject"]].append(own)
+    counts = {row["subject"]: row["count_predicted"] for row in rows(out / "predictions.csv")}
     return found, counts
 
 
@@ -90,10 +80,10 @@ def test_raw_scan_in_each_of_48_orientations_has_the_same_lesions(cohort, no_pic
 def test_prepared_scan_of_each_of_48_orientations_has_the_same_lesions(
     cohort, no_pictures, tmp_path
 ):
-    table, prepared = str(cohort / "raw" / "cohort.csv"), tmp_path / "prepared"
-    preprocess.main(["--data", table, "--out", str(prepared), "--jobs", "1"])
+    table, prepared = cohort / "raw" / "cohort.csv", tmp_path / "prepared"
+    assert exit_code(preprocess.main, "--data", table, "--out", prepared, "--jobs", "1") == 0
     found, counts = predict_all(prepared / "cohort.csv", cohort, tmp_path / "out")
-    raw, raw_counts = predict_all(cohort / "raw" / "cohort.csv", cohort, tmp_path / "raw")
+    raw, raw_counts = predict_all(table, cohort, tmp_path / "raw")
     assert (found, counts) == (raw, raw_counts)
     first = (prepared / "RAS.nii.gz").read_bytes()
     assert all((prepared / f"{codes}.nii.gz").read_bytes() == first for codes in CODES)

@@ -1,11 +1,11 @@
 """The files of a prediction: their names, and that other programs read the same world from them."""
 
-import csv
 import json
 
 import nibabel
 import numpy as np
 import pytest
+from helpers import exit_code, moved, refusal, rows
 
 from weakunet import evaluate, predict
 from weakunet.data.cohort import Scan, write_cohort
@@ -20,39 +20,27 @@ from weakunet.training.checkpoint import save_checkpoint
 from weakunet.util.cli import InputError
 
 
-def oblique(order=(0, 1, 2), signs=(1, -1, 1)):
-    """A rotated affine (x, y, z) to mm with its file axes permuted and mirrored."""
-    a, b = np.deg2rad((12, -20))
-    about_z = [[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]
-    about_x = [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
-    affine = np.eye(4)
-    affine[:3, :3] = (np.array(about_z) @ about_x * (0.5, 0.6, 0.8))[:, order] * signs
-    affine[:3, 3] = (31, -17, 8)
-    return affine
-
-
 @pytest.fixture
 def predicted(tmp_path):
-    """Predictions of a small network on an oblique scan of an odd size, stored (z, x, y)-wise."""
+    """Predict with a small network on an oblique scan of an odd size, stored (z, x, y)-wise."""
     model = WeakUNet(channels=(2, 3, 4), rng=np.random.default_rng(0))
     model.params["linear.b"][:] = 3
     save_checkpoint(tmp_path / "m.npz", model)
     xyz = np.random.default_rng(1).uniform(0.1, 1, (9, 12, 7)).astype(np.float32)
-    image = nibabel.Nifti1Image(xyz, oblique((2, 0, 1)))
-    nibabel.save(image, tmp_path / "sub-01_ses-2_PDw.nii.gz")
+    affine = moved((-20, 0, 12), (31, -17, 8), (0.5, 0.6, 0.8))[:, [2, 0, 1, 3]]
+    scan = tmp_path / "sub-01_ses-2_PDw.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(xyz, affine * (1, -1, 1, 1)), scan)
 
-    def run(*options):
-        scan = str(tmp_path / "sub-01_ses-2_PDw.nii.gz")
-        model_path, out = str(tmp_path / "m.npz"), str(tmp_path / "out")
-        predict.main([scan, "--model", model_path, "--out", out, "--device", "cpu", *options])
-        return tmp_path / "out"
+    def arguments(*options):
+        out = ("--out", tmp_path / "out", "--device", "cpu")
+        return (scan, "--model", tmp_path / "m.npz", *out, *options)
 
-    return run
+    return arguments
 
 
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def run(arguments):
+    assert exit_code(predict.main, *arguments) == 0
+    return arguments[4]
 
 
 def places(detections):
@@ -60,7 +48,7 @@ def places(detections):
 
 
 def test_markups_hold_the_detections_of_the_table(predicted):
-    out = predicted()
+    out = run(predicted())
     (markup,) = json.loads((out / "sub-01_ses-2_PDw_lesions.mrk.json").read_text())["markups"]
     detections = rows(out / "detections.csv")
     assert len(detections) > 1
@@ -80,29 +68,10 @@ def test_markups_without_a_detection_are_an_empty_list(tmp_path):
     assert markup["controlPoints"] == [] and markup["name"] == "s lesions"
 
 
-def centres_of_labels(labels, world_of):
-    """World centres (n, 3) of the labels 1..n; `world_of` takes the file's indices (n, 3)."""
-    numbers = range(1, int(labels.max()) + 1)
-    return np.array([world_of(np.argwhere(labels == n)).mean(axis=0) for n in numbers])
-
-
-def test_nibabel_reads_back_the_same_world_coordinates(predicted):
-    out = predicted()
-    image = nibabel.load(out / "sub-01_ses-2_PDw_lesions.nii.gz")
-    labels = np.asarray(image.dataobj)
-    found = centres_of_labels(labels, lambda ijk: nibabel.affines.apply_affine(image.affine, ijk))
-    detections = rows(out / "detections.csv")
-    np.testing.assert_allclose(found, places(detections), atol=1e-3)
-    heatmap = nibabel.load(out / "sub-01_ses-2_PDw_heatmap.nii.gz")
-    np.testing.assert_allclose(heatmap.affine, image.affine, atol=1e-6)
-    peaks = [heatmap.get_fdata()[labels == int(row["detection"])].max() for row in detections]
-    np.testing.assert_allclose(peaks, [float(row["score"]) for row in detections], rtol=1e-5)
-
-
 def test_simpleitk_reads_back_the_same_world_coordinates(predicted):
     reason = "SimpleITK is not installed (pip install SimpleITK)"
     sitk = pytest.importorskip("SimpleITK", reason=reason)
-    out = predicted()
+    out = run(predicted())
     image = sitk.ReadImage(str(out / "sub-01_ses-2_PDw_lesions.nii.gz"))
     labels = sitk.GetArrayFromImage(image).transpose(2, 1, 0)  # (i, j, k)
 
@@ -111,7 +80,8 @@ def test_simpleitk_reads_back_the_same_world_coordinates(predicted):
         return np.array(lps) * (-1, -1, 1)
 
     detections = rows(out / "detections.csv")
-    np.testing.assert_allclose(centres_of_labels(labels, world_of), places(detections), atol=2e-3)
+    found = [world_of(np.argwhere(labels == n + 1)).mean(axis=0) for n in range(len(detections))]
+    np.testing.assert_allclose(found, places(detections), atol=2e-3)
     heatmap = sitk.ReadImage(str(out / "sub-01_ses-2_PDw_heatmap.nii.gz"))
     np.testing.assert_allclose(heatmap.GetOrigin(), image.GetOrigin(), atol=1e-5)
     np.testing.assert_allclose(heatmap.GetDirection(), image.GetDirection(), atol=1e-6)
@@ -121,8 +91,8 @@ def test_simpleitk_reads_back_the_same_world_coordinates(predicted):
 
 
 def test_bids_names_hold_the_same_files(predicted, tmp_path):
-    plain = predicted().rename(tmp_path / "plain")
-    out = predicted("--bids")
+    plain = run(predicted()).rename(tmp_path / "plain")
+    out = run(predicted("--bids"))
     stem = "sub-01_ses-2_desc-lesions"
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     images = {
@@ -172,16 +142,15 @@ def test_subjects_that_bids_cannot_tell_apart_are_refused():
 
 
 def test_bids_folder_is_evaluated_and_not_mixed_with_plain_names(predicted, tmp_path, capsys):
-    out = predicted("--bids")
+    out = run(predicted("--bids"))
     (out / "predictions.csv").rename(tmp_path / "kept.csv")
-    with pytest.raises(SystemExit):
-        predicted()
-    assert "holds BIDS names" in capsys.readouterr().err
+    assert "holds BIDS names" in refusal(capsys, predict.main, *predicted())
     (tmp_path / "kept.csv").rename(out / "predictions.csv")
     image = tmp_path / "sub-01_ses-2_PDw.nii.gz"
     (out / "detections.csv").rename(tmp_path / "centres.csv")  # every detection is a lesion
     scan = Scan("sub-01_ses-2_PDw", image, 3, split="test", centres=tmp_path / "centres.csv")
     write_cohort(tmp_path / "cohort.csv", [scan])
-    table, results = str(tmp_path / "cohort.csv"), tmp_path / "evaluation"
-    evaluate.main(["--predictions", str(out), "--data", table, "--out", str(results)])
+    results = tmp_path / "evaluation"
+    options = ("--predictions", out, "--data", tmp_path / "cohort.csv", "--out", results)
+    assert exit_code(evaluate.main, *options) == 0
     assert json.loads((results / "metrics.json").read_text())["regression_fcn"]["tpr"] == 1

@@ -4,28 +4,24 @@ The scans are of a small simulated head: the template's, turned and shifted, wit
 other voxels in other orientations, each with three bright lesions in the basal ganglia.
 """
 
-import csv
 import importlib
 import importlib.metadata
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from helpers import ROOT, moved, rows, save
 from nibabel.affines import apply_affine
-from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy.spatial.distance import cdist
-from scipy.spatial.transform import Rotation
 
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import save_checkpoint
 from weakunet.util.cli import write_csv
 
-ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS = {  # rotation in degrees, shift in mm, stored orientation
     "sub-01": ((0, 0, 0), (0, 0, 0), "RAS"),
     "sub-02": ((9, -7, 6), (10, -14, 12), "PIR"),
@@ -72,20 +68,10 @@ def grid(shape, voxel_mm, middle_mm):
     return affine, apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
 
 
-def save(path, array, affine, codes="RAS"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = nibabel.MGHImage if path.suffix == ".mgz" else nibabel.Nifti1Image
-    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
-    stored = nibabel.Nifti1Image(array, affine).as_reoriented(turn)
-    nibabel.save(kind(np.asarray(stored.dataobj), stored.affine), path)
-
-
 def write_subject(folder, name, rng):
     """Write a scan in all the places where the README looks for it; its lesions (3, 3) in mm."""
     degrees, shift_mm, codes = SUBJECTS[name]
-    motion = np.eye(4)
-    motion[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
-    motion[:3, 3] = shift_mm
+    motion = moved(degrees, shift_mm)
     lesions_mm = LESIONS_MM + rng.uniform(-0.5, 0.5, (3, 3))
     affine, places = grid((50, 56, 40), (1.1, 1.1, 1.3), shift_mm)
     places = apply_affine(np.linalg.inv(motion), places)
@@ -110,9 +96,9 @@ def write_study(folder):
     t1 = np.where(head_at(places) > 100, 700 - head_at(places), 0)
     save(folder / "mni.nii.gz", t1.astype(np.float32), affine)
     truth = {name: write_subject(folder, name, rng) for name in SUBJECTS}
-    rows = [(name, len(lesions)) for name, lesions in truth.items()]
-    write_csv(folder / "counts.csv", ("subject", "epvs"), rows)
-    lines = ["participant_id\tepvs", *(f"{name}\t{count}" for name, count in rows)]
+    counts = [(name, len(lesions)) for name, lesions in truth.items()]
+    write_csv(folder / "counts.csv", ("subject", "epvs"), counts)
+    lines = ["participant_id\tepvs", *(f"{name}\t{count}" for name, count in counts)]
     (folder / "dataset" / "participants.tsv").write_text("\n".join(lines) + "\n")
     return truth
 
@@ -128,13 +114,8 @@ def commands():
 
 
 def run(command):
-    words = shlex.split(command)[1:]
-    name = words.pop(0)
-    if name == "-m":
-        name = words.pop(0)
-    sys.path.insert(0, str(ROOT / "data_tools"))
+    name, *words = shlex.split(command.replace(" -m ", " "))[1:]
     importlib.import_module(Path(name).stem if name.endswith(".py") else name).main(words)
-    sys.path.remove(str(ROOT / "data_tools"))
 
 
 def bright_spots(count):
@@ -174,10 +155,9 @@ def study(tmp_path_factory):
 
 def test_planted_lesions_come_back_in_each_scans_own_space(study):
     folder, truth = study
-    with open(folder / "in-scan-space" / "detections.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    found = rows(folder / "in-scan-space" / "detections.csv")
     for name, lesions_mm in truth.items():
-        own = [row for row in rows if row["subject"] == name]
+        own = [row for row in found if row["subject"] == name]
         found_mm = np.array([[float(row[f"{axis}_mm"]) for axis in "xyz"] for row in own])
         assert found_mm.shape == (3, 3)
         apart_mm = cdist(lesions_mm, found_mm)
@@ -199,7 +179,6 @@ def test_every_step_leaves_its_picture_and_its_table(study):
     for name in truth:
         for path in ("registered/{}_check.png", "rois/{}_roi.png", "predictions/{}_overlay.png"):
             assert (folder / path.format(name)).stat().st_size > 10_000, path
-    with open(folder / "counted" / "counts.csv", newline="") as file:
-        assert [row["count"] for row in csv.DictReader(file)] == ["3"] * 3
+    assert [row["count"] for row in rows(folder / "counted" / "counts.csv")] == ["3"] * 3
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
     assert metrics["regression_fcn"]["count_mse"] < 1e-3

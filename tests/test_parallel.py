@@ -1,4 +1,4 @@
-"""Many scans, several processes."""
+"""Many scans in several processes: the order of results, and processes that fail."""
 
 import errno
 import multiprocessing.synchronize
@@ -16,7 +16,7 @@ def test_results_come_in_order_whatever_the_number_of_processes(n_jobs):
     assert list(map_processes(abs, [], n_jobs)) == []
 
 
-def test_killed_process_is_reported_with_the_mend():
+def test_killed_process_is_reported_with_the_remedy():
     with pytest.raises(InputError, match="killed.*--jobs 1"):
         list(map_processes(os._exit, [1, 1, 1], 2))
 

@@ -1,10 +1,9 @@
 """The phantom is seeded, honest, and does not tell its count by anything but its lesions."""
 
-import sys
-from pathlib import Path
-
+import make_phantom
 import numpy as np
 import pytest
+from helpers import exit_code, refusal
 from scipy import ndimage
 
 from weakunet import preprocess
@@ -15,9 +14,6 @@ from weakunet.data.slices import in_slice
 from weakunet.data.volumes import read_volume
 from weakunet.detection.detect import detect_lesions
 from weakunet.evaluation.metrics import match_detections
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
-import make_phantom  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -192,15 +188,13 @@ def test_nothing_but_the_lesions_tells_the_count(tiny):
 
 
 def test_files_prepare_to_the_simulated_cohort(tmp_path):
-    make_phantom.main(
-        ["--out", str(tmp_path / "raw"), "--train", "2", "--val", "1", "--test", "1", "--seed", "4"]
-    )
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    numbers = "--train 2 --val 1 --test 1 --seed 4".split()
+    assert exit_code(make_phantom.main, "--out", raw, *numbers) == 0
     table = read_cohort(tmp_path / "raw" / "cohort.csv")
     assert [scan.split for scan in table] == ["train", "train", "val", "test"]
     assert read_volume(table[0].image).array.shape > phantom.PRESETS["tiny"].shape
-    preprocess.main(
-        ["--data", str(tmp_path / "raw" / "cohort.csv"), "--out", str(tmp_path / "out")]
-    )
+    assert exit_code(preprocess.main, "--data", raw / "cohort.csv", "--out", out) == 0
     simulated = phantom.simulate_cohort("tiny", {"train": 2}, seed=4)["train"]
     for row, scan in zip(read_cohort(tmp_path / "out" / "cohort.csv"), simulated, strict=False):
         prepared = load_scan(row)
@@ -227,7 +221,4 @@ def test_files_of_a_sliced_preset_name_the_slice(tmp_path, preset, options):
 
 def test_make_phantom_refuses_a_folder_that_holds_a_cohort(tmp_path, capsys):
     (tmp_path / "cohort.csv").write_text("subject,image,count\n")
-    with pytest.raises(SystemExit) as error:
-        make_phantom.main(["--out", str(tmp_path)])
-    assert error.value.code == 2
-    assert "cohort.csv" in capsys.readouterr().err
+    assert "cohort.csv" in refusal(capsys, make_phantom.main, "--out", tmp_path)

@@ -1,12 +1,10 @@
 """What is found on prepared scans lands where it would have been found on the raw ones."""
 
-import sys
-from pathlib import Path
-
+import detections_to_scan
 import nibabel
 import numpy as np
 import pytest
-from nibabel.orientations import axcodes2ornt, ornt_transform
+from helpers import moved, save
 
 from weakunet import predict, preprocess
 from weakunet.data.cohort import Scan, write_cohort
@@ -17,18 +15,7 @@ from weakunet.detection.output_files import DETECTIONS
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import save_checkpoint
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
-import detections_to_scan  # noqa: E402
-
-TILT = np.deg2rad(8)
-AFFINE = np.array(
-    [
-        [0.49 * np.cos(TILT), -0.49 * np.sin(TILT), 0, 40],
-        [0.49 * np.sin(TILT), 0.49 * np.cos(TILT), 0, -30],
-        [0, 0, 0.8, 10],
-        [0, 0, 0, 1],
-    ]
-)
+AFFINE = moved((0, 0, 8), (40, -30, 10), (0.49, 0.49, 0.8))
 
 
 @pytest.mark.parametrize(
@@ -42,18 +29,14 @@ AFFINE = np.array(
     ],
 )
 def test_predictions_on_prepared_scans_return_to_the_voxels_they_were_cropped_from(
-    tmp_path, monkeypatch, codes, spacing
+    tmp_path, no_pictures, codes, spacing
 ):
-    monkeypatch.setattr("weakunet.predict.overlay", lambda *arguments: None)
     rng = np.random.default_rng(0)
     xyz = rng.uniform(200, 900, (25, 23, 21)).astype(np.float32)
     roi = np.zeros(xyz.shape, np.uint8)
     roi[8:18, 7:17, 7:14] = 1
-    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
     for name, array in (("s", xyz), ("roi", roi)):
-        image = nibabel.Nifti1Image(array, AFFINE)
-        image.set_sform(AFFINE, 1)
-        nibabel.save(image.as_reoriented(turn), tmp_path / f"{name}.nii")
+        save(tmp_path / f"{name}.nii", array, AFFINE, codes)
     raw, model = tmp_path / "raw.csv", tmp_path / "m.npz"
     write_cohort(raw, [Scan("s", tmp_path / "s.nii", None, tmp_path / "roi.nii")])
     network = WeakUNet((2, 3), rng=rng)

@@ -155,14 +155,6 @@ def test_no_command_is_left_out():
         assert (ROOT / place).is_file()
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_pages_name_only_files_that_exist(page):
-    links = re.findall(r"\]\(([^)#:]+)\)", PAGES[page])
-    assert links and all((page.parent / link).exists() for link in links), links
-    for name in re.findall(r"`((?:weakunet|tutorials|tests|data_tools)/[\w./-]+)`", PAGES[page]):
-        assert (ROOT / name).exists(), name
-
-
 def test_read_it_is_the_packages_map_and_leaves_no_folder_out():
     rows = re.findall(r"^\| `weakunet/(\S+)` \| (.+) \|$", section("Read it"), re.M)
     package_map = runpy.run_path(str(ROOT / ".ci" / "lines.py"))["package_map"]()

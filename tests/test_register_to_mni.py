@@ -1,51 +1,30 @@
 """Registration of a real head, turned and shifted by a known amount, and the way back."""
 
-import csv
-import dataclasses
 import importlib.metadata
-import sys
 from pathlib import Path
 
+import detections_to_scan
 import nibabel
 import numpy as np
 import pytest
+import register_to_mni
+import rigid_elastix
+from helpers import exit_code, moved, refusal, rows, save
 from nibabel.affines import apply_affine
-from nibabel.orientations import axcodes2ornt
+from scan_tools import box_grid, read_matrix, write_matrix
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from weakunet.data.cohort import Scan, read_centres, read_cohort, write_cohort
 from weakunet.data.rigid import resample
 from weakunet.data.volumes import Volume, read_volume
-from weakunet.util.cli import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
-import detections_to_scan  # noqa: E402
-import register_to_mni  # noqa: E402
-import rigid_elastix  # noqa: E402
-from scan_tools import box_grid, read_matrix, write_matrix  # noqa: E402
+from weakunet.detection.output_files import DETECTIONS
+from weakunet.util.cli import InputError, write_csv
 
 TEMPLATES = Path("/usr/share/mricron/templates")  # Debian's mricron-data
-HEADER = "subject,detection,i,j,k,x_mm,y_mm,z_mm,score,volume_mm3".split(",")
 
 
-def turn_and_shift(degrees, mm):
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
-    matrix[:3, 3] = mm
-    return matrix
-
-
-def save(path, array_ijk, affine, codes="RAS"):
-    """Write (i, j, k) RAS voxels as NIfTI, stored in another orientation."""
-    image = nibabel.Nifti1Image(array_ijk, affine)
-    image.set_sform(affine, 1)
-    stored = nibabel.orientations.ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
-    nibabel.save(image.as_reoriented(stored), path)
-    return path
-
-
-def moved_onto(image, matrix, affine, shape, order):
+def seen_of(image, matrix, affine, shape, order):
     """What a scanner sees, on its own grid, of `image` moved by `matrix`; (i, j, k)."""
     step = np.linalg.inv(image.affine) @ np.linalg.inv(matrix) @ affine
     voxels = np.asarray(image.dataobj, np.float32)
@@ -66,43 +45,35 @@ def registered(tmp_path_factory):
     head, labels = nibabel.load(head), nibabel.load(labels)
     affine = np.diag([2.0, 2, 2, 1])
     affine[:3, 3] = -74, -106, -69
-    small = moved_onto(head, np.eye(4), affine, (75, 92, 78), 1)
+    small = seen_of(head, np.eye(4), affine, (75, 92, 78), 1)
     save(folder / "template.nii.gz", small, affine)
     truth = {
-        "only_affine": turn_and_shift((9, -7, 12), (20, -25, 30)),
-        "resampled": turn_and_shift((-11, 6, -8), (-12, 30, 18)),
+        "only_affine": moved((9, -7, 12), (20, -25, 30)),
+        "resampled": moved((-11, 6, -8), (-12, 30, 18)),
     }
     save(folder / "only_affine.nii.gz", small, truth["only_affine"] @ affine)
     grid = np.diag([1.7, 1.8, 3.0, 1])
     grid[:3, 3] = -100, -105, -85
-    scan = moved_onto(head, truth["resampled"], grid, (112, 124, 68), 1)
+    scan = seen_of(head, truth["resampled"], grid, (112, 124, 68), 1)
     scan = np.where(scan > 8, 300 - scan, 0)  # another contrast
     save(folder / "resampled.nii.gz", scan.astype(np.float32), grid, "PSL")
     nuclei = nibabel.Nifti1Image(np.isin(labels.dataobj, range(71, 77)).astype("u1"), labels.affine)
-    roi = moved_onto(nuclei, truth["resampled"], grid, (112, 124, 68), 0)
+    roi = seen_of(nuclei, truth["resampled"], grid, (112, 124, 68), 0)
     save(folder / "roi.nii.gz", roi.astype(np.uint8), grid)
     (folder / "none.nii.gz").write_bytes(b"no image")
-    points = np.argwhere(np.asarray(nuclei.dataobj))[::900]
-    points_mm = apply_affine(nuclei.affine, points)
+    points_mm = apply_affine(nuclei.affine, np.argwhere(np.asarray(nuclei.dataobj))[::900])
     lines = apply_affine(truth["resampled"], points_mm)
-    np.savetxt(folder / "c.csv", lines, "%.4f", ",", header="x_mm,y_mm,z_mm", comments="")
+    write_csv(folder / "c.csv", ("x_mm", "y_mm", "z_mm"), lines)
+    more = {"roi": folder / "roi.nii.gz", "centres": folder / "c.csv"}
     scans = [
         Scan("only_affine", folder / "only_affine.nii.gz", 0, slice_z_mm=35),
         Scan("none", folder / "none.nii.gz", 1, slice_z_mm=0),
-        Scan("resampled", folder / "resampled.nii.gz", 9, folder / "roi.nii.gz", slice_z_mm=20),
+        Scan("resampled", folder / "resampled.nii.gz", 9, slice_z_mm=20, **more),
     ]
-    scans[2] = dataclasses.replace(scans[2], centres=folder / "c.csv")
     write_cohort(folder / "cohort.csv", scans)
-    arguments = [
-        "--data",
-        str(folder / "cohort.csv"),
-        "--template",
-        str(folder / "template.nii.gz"),
-    ]
-    arguments += ["--out", str(folder / "out"), "--spacing-mm", "2", "2", "2", "--jobs", "1"]
-    with pytest.raises(SystemExit) as end:
-        register_to_mni.main(arguments)
-    assert end.value.code == 2
+    arguments = ["--data", folder / "cohort.csv", "--template", folder / "template.nii.gz"]
+    arguments += ["--out", folder / "out", "--spacing-mm", 2, 2, 2, "--jobs", 1]
+    assert exit_code(register_to_mni.main, *arguments) == 2
     brain_mm = apply_affine(labels.affine, np.argwhere(np.asarray(labels.dataobj))[::50])
     return folder, truth, brain_mm, points_mm, nuclei, arguments
 
@@ -116,7 +87,7 @@ def test_a_known_turn_and_shift_is_recovered_within_half_a_degree_and_half_a_mil
 
 
 def test_one_run_of_elastix_turns_about_its_axes_in_its_order(registered):
-    folder, truth, *_ = registered  # a second run would mend what the first got slightly wrong
+    folder, truth, *_ = registered  # a second run would correct a slight error of the first
     images = [read_volume(folder / f"{name}.nii.gz") for name in ("template", "only_affine")]
     small = [rigid_elastix.shrink(image, 4.0) for image in images]
     both = rigid_elastix.run_elastix(*small, np.eye(4), "scan") @ truth["only_affine"]
@@ -140,7 +111,7 @@ def test_image_roi_and_centres_arrive_in_the_template(registered):
     inner = ndimage.minimum_filter(wanted, 3) > 60  # away from the skin of the brain
     assert np.corrcoef(image.get_fdata()[inner], wanted[inner])[0, 1] < -0.9  # 300 minus the head
     roi = nibabel.load(row.roi)
-    wanted = moved_onto(nuclei, np.eye(4), roi.affine, roi.shape, 0)
+    wanted = seen_of(nuclei, np.eye(4), roi.affine, roi.shape, 0)
     both = np.logical_and(roi.get_fdata(), wanted).sum()
     assert 2 * both / (roi.get_fdata().sum() + wanted.sum()) > 0.85
 
@@ -150,8 +121,7 @@ def test_a_failed_scan_is_named_and_what_is_done_is_kept(registered, capsys):
     assert not list((folder / "out").glob("none*"))
     assert (folder / "out" / "resampled_check.png").stat().st_size > 10_000
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*_*")}
-    with pytest.raises(SystemExit):
-        register_to_mni.main(arguments)
+    exit_code(register_to_mni.main, *arguments)
     *_, failure, last = capsys.readouterr().err.splitlines()
     assert "failed: " in failure and "none.nii.gz" in failure and "1 of 3 scans failed" in last
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*_*")}
@@ -159,10 +129,9 @@ def test_a_failed_scan_is_named_and_what_is_done_is_kept(registered, capsys):
 
 def test_the_same_scan_gives_the_same_matrix_and_files_by_name_need_no_table(registered):
     folder, *_ = registered
-    register_to_mni.main(
-        ["--scan", str(folder / "only_affine.nii.gz"), "--out", str(folder / "again")]
-        + ["--template", str(folder / "template.nii.gz"), "--spacing-mm", "4", "4", "4"]
-    )
+    options = ["--scan", folder / "only_affine.nii.gz", "--out", folder / "again"]
+    options += ["--template", folder / "template.nii.gz", "--spacing-mm", 4, 4, 4]
+    assert exit_code(register_to_mni.main, *options) == 0
     ours, before = (folder / name / "only_affine_to_template.txt" for name in ("again", "out"))
     assert ours.read_text() == before.read_text()
     assert nibabel.load(folder / "again" / "only_affine.nii.gz").header.get_zooms() == (4, 4, 4)
@@ -176,7 +145,7 @@ def ramps(shape, affine):
 
 @pytest.mark.parametrize("voxel_mm", [0.5, 2.0, 3.0, 4.1])
 def test_shrinking_leaves_every_place_where_it_was(voxel_mm):
-    affine = turn_and_shift((5, -8, 3), (-7, 12, 30)) @ np.diag([0.8, 1.0, 1.6, 1])
+    affine = moved((5, -8, 3), (-7, 12, 30), (0.8, 1.0, 1.6))
     for i, volume in enumerate(ramps((12, 18, 25), affine)):
         small = rigid_elastix.shrink(volume, voxel_mm)
         whole = tuple(slice(0, n - 1) for n in small.array.shape)  # the last may be cut off
@@ -190,9 +159,9 @@ def test_shrinking_leaves_every_place_where_it_was(voxel_mm):
 
 @pytest.mark.parametrize("order", [1, 3])
 def test_resampling_goes_by_the_world_and_through_the_matrix(order):
-    affine = turn_and_shift((5, -8, 3), (-7, 12, 30)) @ np.diag([0.8, 1.0, 1.6, 1])
-    matrix = turn_and_shift((-4, 9, 15), (3, -2, 6))
-    grid = turn_and_shift((2, 3, -4), (0, 0, 0)) @ np.diag([0.7, 0.6, 0.9, 1])
+    affine = moved((5, -8, 3), (-7, 12, 30), (0.8, 1.0, 1.6))
+    matrix = moved((-4, 9, 15), (3, -2, 6))
+    grid = moved((2, 3, -4), (0, 0, 0), (0.7, 0.6, 0.9))
     grid[:3, 3] = apply_affine(matrix @ affine, (8, 6, 5)) - (2, 2, 2)
     like = Volume(np.zeros((5, 6, 7)), grid)
     wanted = [volume.array for volume in ramps((5, 6, 7), np.linalg.inv(matrix) @ grid)]
@@ -226,13 +195,10 @@ def test_without_elastix_one_line_says_how_to_get_it(tmp_path, monkeypatch, caps
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    path = str(save(tmp_path / "scan.nii.gz", np.ones((8, 8, 8), np.float32), np.eye(4)))
-    out = tmp_path / "out"
-    with pytest.raises(SystemExit) as end:
-        register_to_mni.main(["--scan", path, "--template", path, "--out", str(out)])
-    message = capsys.readouterr().err
-    assert end.value.code == 2 and message.count("\n") == 1 and not out.exists()
-    assert "pip install -r" in message and "itk-elastix" in message
+    path = save(tmp_path / "scan.nii.gz", np.ones((8, 8, 8), np.float32), np.eye(4))
+    options = ("--scan", path, "--template", path, "--out", tmp_path / "out")
+    line = refusal(capsys, register_to_mni.main, *options)
+    assert "pip install -r" in line and "itk-elastix" in line and not (tmp_path / "out").exists()
 
 
 def write_prediction(folder, matrix, points_mm):
@@ -247,30 +213,28 @@ def write_prediction(folder, matrix, points_mm):
     save(folder / "predictions" / "s1_lesions.nii.gz", labels, affine)
     heatmap = labels.astype(np.float32) - 3
     save(folder / "predictions" / "s1_heatmap.nii.gz", heatmap, affine)
-    rows = [["s1", n, 0, 0, 0, *point, 1.5, 2.5] for n, point in enumerate(points_mm, start=1)]
-    with open(folder / "predictions" / "detections.csv", "w", newline="") as file:
-        csv.writer(file).writerows([HEADER, *rows])
+    table = [["s1", n, 0, 0, 0, *point, 1.5, 2.5] for n, point in enumerate(points_mm, start=1)]
+    write_csv(folder / "predictions" / "detections.csv", DETECTIONS, table)
     write_matrix(folder / "registered" / "s1_to_template.txt", matrix, "a test")
 
 
 def test_detections_come_back_to_the_scans_own_world_and_voxels(tmp_path):
-    (tmp_path / "predictions").mkdir()
-    to_template = turn_and_shift((20, -15, 30), (8, -5, 12))
+    to_template = moved((20, -15, 30), (8, -5, 12))
     points_mm = np.array([[2.0, -4.0, 1.6], [-6.5, 5.0, -4.0]])
     write_prediction(tmp_path, to_template, points_mm)
-    affine = turn_and_shift((4, -3, 8), (-44, -32, -38)) @ np.diag([2.0, 1.5, 2.5, 1])
+    affine = moved((4, -3, 8), (-44, -32, -38), (2.0, 1.5, 2.5))
     scan = save(tmp_path / "s1.nii.gz", np.ones((44, 44, 32), np.float32), affine, "LIP")
-    folders = [("--" + name, str(tmp_path / name)) for name in ("predictions", "out")]
-    folders.append(("--transforms", str(tmp_path / "registered")))
-    detections_to_scan.main(["--scan", str(scan), *(word for pair in folders for word in pair)])
-    with open(tmp_path / "out" / "detections.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == HEADER and [row["volume_mm3"] for row in rows] == ["2.5", "2.5"]
-    found_mm = np.array([[float(row[name]) for name in HEADER[5:8]] for row in rows])
+    folders = {"predictions": "predictions", "out": "out", "transforms": "registered"}
+    options = [f"--{name}={tmp_path / folder}" for name, folder in folders.items()]
+    assert exit_code(detections_to_scan.main, "--scan", scan, *options) == 0
+    found = rows(tmp_path / "out" / "detections.csv")
+    assert list(found[0]) == list(DETECTIONS)
+    assert [row["volume_mm3"] for row in found] == ["2.5", "2.5"]
+    found_mm = np.array([[float(row[name]) for name in DETECTIONS[5:8]] for row in found])
     expected_mm = apply_affine(np.linalg.inv(to_template), points_mm)
     np.testing.assert_allclose(found_mm, expected_mm, atol=6e-4)
     stored = nibabel.load(scan)
-    places = np.array([[float(row[name]) for name in "ijk"] for row in rows])
+    places = np.array([[float(row[name]) for name in "ijk"] for row in found])
     np.testing.assert_allclose(apply_affine(stored.affine, places), expected_mm, atol=3e-3)
     labels = nibabel.load(tmp_path / "out" / "s1_lesions.nii.gz")
     assert labels.shape == stored.shape and np.allclose(labels.affine, stored.affine)
@@ -283,14 +247,12 @@ def test_detections_come_back_to_the_scans_own_world_and_voxels(tmp_path):
 
 
 def test_a_detection_of_a_scan_that_is_not_named_is_refused(tmp_path, capsys):
-    (tmp_path / "predictions").mkdir()
     write_prediction(tmp_path, np.eye(4), np.zeros((2, 3)))
     scan = save(tmp_path / "other.nii.gz", np.ones((8, 8, 8), np.float32), np.eye(4))
-    command = ["--scan", str(scan), "--predictions", str(tmp_path / "predictions")]
-    command += ["--transforms", str(tmp_path), "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit):
-        detections_to_scan.main(command)
-    assert "'s1'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    options = ["--scan", scan, "--predictions", tmp_path / "predictions"]
+    options += ["--transforms", tmp_path, "--out", tmp_path / "out"]
+    assert "'s1'" in refusal(capsys, detections_to_scan.main, *options)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

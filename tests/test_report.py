@@ -78,7 +78,7 @@ def unpacked(packed, shape):
     return np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8).reshape(shape)
 
 
-def test_report_is_well_formed_and_asks_nothing_of_the_network(tmp_path):
+def test_report_is_well_formed_holds_its_picture_and_asks_nothing_of_the_network(tmp_path):
     _, text = write(tmp_path)
     page = Page(text)
     for _, attributes in page.tags:
@@ -90,31 +90,21 @@ def test_report_is_well_formed_and_asks_nothing_of_the_network(tmp_path):
     assert any("default-src 'none'" in a.get("content", "") for _, a in page.tags), policy
     identifiers = [a["id"] for _, a in page.tags if "id" in a]
     assert len(identifiers) == len(set(identifiers))
+    (image,) = [a for tag, a in page.tags if tag == "img"]
+    content = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
+    assert content == (tmp_path / "picture.png").read_bytes()
+    assert (image["width"], image["height"]) == ("120", "120")  # 1 inch at 120 dots
 
 
 def test_text_is_escaped_and_braces_are_left_alone(tmp_path):
     nasty = "</script><b>&\"' {{data}} {{title}}"
-    _, text = write(
-        tmp_path,
-        title=nasty,
-        intro=nasty,
-        tables=[(nasty, (nasty, "x"), [(nasty, nasty)])],
-        pictures=[(tmp_path / "picture.png", nasty)],
-    )
-    page = Page(text)
+    parts = {"title": nasty, "intro": nasty, "pictures": [(tmp_path / "picture.png", nasty)]}
+    page = Page(write(tmp_path, **parts, tables=[(nasty, (nasty, "x"), [(nasty, nasty)])])[1])
     assert ("b", {}) not in page.tags
     for tag, times in {"title": 1, "h1": 1, "p": 1, "h3": 1, "td": 1, "figcaption": 1}.items():
         assert page.text_of(tag).count(nasty) == times, tag
     assert page.text_of("th").count(nasty) == 2
     assert [a["alt"] for tag, a in page.tags if tag == "img"] == [nasty]
-
-
-def test_picture_is_embedded_byte_for_byte_with_its_size(tmp_path):
-    _, text = write(tmp_path)
-    (image,) = [a for tag, a in Page(text).tags if tag == "img"]
-    content = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
-    assert content == (tmp_path / "picture.png").read_bytes()
-    assert (image["width"], image["height"]) == ("120", "120")  # 1 inch at 120 dots
 
 
 def test_viewer_holds_the_scan_within_a_grey_level_and_every_mark(tmp_path):
@@ -217,13 +207,17 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def press(self, key):
-        """Press a key as a person does."""
-        code = {"ArrowUp": 38, "ArrowRight": 39, "Home": 36, "End": 35, "Tab": 9, " ": 32}.get(key)
-        named = {"key": key, "windowsVirtualKeyCode": code or ord(key.upper())}
-        text = {"text": key} if len(key) == 1 else {}
-        self.send("Input.dispatchKeyEvent", type="keyDown", **named, **text)
-        self.send("Input.dispatchKeyEvent", type="keyUp", **named)
+    def press(self, *keys):
+        """Press keys as a person does."""
+        codes = {"ArrowUp": 38, "ArrowRight": 39, "Home": 36, "End": 35, "Tab": 9}
+        for key in keys:
+            named = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper()))}
+            text = {"text": key} if len(key) == 1 else {}
+            self.send("Input.dispatchKeyEvent", type="keyDown", **named, **text)
+            self.send("Input.dispatchKeyEvent", type="keyUp", **named)
+
+    def focus(self, selector):
+        self.value(f"document.querySelector('{selector}').focus()")
 
     def close(self):
         self.process.kill()
@@ -246,28 +240,23 @@ def browser(tmp_path):
         browser.close()
 
 
-PIXELS = "document.querySelector('canvas').toDataURL()"
+CANVAS = "document.querySelector('canvas')"
+PIXELS = f"{CANVAS}.toDataURL()"
+PIXEL = f"[...{CANVAS}.getContext('2d').getImageData({{}}, {{}}, 1, 1).data]"
 SAYS = "document.querySelector('output')?.textContent"
 SHOWN = "Number(document.getElementById('slice').value)"
 
 
-def focus(browser, selector):
-    browser.value(f"document.querySelector('{selector}').focus()")
-
-
-def test_slider_turns_the_slices_in_a_browser(browser):
+def test_slices_turn_by_slider_and_by_keys_in_a_browser(browser):
     assert browser.errors == []
     assert browser.value(SAYS).startswith("slice z = 4 (0 to 5)")  # the busiest
     first = browser.value(PIXELS)
     assert "true positives 0, false positives 1, false negatives 1" in browser.value(SAYS)
-    focus(browser, "#slice")
+    browser.focus("#slice")
     browser.press("ArrowRight")
     assert "true positives 0, false positives 0, false negatives 0" in browser.value(SAYS)
     assert browser.value(SAYS).startswith("slice z = 5 ") and browser.value(PIXELS) != first
-
-
-def test_keys_on_the_picture_turn_and_stop_at_the_ends(browser):
-    focus(browser, "canvas")
+    browser.focus("canvas")
     for key, z in (("Home", 0), ("ArrowUp", 1), ("End", 5), ("ArrowRight", 5)):
         browser.press(key)
         assert browser.value(SHOWN) == z
@@ -276,28 +265,16 @@ def test_keys_on_the_picture_turn_and_stop_at_the_ends(browser):
 
 
 def test_heatmap_fades_in_and_marks_go_at_a_key(browser):
-    focus(browser, "canvas")
-    browser.press("t")
-    browser.press("d")
-    bare = browser.value(PIXELS)
-    pixel = "[...document.querySelector('canvas').getContext('2d').getImageData({}, 4, 1, 1).data]"
-    width = browser.value("document.querySelector('canvas').width")
-    own, held = scan(), data_of_page(browser)
-    for key, expected in (
-        ("", [255 * own["image"][4, 4, 0]] * 3),
-        ("h", held["colours"][0]),  # no heat in that voxel
-    ):
-        if key:
-            browser.press(key)
-        found = browser.value(pixel.format(4))
-        np.testing.assert_allclose(found[:3], expected, atol=1.5)
+    browser.focus("canvas")
+    browser.press("t", "d")
+    bare, own = browser.value(PIXELS), scan()["image"][4, 4, 0]
+    colours = data_of(browser.value("document.documentElement.outerHTML"))["colours"]
+    np.testing.assert_allclose(browser.value(PIXEL.format(4, 4))[:3], 255 * own, atol=1.5)
+    browser.press("h")
+    found = browser.value(PIXEL.format(4, 4))[:3]
+    np.testing.assert_allclose(found, colours[0], atol=1.5)  # no heat in that voxel
     assert browser.value(PIXELS) != bare and "heatmap 100 %" in browser.value(SAYS)
-    hot = f"[...document.querySelector('canvas').getContext('2d').getImageData({width} - 4,"
-    hot += " document.querySelector('canvas').height - 4, 1, 1).data]"
-    assert browser.value(hot)[:3] == held["colours"][255]
+    hot = PIXEL.format(f"{CANVAS}.width - 4", f"{CANVAS}.height - 4")
+    assert browser.value(hot)[:3] == colours[255]
     browser.press("h")
     assert browser.value(PIXELS) == bare
-
-
-def data_of_page(browser):
-    return data_of(browser.value("document.documentElement.outerHTML"))

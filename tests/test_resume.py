@@ -27,10 +27,6 @@ def kept(tmp_path, made):
     return resume.noted(tmp_path / "out", "s1", **made) is not None
 
 
-def touch(tmp_path, made):
-    os.utime(made["sources"][0], (1, 1))
-
-
 def move_inputs(tmp_path, made):
     shutil.move(tmp_path / "in", tmp_path / "moved")
     made["sources"] = [path and tmp_path / "moved" / path.name for path in made["sources"]]
@@ -48,36 +44,26 @@ def older_file(tmp_path, made):  # as when the row named the wrong image
     os.utime(made["sources"][0], (1, 1))
 
 
-def grow(tmp_path, made):
-    made["sources"][2].write_text("first and second")
+def write_note(text):
+    return lambda tmp_path, made: (tmp_path / "out" / ".done" / "s1.json").write_text(text)
 
 
-def remove_source(tmp_path, made):
-    made["sources"][0].unlink()
-
-
-def add_source(tmp_path, made):
-    made["sources"][1] = made["sources"][0]
-
-
-def drop_source(tmp_path, made):
-    made["sources"][2] = None
-
-
-def remove_result(tmp_path, made):
-    made["results"][0].unlink()
-
-
-def other_settings(tmp_path, made):
-    made["settings"] = {"slab_mm": (1, 3)}
-
-
-def cut_note(tmp_path, made):
-    (tmp_path / "out" / ".done" / "s1.json").write_text('{"version": 1')
-
-
-def odd_note(tmp_path, made):
-    (tmp_path / "out" / ".done" / "s1.json").write_text('{"version": 1, "settings": {}}')
+KEEPS = {
+    "another time": lambda tmp_path, made: os.utime(made["sources"][0], (1, 1)),
+    "another folder": move_inputs,
+}
+CHANGES = {
+    "another content": rewrite,
+    "an older file": older_file,
+    "a longer file": lambda tmp_path, made: made["sources"][2].write_text("first and second"),
+    "a source removed": lambda tmp_path, made: made["sources"][0].unlink(),
+    "a source more": lambda tmp_path, made: made["sources"].__setitem__(1, made["sources"][0]),
+    "a source fewer": lambda tmp_path, made: made["sources"].__setitem__(2, None),
+    "the result removed": lambda tmp_path, made: made["results"][0].unlink(),
+    "other settings": lambda tmp_path, made: made.update(settings={"slab_mm": (1, 3)}),
+    "half a note": write_note('{"version": 1'),
+    "an odd note": write_note('{"version": 1, "settings": {}}'),
+}
 
 
 def test_result_is_noted_with_its_value(tmp_path, made):
@@ -85,21 +71,15 @@ def test_result_is_noted_with_its_value(tmp_path, made):
     assert resume.noted(tmp_path / "out", "s2", **made) is None
 
 
-@pytest.mark.parametrize("change", [touch, move_inputs])
+@pytest.mark.parametrize("change", KEEPS)
 def test_result_is_kept_while_the_content_is_the_same(change, tmp_path, made):
-    change(tmp_path, made)
+    KEEPS[change](tmp_path, made)
     assert kept(tmp_path, made)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        rewrite, older_file, grow, remove_source, add_source, drop_source, remove_result,
-        other_settings, cut_note, odd_note,
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("change", CHANGES)
 def test_result_is_made_again_after(change, tmp_path, made):
-    change(tmp_path, made)
+    CHANGES[change](tmp_path, made)
     assert not kept(tmp_path, made)
 
 
@@ -116,12 +96,12 @@ def test_source_that_changed_while_it_was_read_counts_as_changed(tmp_path, made)
 
 
 def test_missing_source_is_left_to_its_reader(tmp_path, made):
-    remove_source(tmp_path, made)
+    made["sources"][0].unlink()
     resume.note(tmp_path / "out", "s1", resume.inputs(made["settings"], made["sources"]))
     assert not kept(tmp_path, made)
 
 
-def test_folder_goes_on_with_its_settings_only(tmp_path):
+def test_folder_resumes_with_its_settings_only(tmp_path):
     resume.begin(tmp_path / "out", {"spacing_mm": (1, 2), "invert": False})
     half = tmp_path / "out" / f"{WRITING}abc.nii"
     half.write_text("")

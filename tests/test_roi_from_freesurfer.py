@@ -1,18 +1,13 @@
 """ROI masks from small label images as FreeSurfer's: the right structures, in their place."""
 
-import sys
-from pathlib import Path
-
 import nibabel
 import numpy as np
 import pytest
+import roi_from_freesurfer
+from helpers import exit_code, moved, refusal, save
 from nibabel.affines import apply_affine
-from scipy.spatial.transform import Rotation
 
 from weakunet.data.cohort import Scan, read_cohort, write_cohort
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data_tools"))
-import roi_from_freesurfer  # noqa: E402
 
 # as mri_convert writes aseg.mgz: 1 mm, i to the left, j down, k to the front
 ASEG = np.array([[-1.0, 0, 0, 20], [0, 0, 1, -24], [0, -1, 0, 18], [0, 0, 0, 1]])
@@ -45,24 +40,12 @@ def label_array(without=()):
 
 
 def write_labels(path, labels):
-    nibabel.save(nibabel.MGHImage(labels, ASEG), path)
-    return path
+    return save(path, labels, ASEG)
 
 
-def write_scan(path, affine, shape):
+def write_scan(path, affine, shape=(50, 46, 34)):
     """A scan on its own grid, with something to see in it."""
-    image = nibabel.Nifti1Image(np.random.default_rng(0).random(shape, np.float32), affine)
-    image.set_sform(affine, 1)
-    nibabel.save(image, path)
-    return path
-
-
-def tilted(spacing, degrees, corner):
-    affine = np.eye(4)
-    turn = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
-    affine[:3, :3] = turn @ np.diag(spacing)
-    affine[:3, 3] = corner
-    return affine
+    return save(path, np.random.default_rng(0).random(shape, np.float32), affine)
 
 
 def expected_mask(labels, numbers, scan_path, scan_to_labels=None):
@@ -78,12 +61,12 @@ def expected_mask(labels, numbers, scan_path, scan_to_labels=None):
 
 
 def run(tmp_path, labels_path, scan_path, *options):
-    words = ["--labels", str(labels_path), "--scan", str(scan_path), *options]
-    roi_from_freesurfer.main([*words, "--out", str(tmp_path / "rois")])
+    words = ["--labels", labels_path, "--scan", scan_path, *options, "--out", tmp_path / "rois"]
+    assert exit_code(roi_from_freesurfer.main, *words) == 0
     return nibabel.load(tmp_path / "rois" / "scan_roi.nii.gz")
 
 
-SCAN = tilted((-0.9, 0.8, -1.3), (6, -9, 14), (22, -20, 24))  # not RAS, oblique
+SCAN = moved((6, -9, 14), (22, -20, 24), (-0.9, 0.8, -1.3))  # not RAS, oblique
 
 
 @pytest.mark.parametrize(
@@ -96,7 +79,7 @@ SCAN = tilted((-0.9, 0.8, -1.3), (6, -9, 14), (22, -20, 24))  # not RAS, oblique
 )
 def test_the_mask_is_the_structures_on_the_scans_grid(tmp_path, structures, numbers):
     labels = label_array()
-    scan = write_scan(tmp_path / "scan.nii.gz", SCAN, (50, 46, 34))
+    scan = write_scan(tmp_path / "scan.nii.gz", SCAN)
     options = ["--structures", *structures] if structures else []
     roi = run(tmp_path, write_labels(tmp_path / "aseg.mgz", labels), scan, *options)
     expected = expected_mask(labels, numbers, scan)
@@ -108,10 +91,10 @@ def test_the_mask_is_the_structures_on_the_scans_grid(tmp_path, structures, numb
 
 def test_the_mask_of_a_registered_scan_goes_through_its_matrix(tmp_path):
     labels = label_array()
-    to_template = tilted((1, 1, 1), (12, 5, -20), (30, -40, 25))
+    to_template = moved((12, 5, -20), (30, -40, 25))
     np.savetxt(tmp_path / "scan_to_template.txt", to_template)
-    scan = write_scan(tmp_path / "scan.nii.gz", to_template @ SCAN, (50, 46, 34))
-    options = ["--transform", str(tmp_path / "{subject}_to_template.txt")]
+    scan = write_scan(tmp_path / "scan.nii.gz", to_template @ SCAN)
+    options = ["--transform", tmp_path / "{subject}_to_template.txt"]
     roi = run(tmp_path, write_labels(tmp_path / "aseg.mgz", labels), scan, *options)
     numbers = [11, 12, 13, 26, 50, 51, 52, 58]
     expected = expected_mask(labels, numbers, scan, np.linalg.inv(to_template))
@@ -132,15 +115,13 @@ def test_centrum_semiovale_is_the_white_matter_above_both_ventricles(tmp_path):
 def test_a_cohort_gets_its_roi_column_and_a_failed_scan_does_not_stop_it(tmp_path, capsys):
     scans = []
     for subject, without in (("a", ()), ("b", range(60)), ("c", (52,))):
-        path = write_scan(tmp_path / f"{subject}.nii.gz", SCAN, (50, 46, 34))
-        (tmp_path / subject).mkdir()
+        path = write_scan(tmp_path / f"{subject}.nii.gz", SCAN)
         write_labels(tmp_path / subject / "aseg.mgz", label_array(without))
         scans.append(Scan(subject, path, 3))
     write_cohort(tmp_path / "cohort.csv", scans)
-    words = ["--data", str(tmp_path / "cohort.csv"), "--out", str(tmp_path / "rois")]
-    with pytest.raises(SystemExit) as end:
-        roi_from_freesurfer.main([*words, "--labels", str(tmp_path / "{subject}" / "aseg.mgz")])
-    assert end.value.code == 2
+    words = ["--data", tmp_path / "cohort.csv", "--out", tmp_path / "rois"]
+    words += ["--labels", tmp_path / "{subject}" / "aseg.mgz"]
+    assert exit_code(roi_from_freesurfer.main, *words) == 2
     messages = capsys.readouterr().err
     assert "1 of 3 scans failed" in messages and "only 0" in messages
     assert "c/aseg.mgz: no voxel is 52 Right-Pallidum" in messages.replace("\\", "/")
@@ -152,74 +133,58 @@ def test_a_cohort_gets_its_roi_column_and_a_failed_scan_does_not_stop_it(tmp_pat
     times = [scan.roi.stat().st_mtime_ns for scan in done]
     write_labels(tmp_path / "b" / "aseg.mgz", label_array())
     write_labels(tmp_path / "c" / "aseg.mgz", label_array())
-    words += ["--labels", str(tmp_path / "{subject}" / "aseg.mgz")]
     for options in (["--part", "1/2"], ["--part", "2/2"], []):
-        roi_from_freesurfer.main([*words, *options])
+        assert exit_code(roi_from_freesurfer.main, *words, *options) == 0
     done = read_cohort(tmp_path / "rois" / "cohort.csv")
     assert [scan.subject for scan in done] == ["a", "b", "c"]
     assert [nibabel.load(scan.roi).get_fdata().sum() for scan in done] == [sizes[0]] * 3
     assert done[0].roi.stat().st_mtime_ns == times[0]
-    roi_from_freesurfer.main([*words, "--subjects", "a", "--structures", "putamen"])
+    options = ["--subjects", "a", "--structures", "putamen"]
+    assert exit_code(roi_from_freesurfer.main, *words, *options) == 0
     assert nibabel.load(done[0].roi).get_fdata().sum() < sizes[0]
 
 
 def test_an_atlas_is_for_scans_on_one_grid(tmp_path, capsys):
     atlas, scans = write_labels(tmp_path / "atlas.mgz", label_array()), []
     for subject, corner in (("a", (22, -20, 24)), ("b", (22, -20, 24)), ("c", (22, -20, 25))):
-        affine = tilted((-0.9, 0.8, -1.3), (6, -9, 14), corner)
-        path = write_scan(tmp_path / f"{subject}.nii.gz", affine, (50, 46, 34))
+        affine = moved((6, -9, 14), corner, (-0.9, 0.8, -1.3))
+        path = write_scan(tmp_path / f"{subject}.nii.gz", affine)
         scans.append(Scan(subject, path, 3))
-    words = ["--labels", str(atlas), "--out", str(tmp_path / "rois")]
+    words = ["--labels", atlas, "--out", tmp_path / "rois", "--data", tmp_path / "cohort.csv"]
     write_cohort(tmp_path / "cohort.csv", scans[:2])
-    roi_from_freesurfer.main([*words, "--data", str(tmp_path / "cohort.csv")])
+    assert exit_code(roi_from_freesurfer.main, *words) == 0
     masks = [nibabel.load(tmp_path / "rois" / f"{name}_roi.nii.gz").get_fdata() for name in "ab"]
     assert masks[0].sum() > 500 and (masks[0] == masks[1]).all()
     write_cohort(tmp_path / "cohort.csv", scans)
-    with pytest.raises(SystemExit) as end:
-        roi_from_freesurfer.main([*words, "--data", str(tmp_path / "cohort.csv")])
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert end.value.code == 2
+    message = refusal(capsys, roi_from_freesurfer.main, *words)
     assert all(part in message for part in ("atlas.mgz", "{subject}", "c.nii.gz", "one file"))
 
 
-def bad_calls(tmp_path):
-    labels = label_array()
-    scan = write_scan(tmp_path / "scan.nii.gz", SCAN, (50, 46, 34))
-    moved = SCAN.copy()
-    moved[:3, 3] += 300
-    far = write_scan(tmp_path / "far.nii.gz", moved, (50, 46, 34))
+def test_what_cannot_be_made_is_refused_by_name(tmp_path, capsys):
+    labels, far = label_array(), moved(mm=(300, 300, 300)) @ SCAN
+    scan, far = write_scan(tmp_path / "scan.nii.gz", SCAN), write_scan(tmp_path / "far.nii.gz", far)
     aseg = write_labels(tmp_path / "aseg.mgz", labels)
     grey = write_labels(tmp_path / "grey.mgz", (labels + 0.5).astype(np.float32))
     flat = write_labels(tmp_path / "flat.mgz", label_array(without=(4, 43)))
-    return [
-        (
-            [aseg, scan, "--structures", "midbrain"],
-            ["173 Midbrain", "16 Brain-Stem", "12 Left-Put"],
-        ),
-        ([aseg, scan, "--structures", "putamens"], ["'putamens'", "--list"]),
-        ([aseg, far], ["far.nii.gz", "--transform"]),
-        ([grey, scan], ["grey.mgz", "whole numbers"]),
-        ([flat, scan, "--structures", "centrum-semiovale"], ["flat.mgz", "lateral ventricle"]),
-        ([tmp_path / "no.mgz", scan], ["no.mgz", "no such file"]),
-        ([aseg, scan, "--transform", str(tmp_path / "no.txt")], ["no.txt", "no such file"]),
-    ]
-
-
-def test_what_cannot_be_made_is_refused_by_name(tmp_path, capsys):
-    for words, parts in bad_calls(tmp_path):
-        with pytest.raises(SystemExit) as end:
-            run(tmp_path, *words)
+    for labels, own, options, *said in (
+        (aseg, scan, "--structures=midbrain", "173 Midbrain", "16 Brain-Stem", "12 Left-Put"),
+        (aseg, scan, "--structures=putamens", "'putamens'", "--list"),
+        (aseg, far, "--jobs=1", "far.nii.gz", "--transform"),
+        (grey, scan, "--jobs=1", "grey.mgz", "whole numbers"),
+        (flat, scan, "--structures=centrum-semiovale", "flat.mgz", "lateral ventricle"),
+        (tmp_path / "no.mgz", scan, "--jobs=1", "no.mgz", "no such file"),
+        (aseg, scan, f"--transform={tmp_path / 'no.txt'}", "no.txt", "no such file"),
+    ):
+        words = ("--labels", labels, "--scan", own, options, "--out", tmp_path / "rois")
+        assert exit_code(roi_from_freesurfer.main, *words) == 2
         message = capsys.readouterr().err
-        assert end.value.code == 2 and "Traceback" not in message
-        assert all(part in message for part in parts), message
+        assert all(part in message for part in said) and "Traceback" not in message, message
         assert not list(tmp_path.glob("rois/*_roi*"))
 
 
 def test_list_prints_names_numbers_and_groups(capsys):
-    with pytest.raises(SystemExit) as end:
-        roi_from_freesurfer.main(["--list"])
+    assert exit_code(roi_from_freesurfer.main, "--list") == 0
     text = capsys.readouterr().out
-    assert end.value.code == 0
     # from FreeSurferColorLUT.txt
     names = ["basal-ganglia", "53 Right-Hippocampus", "173 Midbrain", "251 CC_Posterior"]
     names += ["1001 ctx-lh-bankssts", "2035 ctx-rh-insula", "3028 wm-lh-superiorfrontal"]

@@ -7,12 +7,12 @@ import numpy as np
 from weakunet import study
 
 
-def test_disturbed_counts_are_off_by_one_in_the_share_asked_for_and_never_negative():
+def test_disturbed_counts_are_off_by_one_in_the_fraction_asked_for_and_never_negative():
     counts = np.arange(4000) % 5
-    for share in (0.0, 0.3, 1.0):
-        off = study.disturb(counts, share, seed=1) - counts
+    for fraction in (0.0, 0.3, 1.0):
+        off = study.disturb(counts, fraction, seed=1) - counts
         assert set(np.abs(off)) <= {0, 1}
-        assert abs((off != 0).mean() - share) < 0.03
+        assert abs((off != 0).mean() - fraction) < 0.03
         assert (counts + off >= 0).all()
     assert abs(off[counts > 0].mean()) < 0.05  # as often too high as too low
     assert not np.array_equal(study.disturb(counts, 0.3, 1), study.disturb(counts, 0.3, 2))

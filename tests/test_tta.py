@@ -1,4 +1,4 @@
-"""Maps from mirrored copies: turned back before they are put together, and smoothed."""
+"""Test-time augmentation: maps of flipped scans are flipped back, combined and smoothed."""
 
 import json
 
@@ -13,7 +13,7 @@ from weakunet.training.checkpoint import load_model, save_checkpoint
 from weakunet.util.cli import InputError
 
 
-def test_copies_are_turned_back_and_the_median_leaves_out_what_few_show(monkeypatch):
+def test_flips_are_undone_and_the_median_leaves_out_what_few_of_them_show(monkeypatch):
     monkeypatch.setattr(tta, "SMOOTHING_VOX", 0)
     array = np.arange(1.0, 2 * 3 * 4 + 1).reshape(2, 3, 4)
 
@@ -25,8 +25,8 @@ def test_copies_are_turned_back_and_the_median_leaves_out_what_few_show(monkeypa
 
     count, middle = average_over_flips(mark, Volume(array, np.eye(4)), "x")
     expected = np.zeros_like(array)
-    expected[..., [0, 3]] = 0.5  # seen by one copy of two
-    expected[1, 1, 2] = 8  # by both
+    expected[..., [0, 3]] = 0.5  # seen in one flip of two
+    expected[1, 1, 2] = 8  # in both
     assert count == (array[0, 0, 0] + array[0, 0, 3]) / 2
     np.testing.assert_array_equal(middle, expected)
 
@@ -35,9 +35,8 @@ def test_copies_are_turned_back_and_the_median_leaves_out_what_few_show(monkeypa
         marked[0, 0, 0] = 1
         return marked
 
-    assert (
-        average_over_flips(mark_corner, Volume(array, np.eye(4)), "zyx")[1].max() == 0
-    )  # one copy of 8
+    _, middle = average_over_flips(mark_corner, Volume(array, np.eye(4)), "zyx")
+    assert middle.max() == 0  # one flip of 8
 
 
 def test_without_axes_the_scan_alone_is_taken():

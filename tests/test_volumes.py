@@ -6,6 +6,7 @@ import itertools
 import nibabel
 import numpy as np
 import pytest
+from helpers import moved
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
@@ -30,19 +31,8 @@ CODES = [
 ]
 
 
-def oblique_affine():
-    """RAS order, 0.49 x 0.49 x 0.8 mm, tilted by 10 degrees about x and 5 about z."""
-    a, b = np.deg2rad([10, 5])
-    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3] = about_x @ about_z @ np.diag([0.49, 0.49, 0.8])
-    affine[:3, 3] = -12.5, 30.25, 7.0
-    return affine
-
-
-def image_xyz(seed=0):
-    return np.random.default_rng(seed).integers(-500, 3000, (7, 6, 5)).astype(np.int16)
+OBLIQUE = moved((10, 0, 5), (-12.5, 30.25, 7.0), (0.49, 0.49, 0.8))
+XYZ = np.random.default_rng(0).integers(-500, 3000, (7, 6, 5)).astype(np.int16)
 
 
 def reoriented(xyz, affine, codes):
@@ -53,7 +43,7 @@ def reoriented(xyz, affine, codes):
 
 @pytest.mark.parametrize("codes", CODES, ids="".join)
 def test_any_of_48_orientations_reads_the_same_and_writes_back(tmp_path, codes):
-    xyz, affine = image_xyz(), oblique_affine()
+    xyz, affine = XYZ, OBLIQUE
     stored, stored_affine = reoriented(xyz, affine, codes)
     assert nibabel.aff2axcodes(stored_affine) == codes
     nibabel.save(nibabel.Nifti1Image(stored, stored_affine), tmp_path / "a.nii")
@@ -78,7 +68,7 @@ def test_any_of_48_orientations_reads_the_same_and_writes_back(tmp_path, codes):
 
 @pytest.mark.parametrize("kind", ["big.nii", "a.nii.gz", "a.mgz", "a.mgh", "scaled.nii", "a.NII"])
 def test_other_formats_and_byte_orders_read_the_same(tmp_path, kind):
-    xyz, affine = reoriented(image_xyz(), oblique_affine(), ("L", "I", "A"))
+    xyz, affine = reoriented(XYZ, OBLIQUE, ("L", "I", "A"))
     path = tmp_path / kind
     if "mg" in kind:
         nibabel.save(nibabel.MGHImage(xyz.astype(np.float32), affine), path)
@@ -97,12 +87,12 @@ def test_other_formats_and_byte_orders_read_the_same(tmp_path, kind):
             path.write_bytes(gzip.compress(path.read_bytes()))
     volume = read_volume(path)
     tolerance = 1 if kind == "scaled.nii" else 0
-    np.testing.assert_allclose(volume.array, image_xyz().transpose(2, 1, 0), rtol=0, atol=tolerance)
-    np.testing.assert_allclose(volume.affine, oblique_affine(), atol=1e-4)
+    np.testing.assert_allclose(volume.array, XYZ.transpose(2, 1, 0), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-4)
 
 
 def test_labels_are_written_as_integers_and_the_same_bytes_twice(tmp_path):
-    xyz, affine = reoriented(image_xyz(), oblique_affine(), ("P", "S", "L"))
+    xyz, affine = reoriented(XYZ, OBLIQUE, ("P", "S", "L"))
     nibabel.save(nibabel.Nifti1Image(xyz, affine), tmp_path / "a.nii")
     volume = read_volume(tmp_path / "a.nii")
     labels = (volume.array > 1000).astype(np.int64) * 70000
@@ -129,7 +119,7 @@ def test_flat_and_trailing_axes_are_kept_when_written_back(tmp_path, shape):
 
 
 def test_simulated_volume_is_its_own_file_grid(tmp_path):
-    affine = oblique_affine()
+    affine = OBLIQUE
     volume = Volume(np.zeros((2, 3, 4), np.float32), affine)
     assert np.array_equal(index_to_file(volume, [[1, 2, 3]]), [[3, 2, 1]])
     assert index_to_world(volume, np.empty((0, 3))).shape == (0, 3)
@@ -148,9 +138,12 @@ def nifti(array, **fields):
     return header.binaryblock + content[348:]
 
 
+CUBE = np.ones((2, 2, 2), np.float32)
+
+
 def with_shape(shape):
     """An image of 2 x 2 x 2 voxels whose header declares `shape`."""
-    content = bytearray(nifti(np.ones((2, 2, 2), np.float32)))
+    content = bytearray(nifti(CUBE))
     content[40:56] = np.array([len(shape), *shape] + [1] * (7 - len(shape)), "<i2").tobytes()
     return bytes(content)
 
@@ -180,15 +173,12 @@ BAD_FILES = {
     "inf.nii": (nifti(np.where(np.isnan(NAN), np.inf, NAN)), "infinite"),
     "complex.nii": (nifti(np.ones((2, 2, 2), np.complex64)), "grey"),
     "colour.nii": (nifti(np.zeros((2, 2, 2), [(c, "u1") for c in "RGB"])), "grey"),
-    "nowhere.nii": (
-        nifti(np.ones((2, 2, 2), np.float32), sform_code=0),
-        "place in the world is unknown",
-    ),
+    "nowhere.nii": (nifti(CUBE, sform_code=0), "place in the world is unknown"),
     "nowhere.mgh": (NO_RAS, "place in the world is unknown"),
-    "zero.nii": (nifti(np.ones((2, 2, 2), np.float32), srow_x=0, srow_y=0, srow_z=0), "affine"),
-    "flat.nii": (nifti(np.ones((2, 2, 2), np.float32), srow_x=(0, 1, 0, 0)), "affine"),
+    "zero.nii": (nifti(CUBE, srow_x=0, srow_y=0, srow_z=0), "affine"),
+    "flat.nii": (nifti(CUBE, srow_x=(0, 1, 0, 0)), "affine"),
     "no-intercept.nii": (nifti(NAN, scl_slope=1, scl_inter=np.nan), "scl_inter nan"),
-    "nan-affine.nii": (nifti(np.ones((2, 2, 2), np.float32), srow_x=np.nan), "affine"),
+    "nan-affine.nii": (nifti(CUBE, srow_x=np.nan), "affine"),
 }
 
 
@@ -213,7 +203,7 @@ def test_lack_of_memory_is_not_called_damage(tmp_path, monkeypatch):
 
 
 def test_units_of_the_header_are_honoured(tmp_path):
-    xyz, affine = image_xyz(), oblique_affine()
+    xyz, affine = XYZ, OBLIQUE
     for form in ("sform", "qform"):
         for unit, scale in (("meter", 1e-3), ("micron", 1e3), ("mm", 1), ("unknown", 1)):
             own = affine.copy()
@@ -242,12 +232,9 @@ def test_voxels_never_begin_inside_the_header(tmp_path, magic):
 
 
 def test_quaternion_that_rounding_made_too_long_is_normalised(tmp_path):
-    half_turn = nifti(GOOD_XYZ, quatern_d=1, qform_code=1, sform_code=0, pixdim=[1] * 8)
-    longer = nifti(
-        GOOD_XYZ, quatern_d=np.sqrt(1.000002), qform_code=1, sform_code=0, pixdim=[1] * 8
-    )
-    (tmp_path / "a.nii").write_bytes(half_turn)
-    (tmp_path / "b.nii").write_bytes(longer)
+    for name, quaternion in (("a.nii", 1), ("b.nii", np.sqrt(1.000002))):  # half a turn about z
+        fields = {"quatern_d": quaternion, "qform_code": 1, "sform_code": 0, "pixdim": [1] * 8}
+        (tmp_path / name).write_bytes(nifti(GOOD_XYZ, **fields))
     expected = nibabel.load(tmp_path / "a.nii").affine
     assert tuple(np.diag(expected)) == (-1, -1, 1, 1)
     np.testing.assert_allclose(read_volume(tmp_path / "b.nii").native.affine, expected, atol=1e-6)
@@ -288,7 +275,7 @@ def test_missing_file_and_folder_are_refused(tmp_path):
 
 
 def test_same_grid_tolerates_rounding_and_storage_order_only(tmp_path):
-    xyz, affine = image_xyz(), oblique_affine()
+    xyz, affine = XYZ, OBLIQUE
     a = Volume(xyz.transpose(2, 1, 0), affine)
     stored, stored_affine = reoriented(xyz, affine, ("L", "P", "I"))
     nibabel.save(nibabel.Nifti1Image(stored, stored_affine), tmp_path / "b.nii")

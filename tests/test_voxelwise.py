@@ -1,9 +1,8 @@
 """The fully supervised upper bound: labels, loss, gradients, training and its threshold."""
 
-import csv
-
 import numpy as np
 import pytest
+from helpers import rows
 
 from weakunet.compare import voxelwise
 from weakunet.data.cohort import LoadedScan
@@ -12,7 +11,7 @@ from weakunet.layers.gradcheck import check_direction
 from weakunet.model import WeakUNet
 from weakunet.training.augment import draw_transform, warp
 from weakunet.training.batches import place_slices
-from weakunet.training.checkpoint import load_checkpoint, load_model
+from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import train
 from weakunet.training.settings import Settings
 from weakunet.util.cli import InputError
@@ -56,12 +55,12 @@ def test_labels_are_the_nearest_voxel_where_voxels_are_large():
     assert np.argwhere(labels).tolist() == [[1, 1, 2]]
 
 
-def test_labels_are_cut_at_the_edge_and_empty_for_centres_outside():
-    labels = voxelwise.draw_labels((5, 7, 7), np.array([[0.0, 0, 0]]), PAPER_MM)
-    assert labels.sum() == 5
-    outside = np.array([[-9.0, 0, 0], [2, 30, 3]])
-    assert voxelwise.draw_labels((5, 7, 7), outside, PAPER_MM).sum() == 0
-    assert voxelwise.draw_labels((5, 7, 7), np.zeros((0, 3)), PAPER_MM).sum() == 0
+@pytest.mark.parametrize(
+    "centres, voxels", [([[0, 0, 0]], 5), ([[-9, 0, 0], [2, 30, 3]], 0), ([], 0)]
+)
+def test_labels_are_cut_at_the_edge_and_empty_for_centres_outside(centres, voxels):
+    centres = np.array(centres, float).reshape(-1, 3)
+    assert voxelwise.draw_labels((5, 7, 7), centres, PAPER_MM).sum() == voxels
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -157,36 +156,20 @@ def test_gradients_on_cuda_are_those_of_numpy(cuda_on_cpu, monkeypatch):
 # -- training --------------------------------------------------------------------------------------
 
 
-def learn(settings, scans, out, stop=lambda: False, model=None):
-    """True if the training was stopped; goes on where it was."""
+def learn(settings, scans, out, model=None):
     run = voxelwise.VoxelwiseRun(model or network(), settings, out)
-    if run.started():
-        run.load()
-    return train(run, scans, stop)
+    return train(run, scans, lambda: False)
 
 
-def test_training_learns_and_goes_on_with_the_same_bits_after_a_stop(tmp_path, capsys):
+def test_training_learns(tmp_path, capsys):
     scans = {"train": simulated(12, 1), "val": simulated(4, 2)}
-    settings = Settings(epochs=4, seed=3, eps=1e-4, batch=2)
-    whole = tmp_path / "whole"
-    assert learn(settings, scans, whole) is False
+    assert learn(Settings(epochs=4, seed=3, eps=1e-4, batch=2), scans, tmp_path) is False
     assert "epoch 4/4" in capsys.readouterr().out
-    with open(whole / "log.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == list(voxelwise.VoxelwiseRun.columns)
-    losses = [float(row["val_loss"]) for row in rows]
-    assert len(rows) == 4
+    log = rows(tmp_path / "log.csv")
+    assert list(log[0]) == list(voxelwise.VoxelwiseRun.columns) and len(log) == 4
+    losses = [float(row["val_loss"]) for row in log]
     assert losses[-1] < 0.9 * losses[0]
-    assert load_model(whole / "best.npz").shape == (6, 8, 8)
-
-    batches = iter(range(100))
-    parts = tmp_path / "parts"
-    assert learn(settings, scans, parts, lambda: next(batches) == 8) is True  # in epoch 2
-    assert learn(settings, scans, parts) is False
-    (one, state), (two, other) = (load_checkpoint(out / "last.npz") for out in (whole, parts))
-    for name, value in one.params.items():
-        np.testing.assert_array_equal(value, two.params[name])
-    np.testing.assert_array_equal(state["history"][:, :5], other["history"][:, :5])
+    assert load_model(tmp_path / "best.npz").shape == (6, 8, 8)
 
 
 def test_training_starts_at_the_weighted_log_odds(tmp_path):
@@ -201,19 +184,14 @@ def test_training_starts_at_the_weighted_log_odds(tmp_path):
     assert model.params["linear.b"][0] == pytest.approx(np.log(odds), rel=1e-6)
 
 
-def test_training_needs_centres(tmp_path):
-    scans = {"train": simulated(1, 1), "val": simulated(1, 2)}
-    scans["val"][0].centres_zyx = None
-    with pytest.raises(InputError, match="s0: no lesion centres"):
-        learn(Settings(), scans, tmp_path)
-
-
-def test_training_that_diverges_says_so(tmp_path):
-    scans = {"train": simulated(2, 1), "val": simulated(1, 2)}
-    model = network()
+def test_training_that_diverges_says_so_and_needs_centres(tmp_path):
+    scans, model = {"train": simulated(2, 1), "val": simulated(1, 2)}, network()
     model.params["encoder0.conv0.b"][:] = np.nan
     with np.errstate(invalid="ignore"), pytest.raises(InputError, match="diverged in epoch 1"):
         learn(Settings(epochs=1), scans, tmp_path, model=model)
+    scans["val"][0].centres_zyx = None
+    with pytest.raises(InputError, match="s0: no lesion centres"):
+        learn(Settings(), scans, tmp_path)
 
 
 # -- the threshold ---------------------------------------------------------------------------------
