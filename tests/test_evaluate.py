@@ -219,7 +219,15 @@ def evaluate(folder, *options):
     """Run the command, into a new folder; its metrics."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     command.main([*arguments(folder), *options])
+    return metrics(folder)
+
+
+def metrics(folder):
     return json.loads((folder / "out" / "metrics.json").read_text())
+
+
+def per_scan(folder):
+    return rows(folder / "out" / "per_scan.csv")
 
 
 def arguments(folder):
@@ -247,10 +255,6 @@ def test_command_gives_the_figures_of_the_arrays(two, folders):
     found = [(row["subject"], row["tp"], row["fp"], row["fn"]) for row in per_scan(folders)]
     assert found[2:] == [("a", "1", "1", "1"), ("b", "0", "1", "0")]
     assert {row["sweep"] for row in rows(folders / "out" / "froc.csv")} == {"count", "threshold"}
-
-
-def per_scan(folder):
-    return rows(folder / "out" / "per_scan.csv")
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -282,10 +286,11 @@ def test_command_evaluates_the_test_split_only_unless_told(folders, capsys):
 def test_command_names_and_counts_scans_without_a_prediction(folders, capsys):
     table = (folders / "predicted" / "predictions.csv").read_text().splitlines()
     (folders / "predicted" / "predictions.csv").write_text("\n".join(table[:2]) + "\n")
-    assert "--allow-missing" in (line := refusal(capsys, command.main, *arguments(folders)))
-    assert "(b)" in line
-    written = evaluate(folders, "--allow-missing")["regression_fcn"]
+    line = refusal(capsys, command.main, *arguments(folders))
+    assert "--allow-missing" in line and "(b)" in line
+    written = metrics(folders)["regression_fcn"]
     assert (written["scans"], written["lesions"], written["missing"]) == (1, 2, 1)
+    evaluate(folders, "--allow-missing")
     said = capsys.readouterr().out
     assert "evaluating 1 of the 2 scans of split test" in said
     assert "no prediction for 1 of them: b" in said

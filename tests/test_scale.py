@@ -88,11 +88,11 @@ def predicted_now(cohort, monkeypatch, most=10, code=0):
     """Resume for `most` scans, as if killed then; the subjects that are predicted on."""
     subjects, write = [], predict.write_prediction
 
-    def watch(model, scan, *arguments, **options):
+    def watch(scan, *arguments, **options):
         if len(subjects) == most:
             raise KeyboardInterrupt
         subjects.append(scan.subject)
-        return write(model, scan, *arguments, **options)
+        return write(scan, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(predict, "write_prediction", watch)
