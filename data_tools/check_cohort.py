@@ -22,7 +22,8 @@ from check_scan import Report, check_scan
 
 from weakunet.data.cohort import SPLITS, person_of, read_cohort
 from weakunet.util.cli import command, new_parser, progress
-from weakunet.util.processes import cores, map_processes
+from weakunet.util.processes import map_processes
+from weakunet.util.threads import cores
 
 SPACING_FACTOR, VOLUME_FACTOR, LEVEL_FACTOR = 1.05, 2.0, 10.0  # allowed from the median
 TILT_DEGREES = 15.0
@@ -37,8 +38,7 @@ def compare_scans(scans, reports):
     _compare_numbers(reports, "roi", "region of {} mm3", "region_mm3", VOLUME_FACTOR)
     _compare_numbers(reports, "intensity", "median {} in the region", "level", LEVEL_FACTOR)
     _compare_directions(reports)
-    _compare_content(scans, reports)
-    _compare_people(scans, reports)
+    _compare_with_earlier(scans, reports)
     _compare_counts(scans, reports, whole)
     splits = {scan.split for scan in scans}
     for split in SPLITS:
@@ -78,24 +78,18 @@ def _compare_directions(reports):
             report.add("orientation", what)
 
 
-def _compare_content(scans, reports):
-    first = {}
+def _compare_with_earlier(scans, reports):
+    """Name scans with the voxels of an earlier one, and people who are in two splits."""
+    first = {}  # content or person -> the first scan of it
     for scan, report in zip(scans, reports, strict=True):
-        if report.content is None:
-            continue
-        other = first.setdefault(report.content, scan)
+        other = first.setdefault(report.content or scan, scan)
         if other is not scan:
             leak = f", one in {other.split}, one in {scan.split}" * (other.split != scan.split)
             report.add("duplicate", f"the same voxels as {other.subject!r}{leak}")
-
-
-def _compare_people(scans, reports):
-    first = {}
-    for scan, report in zip(scans, reports, strict=True):
         other = first.setdefault(person_of(scan), scan)
         if other.split != scan.split:
-            what = f"the same person as {other.subject!r}, one in {other.split}, one in"
-            report.add("split", f"{what} {scan.split}")
+            where = f"one in {other.split}, one in {scan.split}"
+            report.add("split", f"the same person as {other.subject!r}, {where}")
 
 
 def _compare_counts(scans, reports, whole):
@@ -141,7 +135,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     scans = read_cohort(args.data)
     done = map_processes(_check_or_fail, scans, args.jobs)
-    reports = [report for _, report in zip(progress(scans, "check"), done, strict=True)]
+    reports = list(progress(done, "check", total=len(scans)))
     whole = compare_scans(scans, reports)
     wrong = [report for report in [whole, *reports] if report.problems]
     if not wrong:

@@ -5,7 +5,6 @@ as weakunet.preprocess writes it, so the voxels above 0 are its region.
 """
 
 import dataclasses
-import hashlib
 
 import numpy as np
 from scipy.spatial.distance import pdist
@@ -17,8 +16,9 @@ from weakunet.data.prepare import TRIM
 from weakunet.data.slices import HALF_VOXEL, find_slice
 from weakunet.data.volumes import mask_of, read_volume, require_same_grid, world_to_index
 from weakunet.util.cli import InputError
+from weakunet.util.resume import array_digest
 
-LARGEST_REGION = 0.9  # fraction of the image: more is no mask
+LARGEST_REGION = 0.9  # fraction of the image: more is not a mask
 MOST_LABELS = 4  # whole numbers above 0 in a mask: more is a segmentation
 SAME_PLACE_MM = 0.1
 
@@ -91,10 +91,7 @@ def _check_image(report, scan, volume, region):
     if scan.roi is None and (low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE):
         what = f"{low:g} to {high:g}, not [0, 1]: a raw scan? name its roi, then preprocess"
         report.add("intensity", what)
-    content = hashlib.sha256(str(volume.array.shape).encode())
-    for plane in volume.array:
-        content.update((plane + 0.0).tobytes())  # -0 becomes 0
-    report.content = content.hexdigest()
+    report.content = array_digest(volume.array + 0.0)  # -0 becomes 0
 
 
 def _read_region(report, scan, volume):

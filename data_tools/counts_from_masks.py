@@ -4,14 +4,14 @@
         --images 'scans/{subject}_T2.nii.gz' --rois 'rois/{subject}.nii.gz' --out counted
 
 How patterns name subjects: cohort_files.py. A lesion is a 26-connected component of voxels of at
-least 0.5; its place is the centre of mass. It counts if it is not smaller than `--min-mm3` and,
+least 0.5; its place is their centre of mass. It counts if it is not smaller than `--min-mm3` and,
 with `--rois`, if the voxel at its centre lies in the region.
 
-Several masks of a subject come from several raters. A voxel is lesion where at least the fraction
-`--agreement` of them have marked it: 0.5 takes either of two raters and two of three, 1 takes all.
+Several masks of a subject come from several raters. A voxel belongs to a lesion where at least the
+fraction `--agreement` of them marked it: 0.5 asks for one of two raters or two of three, 1 for all.
 counts.csv lists the count of each rater beside the one that is used.
 
-The VALDO challenge's training data (2021) is read with, for perivascular spaces and microbleeds,
+For the training data of the VALDO challenge (2021), perivascular spaces and microbleeds, give
 
     --masks  'Task1/{subject}/{subject}_space-T1_desc-Rater*_PVSSeg.nii.gz'
     --images 'Task1/{subject}/{subject}_space-T1_desc-masked_T2.nii.gz'
@@ -26,7 +26,6 @@ Writes OUT/counts.csv, OUT/SUBJECT_centres.csv and OUT/cohort.csv.
 """
 
 import dataclasses
-import functools
 import math
 import sys
 from pathlib import Path
@@ -37,12 +36,18 @@ import numpy as np
 from cohort_files import Entry, find_files, prefix_hint, without_files
 from make_cohort import join, write_and_report
 
-from weakunet.data.slices import cut_volume, find_slice
-from weakunet.data.volumes import Volume, index_to_world, read_mask, read_volume, require_same_grid
+from weakunet.data.slices import find_slice
+from weakunet.data.volumes import (
+    Volume,
+    crop,
+    index_to_world,
+    read_mask,
+    read_volume,
+    require_same_grid,
+)
 from weakunet.detection.detect import components_above
-from weakunet.util import resume
 from weakunet.util.cli import InputError, command, new_parser, write_csv
-from weakunet.util.parts import add_part_arguments, choose_part, part_table, run_command
+from weakunet.util.parts import add_arguments, choose_part, part_table, run_command
 from weakunet.util.threads import cores
 
 MARKED = 0.5  # the lowest value of a lesion's voxel; masks may be soft
@@ -59,9 +64,13 @@ def read_marked(path, slice_z_mm=None):
         raise InputError(
             f"{path}: {marked.mean():.0%} of its voxels are marked; check that it is a lesion mask"
         )
-    k = find_slice(volume, slice_z_mm, path)
-    mask = Volume(marked, volume.affine)
-    return mask if k is None else cut_volume(mask, k, k + 1)
+    return slice_of(Volume(marked, volume.affine), slice_z_mm, path)
+
+
+def slice_of(volume, z_mm, path):
+    """The slice of a Volume at world height `z_mm`; all of it for None."""
+    k = find_slice(volume, z_mm, path)
+    return volume if k is None else crop(volume, np.s_[k : k + 1, 0:, 0:])
 
 
 def count_lesions(fraction, roi=None, agreement=0.5, min_mm3=0.0):
@@ -95,22 +104,18 @@ def count_subject(paths, roi_path=None, agreement=0.5, min_mm3=0.0, slice_z_mm=N
     Returns: what `count_lesions` does, and the count of each rater. Raises InputError naming the
     file that cannot be used.
     """
-    fraction, roi, of_each = None, None, []
+    roi, fraction, of_each = None, None, []
     for path in paths:
         mask = read_marked(path, slice_z_mm)
         if fraction is None:
             fraction = Volume(np.zeros(mask.array.shape, np.float32), mask.affine)
-            if roi_path is not None:
-                roi = read_mask(roi_path)
-                k = find_slice(roi, slice_z_mm, roi_path)
-                roi = roi if k is None else cut_volume(roi, k, k + 1)
-                require_same_grid(mask, path, roi, roi_path)
-                roi = roi.array
-                if not roi.any():
-                    raise InputError(
-                        f"{roi_path}: no voxel of the region is above 0 (in the slice)"
-                    )
         require_same_grid(fraction, paths[0], mask, path)
+        if roi_path is not None and roi is None:
+            region = slice_of(read_mask(roi_path), slice_z_mm, roi_path)
+            require_same_grid(mask, path, region, roi_path)
+            roi = region.array
+            if not roi.any():
+                raise InputError(f"{roi_path}: no voxel of the region is above 0 (in the slice)")
         of_each.append(len(count_lesions(mask, roi, MARKED, min_mm3)[0]))
         fraction.array += mask.array / np.float32(len(paths))
     return *count_lesions(fraction, roi, agreement, min_mm3), of_each
@@ -130,26 +135,19 @@ class Masks:
         return self.paths[0]
 
 
-def write_centres(masks, out, **how):
+def files_of(masks, out, **how):
+    """Settings, the files that a subject is counted in, and the list to write (for `parts`)."""
+    return how, [*masks.paths, masks.roi], {"centres": out / f"{masks.subject}_centres.csv"}
+
+
+def write_centres(masks, files, **how):
     """Count, and write the list of centres; return the subject's key and its row of COLUMNS."""
-    made_from = resume.inputs(how, [*masks.paths, masks.roi])
-    centres_mm, volumes_mm3, n_small, n_outside, of_each = count_subject(
-        masks.paths, masks.roi, **how
-    )
+    centres_mm, volumes_mm3, *left_out, of_each = count_subject(masks.paths, masks.roi, **how)
     lines = np.column_stack([centres_mm, volumes_mm3])
     header = ["x_mm", "y_mm", "z_mm", "volume_mm3"]
-    path = out / f"{masks.subject}_centres.csv"
-    write_csv(path, header, [[f"{value:.3f}" for value in line] for line in lines])
-    row = [masks.subject, len(lines), " ".join(map(str, of_each)), n_small, n_outside]
-    row.append(f"{volumes_mm3.sum():.3f}")
-    resume.note(out, masks.subject, made_from, [masks.key, row])
-    return [masks.key, row]
-
-
-def kept_row(masks, out, **how):
-    """What `write_centres` returned, if its list is still that of the masks, or None."""
-    results = [out / f"{masks.subject}_centres.csv"]
-    return resume.noted(out, masks.subject, how, [*masks.paths, masks.roi], results)
+    write_csv(files["centres"], header, [[f"{value:.3f}" for value in line] for line in lines])
+    row = [masks.subject, len(lines), " ".join(map(str, of_each)), *left_out]
+    return [masks.key, [*row, f"{volumes_mm3.sum():.3f}"]]
 
 
 def parse_arguments(argv):
@@ -161,9 +159,7 @@ def parse_arguments(argv):
     about = "volume of the smallest lesion that counts"
     parser.add_argument("--min-mm3", type=float, default=0.0, help=about)
     parser.add_argument("--slice-z-mm", type=float, help="count in the axial slice at this height")
-    parser.add_argument("--jobs", type=int, default=cores(), help="subjects in memory at once")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    add_part_arguments(parser)
+    add_arguments(parser, jobs=cores())
     args = parser.parse_args(argv)
     if not 0 < args.agreement <= 1:
         raise InputError(f"--agreement {args.agreement:g}: give a fraction above 0, at most 1")
@@ -185,27 +181,26 @@ def main(argv=None):
         for key in masks
         if key in images and (rois is None or key in rois)
     ]
-    args.scans = choose_part(args, args.scans)
     how = {name: getattr(args, name) for name in ("agreement", "min_mm3", "slice_z_mm")}
     whole = part_table(args, args.out) == args.out
 
-    def write(path, results):
-        rows = [row for _, row in results]
+    def write(path, done):
+        rows = [row for *_, (_, row) in done]
         write_csv(part_table(args, args.out / "counts.csv"), COLUMNS, rows)
-        entries = {key: Entry(row[0], row[1], args.slice_z_mm) for key, row in results}
-        centres = {key: [(row[0], args.out / f"{row[0]}_centres.csv")] for key, row in results}
+        entries, centres = {}, {}
+        for _, files, (key, row) in done:
+            entries[key] = Entry(row[0], row[1], args.slice_z_mm)
+            centres[key] = [(row[0], files["centres"])]
         for key in (masks.keys() if whole else []) - entries.keys():  # no scan, no ROI, or failed
             entries[key] = Entry(names[key], problem="not counted, see above")
         own_images = images if whole else {key: images[key] for key in entries}
-        patterns = (args.masks, masks, images), (args.images, images, masks)
-        patterns = (*patterns, (args.rois, rois, masks))
-        hints = [prefix_hint(*pattern) for pattern in patterns if pattern[0]]
+        hints = [prefix_hint(args.masks, masks, images), prefix_hint(args.images, images, masks)]
+        if args.rois:
+            hints.append(prefix_hint(args.rois, rois, masks))
         write_and_report(path, *join(own_images, entries, rois, centres), hints)
 
-    work = functools.partial(write_centres, out=args.out, **how)
-    kept = functools.partial(kept_row, out=args.out, **how)
-    run_command(args, {}, work, kept, "count", "cohort.csv", write, mixed=True)
-    if not args.scans:
+    run_command(args, {}, files_of, write_centres, how, "count", "cohort.csv", write, mixed=True)
+    if not choose_part(args, args.scans):
         write(args.out / "cohort.csv", [])
 
 

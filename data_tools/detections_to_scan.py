@@ -14,97 +14,73 @@ detection too small for the original's voxels keeps the voxel at its centre. vol
 measured, because a rigid transform changes no volume.
 """
 
-import functools
 import math
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
 import numpy as np
-from scan_tools import add_scan_arguments, scans_asked_for
+from scan_tools import add_scan_arguments, read_matrix, scans_asked_for
 
-from weakunet.data.rigid import move_points, read_matrix, resample, resample_labels
+from weakunet.data import volumes
+from weakunet.data.rigid import resample, resample_labels
 from weakunet.data.tables import parse_number, read_table
-from weakunet.data.volumes import (
-    index_to_file,
-    read_labels,
-    read_volume,
-    world_to_index,
-    write_volume,
-)
-from weakunet.detection.output_files import (
-    DETECTIONS,
-    describe_bids,
-    is_bids,
-    output_paths,
-    require_bids_names,
-    write_markups,
-)
-from weakunet.util import resume
-from weakunet.util.cli import InputError, command, new_parser, write_csv
-from weakunet.util.parts import choose_part, run_command
+from weakunet.detection import output_files
+from weakunet.util.cli import InputError, command, new_parser, path_from, write_csv
+from weakunet.util.parts import run_command
 
 
 class Job:
     """A scan with its detections and the files of its prediction."""
 
     def __init__(self, scan, rows, bids, args):
-        self.scan, self.subject, self.image = scan, scan.subject, scan.image
-        self.rows, self.out = rows, args.out
-        self.files = output_paths(args.predictions, scan.subject, bids)
-        self.matrix_path = None  # it was not registered
-        if args.transforms is not None:
-            self.matrix_path = args.transforms / f"{scan.subject}_to_template.txt"
-        self.sources = [self.files["lesions"], self.files["heatmap"], self.image, self.matrix_path]
+        self.subject, self.image, self.rows = scan.subject, scan.image, rows
+        files = output_files.output_paths(args.predictions, scan.subject, bids)
+        matrix = args.transforms and args.transforms / f"{scan.subject}_to_template.txt"
+        self.sources = files["lesions"], files["heatmap"], scan.image, matrix
 
 
 def read_detections(path):
     """Read the table of `weakunet.predict`: {subject: rows}, each row a dict of numbers."""
     by_subject = {}
-    for line, row in read_table(path, DETECTIONS):
-        row |= {name: parse_number(row[name]) for name in DETECTIONS[1:]}
-        if any(math.isnan(row[name]) for name in DETECTIONS[1:]):
+    for line, row in read_table(path, output_files.DETECTIONS):
+        row |= {name: parse_number(row[name]) for name in output_files.DETECTIONS[1:]}
+        if any(math.isnan(row[name]) for name in output_files.DETECTIONS[1:]):
             raise InputError(f"{path}: line {line}: a cell is not a number; predict again")
         row["detection"] = int(row["detection"])
         by_subject.setdefault(row["subject"], []).append(row)
     return by_subject
 
 
-def carry_scan(job, bids):
+def files_of(job, out, bids):
+    """A scan's own settings, the files that are carried, and those to write (for `parts`)."""
+    files = output_files.output_paths(out, job.subject, bids)
+    del files["overlay"]
+    return {"rows": job.rows}, job.sources, files
+
+
+def carry_scan(job, files, bids):
     """Write a scan's images and points; return its rows of detections.csv."""
-    scan = job.scan
-    made_from = resume.inputs({"rows": job.rows}, job.sources)
+    labels_path, heatmap_path, image_path, matrix_path = job.sources
     matrix = np.eye(4)  # cropped only: both are in the scan's world
-    if job.matrix_path is not None:
-        matrix = np.linalg.inv(read_matrix(job.matrix_path))  # template to scan
-    image = read_volume(scan.image, nan_ok=True)  # only its grid matters
+    if matrix_path is not None:
+        matrix = np.linalg.inv(read_matrix(matrix_path))  # template to scan
+    image = volumes.read_volume(image_path, nan_ok=True)  # only its grid matters
     centres_mm = [[row["x_mm"], row["y_mm"], row["z_mm"]] for row in job.rows]
-    centres_mm = move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
-    labels, heatmap = read_labels(job.files["lesions"]), read_volume(job.files["heatmap"])
-    paths = output_paths(job.out, scan.subject, bids)
-    write_volume(paths["lesions"], resample_labels(labels, image, matrix), image)
+    centres_mm = volumes.move_points(matrix, centres_mm).round(3) + 0.0  # + 0.0: no -0.0
+    labels, heatmap = volumes.read_labels(labels_path), volumes.read_volume(heatmap_path)
+    volumes.write_volume(files["lesions"], resample_labels(labels, image, matrix), image)
     lowest = float(heatmap.array.min())
-    write_volume(paths["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
+    volumes.write_volume(files["heatmap"], resample(heatmap, image, 1, matrix, lowest), image)
     scores = [row["score"] for row in job.rows]
-    write_markups(paths["markups"], scan.subject, centres_mm.tolist(), scores)
-    places = index_to_file(image, world_to_index(image, centres_mm)).round(3) + 0.0
-    names = ("i", "j", "k", "x_mm", "y_mm", "z_mm")
-    rows = [
-        row | dict(zip(names, place, strict=True))
-        for row, place in zip(job.rows, np.hstack([places, centres_mm]).tolist(), strict=True)
+    output_files.write_markups(files["markups"], job.subject, centres_mm.tolist(), scores)
+    places = volumes.index_to_file(image, volumes.world_to_index(image, centres_mm)).round(3) + 0.0
+    places = np.hstack([places, centres_mm]).tolist()
+    return [
+        [job.subject, row["detection"], *place, row["score"], row["volume_mm3"]]
+        for row, place in zip(job.rows, places, strict=True)
     ]
-    rows = [[row[name] for name in DETECTIONS] for row in rows]
-    resume.note(job.out, scan.subject, made_from, rows)
-    return rows
-
-
-def kept_rows(job, bids):
-    """The rows of a scan whose files are still those of its prediction, or None."""
-    results = output_paths(job.out, job.subject, bids)
-    results = [results[kind] for kind in ("lesions", "heatmap", "markups")]
-    return resume.noted(job.out, job.subject, {"rows": job.rows}, job.sources, results)
 
 
 def parse_arguments(argv):
@@ -113,8 +89,6 @@ def parse_arguments(argv):
     add_scan_arguments(parser, "original scans, as given to register_to_mni.py")
     parser.add_argument("--predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--transforms", type=Path, help="folder of registered scans' matrices")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder to write to")
-    parser.add_argument("--jobs", type=int, default=1, help="scans in memory at once")
     args = parser.parse_args(argv)
     args.scans = scans_asked_for(parser, args)
     return args
@@ -125,32 +99,31 @@ def main(argv=None):
     """Take the predictions that the arguments name back to the scans."""
     args = parse_arguments(argv)
     by_subject = read_detections(args.predictions / "detections.csv")
-    bids = is_bids(args.predictions)
+    bids = output_files.is_bids(args.predictions)
     jobs = [Job(scan, by_subject.get(scan.subject, []), bids, args) for scan in args.scans]
-    jobs = [job for job in jobs if job.files["lesions"].is_file()]
-    strangers = sorted(set(by_subject) - {job.subject for job in jobs})
-    if strangers or not jobs:
+    args.scans = [job for job in jobs if job.sources[0].is_file()]
+    strangers = sorted(set(by_subject) - {job.subject for job in args.scans})
+    if strangers or not args.scans:
         who = f"subject {strangers[0]!r} of its table" if strangers else "no scan"
         raise InputError(
             f"{args.predictions}: {who} is among the original scans with a label image here; "
             "name the originals as the registered scans were named"
         )
     if bids:
-        require_bids_names(job.subject for job in jobs)
-        describe_bids(args.out)
-    args.scans = choose_part(args, jobs)
+        output_files.require_bids_names(job.subject for job in args.scans)
+        output_files.describe_bids(args.out)
     settings = {
-        name: path and Path(os.path.relpath(path, args.out)).as_posix()
-        for name, path in (("predictions", args.predictions), ("transforms", args.transforms))
+        "predictions": path_from(args.out, args.predictions),
+        "transforms": args.transforms and path_from(args.out, args.transforms),
     }
-    work, kept = functools.partial(carry_scan, bids=bids), functools.partial(kept_rows, bids=bids)
-    run_command(args, settings, work, kept, "to scan", "detections.csv", write_table, mixed=bids)
+    what, how = ("to scan", "detections.csv"), {"bids": bids}
+    run_command(args, settings, files_of, carry_scan, how, *what, write_table, mixed=bids)
 
 
-def write_table(path, scans):
-    rows = [row for rows in scans for row in rows]
-    write_csv(path, DETECTIONS, rows)
-    print(f"{len(rows)} detections in {len(scans)} scans: {path}")
+def write_table(path, done):
+    rows = [row for *_, rows in done for row in rows]
+    write_csv(path, output_files.DETECTIONS, rows)
+    print(f"{len(rows)} detections in {len(done)} scans: {path}")
 
 
 if __name__ == "__main__":

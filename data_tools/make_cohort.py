@@ -20,14 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
-from cohort_files import (
-    find_files,
-    prefix_hint,
-    read_counts,
-    session_key,
-    subject_key,
-    without_files,
-)
+import cohort_files
 
 from weakunet.data.cohort import SPLITS, Scan, read_cohort, split_cohort, write_cohort
 from weakunet.util.cli import InputError, command, new_parser, one_line
@@ -48,7 +41,7 @@ def find_bids_scans(folder, suffix=None, session=None):
         for path in folder.glob(f"sub-*/{between}anat/sub-*{end}")
     )
     if session is not None:
-        within = f"ses-{session_key(session)}"
+        within = f"ses-{cohort_files.session_key(session)}"
         paths = [path for path in paths if path.relative_to(folder).parts[1] == within]
     suffix_of = {path: re.sub(r"\.nii(\.gz)?$", "", path.name).rpartition("_")[2] for path in paths}
     there = sorted(set(suffix_of.values()))
@@ -63,7 +56,7 @@ def find_bids_scans(folder, suffix=None, session=None):
     for path in paths:
         if suffix_of[path] == wanted[0]:
             name = path.relative_to(folder).parts[0]
-            found.setdefault(subject_key(name), []).append((name, path))
+            found.setdefault(cohort_files.subject_key(name), []).append((name, path))
     return found
 
 
@@ -153,19 +146,20 @@ def main(argv=None):
     elif args.suffix or args.session or not args.counts:
         raise InputError("--images: needs --counts and neither --suffix nor --session; see --help")
     else:
-        images, counts = find_files(args.images), args.counts
+        images, counts = cohort_files.find_files(args.images), args.counts
         subject_column = args.subject_column or "subject"
-    entries = read_counts(
+    entries = cohort_files.read_counts(
         counts, subject_column, args.count_column, args.slice_column, args.session
     )
-    rois, centres = (find_files(text) if text else None for text in (args.rois, args.centres))
-    images = without_files(images, rois, centres)
+    rois = cohort_files.find_files(args.rois) if args.rois else None
+    centres = cohort_files.find_files(args.centres) if args.centres else None
+    images = cohort_files.without_files(images, rois, centres)
     scans, left_out = join(images, entries, rois, centres)
     without = sum(scan.centres is None for scan in scans)
     if centres is not None and without:
         print(f"{without} of {len(scans)} scans have no list of centres")
     patterns = (args.images, images), (args.rois, rois), (args.centres, centres)
-    hints = [prefix_hint(text, found, entries) for text, found in patterns if text]
+    hints = [cohort_files.prefix_hint(text, found, entries) for text, found in patterns if text]
     write_and_report(args.out, scans, left_out, hints)
 
 

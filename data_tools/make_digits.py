@@ -22,12 +22,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
 import numpy as np
-from make_phantom import require_new, write_scan
+from make_phantom import add_cohort_arguments, require_new, write_scans
 
-from weakunet.data.cohort import SPLITS, LoadedScan, write_cohort
+from weakunet.data.cohort import SPLITS, LoadedScan
 from weakunet.data.phantom import scan_rng
 from weakunet.data.volumes import Volume, index_to_world
-from weakunet.util.cli import InputError, command, new_parser, progress
+from weakunet.util.cli import InputError, command, new_parser
 
 INSTALL = "python -m pip install scikit-learn"
 SPLITS_AT = (1029, 1415)  # of 1797 images: 8 writers to train on, 3 to validate, 3 to test
@@ -89,24 +89,17 @@ def make_canvas(digits, digit, seed, split, i):
 def main(argv=None):
     """Write the cohort the arguments ask for."""
     parser = new_parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--digit", type=int, choices=range(10), default=3, help="what is counted")
-    for split, number in zip(SPLITS, (800, 100, 100), strict=True):
-        about = f"number of {split} canvases"
-        parser.add_argument(f"--{split}", type=int, default=number, help=about)
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
-    arguments = parser.parse_args(argv)
+    add_cohort_arguments(parser, (800, 100, 100), "canvases")
+    args = parser.parse_args(argv)
     digits = load_digits()
-    require_new(arguments.out)
-    wanted = [(split, i) for split in SPLITS for i in range(getattr(arguments, split))]
-    table = []
-    for split, i in progress(wanted, "writing canvases"):
-        canvas = make_canvas(digits, arguments.digit, arguments.seed, split, i)
-        centres_mm = index_to_world(canvas.volume, canvas.centres_zyx)
-        scan = canvas.subject, canvas.volume, None, centres_mm, split
-        table.append(write_scan(arguments.out, *scan))
-    write_cohort(arguments.out / "cohort.csv", table)
-    print(f"wrote {len(table)} canvases: {arguments.out / 'cohort.csv'}")
+    require_new(args.out)
+
+    def make(split, i):
+        canvas = make_canvas(digits, args.digit, args.seed, split, i)
+        return canvas.volume, None, index_to_world(canvas.volume, canvas.centres_zyx)
+
+    write_scans(args, make, "writing canvases", "canvases")
 
 
 if __name__ == "__main__":

@@ -20,16 +20,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
 import numpy as np
-from make_phantom import require_new, write_scan
+from make_phantom import add_cohort_arguments, require_new, write_scans
+from scan_tools import box_grid
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from weakunet.data.cohort import SPLITS, write_cohort
+from weakunet.data import volumes
 from weakunet.data.phantom import draw_count, draw_lesions, scan_rng, smooth_noise
 from weakunet.data.prepare import DILATION_VOX, dilate_mask, invert_contrast
-from weakunet.data.rigid import box_grid, move_points, resample, resample_image
-from weakunet.data.volumes import Volume, index_to_world, read_labels, read_mask, read_volume
-from weakunet.util.cli import InputError, command, new_parser, progress
+from weakunet.data.rigid import resample, resample_image
+from weakunet.util.cli import InputError, command, new_parser
 
 MARGIN_VOX = 2  # shown around the box that preprocessing crops
 WARP_MM, WARP_SMOOTH_MM = 0.7, 12.0  # sd of the displacement and how smooth it is
@@ -43,10 +43,10 @@ TURN_DEG, SHIFT_MM = 12.0, 20.0  # --moved: at most, about and along each axis
 def read_region(path, labels):
     """Read the region of interest as a Volume of bool: a mask, or the voxels of `labels`."""
     if labels:
-        image = read_labels(path)
-        region = Volume(np.isin(image.array, labels), image.affine)
+        image = volumes.read_labels(path)
+        region = volumes.Volume(np.isin(image.array, labels), image.affine)
     else:
-        region = read_mask(path)
+        region = volumes.read_mask(path)
     if not region.array.any():
         raise InputError(f"{path}: no voxel of the region; check the mask or --labels")
     return region
@@ -54,20 +54,14 @@ def read_region(path, labels):
 
 def grid_around(region, spacing_mm):
     """An empty grid around what preprocessing crops to, with `spacing_mm` (z, y, x)."""
-    inside_mm = index_to_world(region, np.argwhere(region.array))
+    inside_mm = volumes.index_to_world(region, np.argwhere(region.array))
     step_mm = np.array(spacing_mm)[::-1]
     low_mm = inside_mm.min(axis=0) - (DILATION_VOX + MARGIN_VOX) * step_mm
     high_mm = inside_mm.max(axis=0) + (DILATION_VOX + MARGIN_VOX) * step_mm
     shape = np.ceil((high_mm - low_mm) / step_mm).astype(int)[::-1] + 1
     affine = np.diag([*step_mm, 1.0])
     affine[:3, 3] = low_mm
-    return Volume(np.zeros(shape, np.float32), affine)
-
-
-def cut_out(scan, region, grid):
-    """Resample scan and region to the grid."""
-    image = Volume(resample_image(scan, grid, order=1), grid.affine)
-    return image, Volume(resample(region, grid, order=0), grid.affine)
+    return volumes.Volume(np.zeros(shape, np.float32), affine)
 
 
 def full_scale(image, inside, invert, path):
@@ -122,44 +116,40 @@ def parse_arguments(argv):
     parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
     parser.add_argument("--spacing-mm", type=float, help="voxel size (default: the scan's own)")
     parser.add_argument("--moved", action="store_true", help="whole heads, to be registered")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    for split, number in zip(SPLITS, (120, 30, 30), strict=True):
-        parser.add_argument(f"--{split}", type=int, default=number, help=f"number of {split} scans")
+    add_cohort_arguments(parser, (120, 30, 30))
     about = "mean number of lesions per scan"
     parser.add_argument("--mean-count", type=float, default=5.0, help=about)
     about = "maximum number of lesions per scan"
     parser.add_argument("--max-count", type=int, default=20, help=about)
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
     return parser.parse_args(argv)
 
 
 @command
 def main(argv=None):
     """Write the planted cohort the arguments ask for."""
-    arguments = parse_arguments(argv)
-    require_new(arguments.out)
-    scan = read_volume(arguments.scan)
-    region = read_region(arguments.roi, arguments.labels)
-    spacing_mm = (arguments.spacing_mm,) * 3 if arguments.spacing_mm else scan.spacing_mm
-    grid = box_grid(scan, spacing_mm[::-1]) if arguments.moved else grid_around(region, spacing_mm)
-    image, roi = cut_out(scan, region, grid)
+    args = parse_arguments(argv)
+    require_new(args.out)
+    scan = volumes.read_volume(args.scan)
+    region = read_region(args.roi, args.labels)
+    spacing_mm = (args.spacing_mm,) * 3 if args.spacing_mm else scan.spacing_mm
+    grid = box_grid(scan, spacing_mm[::-1]) if args.moved else grid_around(region, spacing_mm)
+    image = volumes.Volume(resample_image(scan, grid, order=1), grid.affine)
+    roi = volumes.Volume(resample(region, grid, order=0), grid.affine)
     if not roi.array.any() or not image.array.any():
-        raise InputError(f"{arguments.roi}: does not lie in {arguments.scan}; check their affines")
+        raise InputError(f"{args.roi}: does not lie in {args.scan}; check their affines")
     around = dilate_mask(roi.array)
-    whole = full_scale(image.array, around, arguments.invert, arguments.scan)
-    wanted = [(split, i) for split in SPLITS for i in range(getattr(arguments, split))]
-    settings = arguments.mean_count, arguments.max_count, arguments.moved and arguments.invert
-    table = []
-    for split, i in progress(wanted, "planting"):
-        rng = scan_rng(arguments.seed, split, i)
+    whole = full_scale(image.array, around, args.invert, args.scan)
+    settings = args.mean_count, args.max_count, args.moved and args.invert
+
+    def make(split, i):
+        rng = scan_rng(args.seed, split, i)
         raw, mask, centres_zyx = plant(rng, whole, roi.array, spacing_mm, *settings)
-        motion = draw_motion(rng) if arguments.moved else np.eye(4)
+        motion = draw_motion(rng) if args.moved else np.eye(4)
         affine = motion @ image.affine  # the voxels stay, the axes turn with the head
-        centres_mm = move_points(motion, index_to_world(image, centres_zyx))
-        volumes = Volume(raw, affine), Volume(mask, affine)
-        table.append(write_scan(arguments.out, f"{split}{i:04d}", *volumes, centres_mm, split))
-    write_cohort(arguments.out / "cohort.csv", table)
-    print(f"wrote {len(table)} scans: {arguments.out / 'cohort.csv'}")
+        centres_mm = volumes.move_points(motion, volumes.index_to_world(image, centres_zyx))
+        return volumes.Volume(raw, affine), volumes.Volume(mask, affine), centres_mm
+
+    write_scans(args, make, "planting")
 
 
 if __name__ == "__main__":

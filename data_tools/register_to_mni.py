@@ -16,27 +16,23 @@ head is not a slice of the template. DIR/cohort.csv names all of it. Run again, 
 done.
 """
 
-import dataclasses
-import functools
 import importlib.metadata
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, uninstalled
 
 import numpy as np
+import scan_tools
 from rigid_elastix import register
-from scan_tools import add_scan_arguments, check_picture, scans_asked_for
 from scipy.spatial.transform import Rotation
 
-from weakunet.data.cohort import read_centres, write_cohort
+from weakunet.data import volumes
+from weakunet.data.cohort import made_scan, read_centres, write_cohort
 from weakunet.data.load import read_raw
-from weakunet.data.rigid import box_grid, move_points, resample, write_matrix
-from weakunet.data.volumes import Volume, index_to_world, read_volume, write_volume
-from weakunet.util import resume
-from weakunet.util.cli import InputError, command, new_parser, write_csv
-from weakunet.util.parts import choose_part, run_command
+from weakunet.data.rigid import resample
+from weakunet.util.cli import InputError, command, new_parser, path_from, write_csv
+from weakunet.util.parts import run_command
 from weakunet.util.threads import cores
 
 PAPER_SPACING_MM = (0.49, 0.49, 0.8)  # x, y, z
@@ -52,78 +48,63 @@ def _header(path, template_path, matrix, information):
     )
 
 
-def registered_files(scan, out):
-    """The row of a registered scan, its matrix and picture, and all files to write for it."""
-    image, check, text = (
-        out / f"{scan.subject}{end}" for end in (".nii.gz", "_check.png", "_to_template.txt")
-    )
-    roi = scan.roi and out / f"{scan.subject}_roi.nii.gz"
-    centres = scan.centres and out / f"{scan.subject}_centres.csv"
-    row = dataclasses.replace(scan, image=image, roi=roi, centres=centres)
-    return row, (text, check), [path for path in (text, check, roi, centres, image) if path]
+def files_of(scan, out, template_path, **_):
+    """A scan's own settings, the files it is registered from, and those to write (for `parts`)."""
+    endings = {"matrix": "_to_template.txt", "check": "_check.png", "image": ".nii.gz"}
+    if scan.roi:
+        endings["roi"] = "_roi.nii.gz"
+    if scan.centres:
+        endings["centres"] = "_centres.csv"
+    files = {kind: out / f"{scan.subject}{ending}" for kind, ending in endings.items()}
+    sources = scan.image, template_path, scan.roi, scan.centres
+    return {"slice_z_mm": scan.slice_z_mm}, sources, files
 
 
-def kept_scan(scan, template_path, out):
-    """The row of a scan whose registration is still valid, or None."""
-    row, _, results = registered_files(scan, out)
-    z_mm = resume.noted(out, scan.subject, *_made_from(scan, template_path), results)
-    return z_mm and dataclasses.replace(row, **z_mm)
-
-
-def _made_from(scan, template_path):
-    own = {"slice_z_mm": scan.slice_z_mm}
-    return own, (scan.image, template_path, scan.roi, scan.centres)
-
-
-def write_registered(scan, template_path, spacing_mm, out):
-    """Register one scan into the folder `out`; return its row of `out`'s table."""
-    row, (text, check), _ = registered_files(scan, out)
-    made_from = resume.inputs(*_made_from(scan, template_path))
+def write_registered(scan, files, template_path, spacing_mm):
+    """Register one scan; return the height of its slice, {"slice_z_mm": mm or None}."""
     if scan.roi:
         volume, region = read_raw(scan)
     else:
-        volume = read_volume(scan.image)
-    template = read_volume(template_path)
-    grid = box_grid(template, spacing_mm)
+        volume = volumes.read_volume(scan.image)
+    template = volumes.read_volume(template_path)
+    grid = scan_tools.box_grid(template, spacing_mm)
     matrix, information = register(template, volume, scan.image)
-    write_matrix(text, matrix, _header(scan.image, template_path, matrix, information))
+    header = _header(scan.image, template_path, matrix, information)
+    scan_tools.write_matrix(files["matrix"], matrix, header)
     if scan.roi:
         moved = resample(region, grid, 0, matrix)
         if not moved.any():
-            raise InputError(f"{scan.roi}: empty in the template's box; check {check}")
-        write_volume(row.roi, moved, grid)
+            raise InputError(f"{scan.roi}: empty in the template's box; check {files['check']}")
+        volumes.write_volume(files["roi"], moved, grid)
     if scan.centres:
-        points = move_points(matrix, read_centres(scan.centres)).round(3) + 0.0
-        write_csv(row.centres, ("x_mm", "y_mm", "z_mm"), points.tolist())
+        points = volumes.move_points(matrix, read_centres(scan.centres)).round(3) + 0.0
+        write_csv(files["centres"], ("x_mm", "y_mm", "z_mm"), points.tolist())
     low, high = volume.array.min(), volume.array.max()
     moved = resample(volume, grid, 3, matrix, low).clip(low, high)  # splines overshoot
-    moved = Volume(moved, grid.affine)
+    moved = volumes.Volume(moved, grid.affine)
     over = f"edges of {template_path.name} over the scan"
     under = f"edges of the scan over {template_path.name}"
     rows = (over, moved, template), (under, template, moved)
-    check_picture(check, grid, np.array(grid.array.shape) // 2, rows)
+    scan_tools.check_picture(files["check"], grid, np.array(grid.array.shape) // 2, rows)
     z_mm = {"slice_z_mm": None}
     if scan.slice_z_mm is not None:
-        middle_mm = index_to_world(volume, (np.array(volume.array.shape) - 1) / 2)
+        middle_mm = volumes.index_to_world(volume, (np.array(volume.array.shape) - 1) / 2)
         middle_mm[0, 2] = scan.slice_z_mm
-        z_mm = {"slice_z_mm": float(move_points(matrix, middle_mm)[0, 2].round(3))}
-    write_volume(row.image, moved.array, moved)
-    resume.note(out, scan.subject, made_from, z_mm)
-    return dataclasses.replace(row, **z_mm)
+        z_mm = {"slice_z_mm": float(volumes.move_points(matrix, middle_mm)[0, 2].round(3))}
+    volumes.write_volume(files["image"], moved.array, moved)
+    return z_mm
 
 
 def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
     parser = new_parser(__doc__)
-    add_scan_arguments(parser, "scans to register")
+    scan_tools.add_scan_arguments(parser, "scans to register", jobs=cores())
     parser.add_argument("--template", type=Path, required=True, help="the template's image")
     about = "size of the registered scans' voxels in mm"
     spacing = {"type": float, "nargs": 3, "metavar": tuple("XYZ"), "default": PAPER_SPACING_MM}
     parser.add_argument("--spacing-mm", **spacing, help=about)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
     args = parser.parse_args(argv)
-    args.scans = choose_part(args, scans_asked_for(parser, args))
+    args.scans = scan_tools.scans_asked_for(parser, args)
     return args
 
 
@@ -137,21 +118,22 @@ def main(argv=None):
         raise InputError(
             f"Elastix is not installed (Python package itk-elastix); {INSTALL}"
         ) from None
-    box_grid(read_volume(args.template), args.spacing_mm)  # a mistake here concerns all scans
+    template = volumes.read_volume(args.template)
+    scan_tools.box_grid(template, args.spacing_mm)  # a mistake here concerns all scans
     settings = {
-        "data": args.data and Path(os.path.relpath(args.data, args.out)).as_posix(),
-        "template": Path(os.path.relpath(args.template, args.out)).as_posix(),
+        "data": args.data and path_from(args.out, args.data),
+        "template": path_from(args.out, args.template),
         "spacing_mm": list(args.spacing_mm),
     }
-    how = {"template_path": args.template, "out": args.out}
-    work = functools.partial(write_registered, spacing_mm=args.spacing_mm, **how)
-    kept = functools.partial(kept_scan, **how)
-    run_command(args, settings, work, kept, "register", "cohort.csv", write_table)
+    how = {"template_path": args.template, "spacing_mm": args.spacing_mm}
+    run_command(
+        args, settings, files_of, write_registered, how, "register", "cohort.csv", write_table
+    )
 
 
-def write_table(path, scans):
-    write_cohort(path, scans)
-    print(f"{len(scans)} scans registered: {path}; look at the *_check.png")
+def write_table(path, done):
+    write_cohort(path, [made_scan(scan, files, **z_mm) for scan, files, z_mm in done])
+    print(f"{len(done)} scans registered: {path}; look at the *_check.png")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ filled. Structures are names (a name without its side means both sides), numbers
 
     basal-ganglia      caudate, putamen, pallidum and accumbens (the paper's region; the default)
     hippocampus        the hippocampi
-    midbrain           173 of brainstemSsLabels.mgz; aseg.mgz has the whole brain stem only (16),
-                       and its VentralDC is more than the midbrain and less
+    midbrain           173 of brainstemSsLabels.mgz; in aseg.mgz it is part of the brain stem (16)
+                       and of VentralDC
     centrum-semiovale  white matter above the highest voxel of the lateral ventricles, a common
-                       approximation: all of it from aseg.mgz; from wmparc.mgz that which belongs to
-                       no gyrus (5001, 5002). "Above" is along z of the scan's world: in a scan
-                       registered to MNI the same for all heads
+                       approximation: all of it in aseg.mgz, in wmparc.mgz what belongs to no gyrus
+                       (5001, 5002). "Above" is along z of the scan's world, which is the same for
+                       all heads once they are registered to MNI
 
 Registered scans lie in the template's world, FreeSurfer's labels in the scanner's: give
 `--transform 'registered/{subject}_to_template.txt'`, and the registered cohort.csv as --data. An
@@ -24,7 +24,6 @@ atlas, one label image for all, lies in the template's world, too, and needs no 
 
 import argparse
 import dataclasses
-import functools
 import sys
 from pathlib import Path
 
@@ -32,21 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a clone, un
 
 import numpy as np
 from freesurfer_labels import GROUPS, NAMES, NUMBERS, PAIRS, describe
-from scan_tools import add_scan_arguments, check_picture, scans_asked_for
+from scan_tools import add_scan_arguments, check_picture, read_matrix, scans_asked_for
 
+from weakunet.data import volumes
 from weakunet.data.cohort import write_cohort
-from weakunet.data.rigid import move_points, read_matrix, resample
-from weakunet.data.volumes import (
-    Volume,
-    index_to_world,
-    read_labels,
-    read_volume,
-    require_same_grid,
-    write_volume,
-)
-from weakunet.util import resume
-from weakunet.util.cli import InputError, command, new_parser, one_line
-from weakunet.util.parts import choose_part, run_command
+from weakunet.data.rigid import resample
+from weakunet.util.cli import InputError, command, new_parser, note, one_line
+from weakunet.util.parts import run_command
 
 
 def label_numbers(structure):
@@ -60,7 +51,7 @@ def label_numbers(structure):
 
 
 def select_structures(labels, structures, matrix, path):
-    """The union of the structures as a bool array (D, H, W); absent ones are named on stderr.
+    """The union of the structures as a Volume of bool; absent ones are named on stderr.
 
     Parameters: labels, a Volume of whole numbers; matrix (4, 4) from its world to the scan's, which
     says what is above the ventricles; path, for the InputError when a structure is missing.
@@ -78,12 +69,12 @@ def select_structures(labels, structures, matrix, path):
             )
         part = np.isin(numbers, asked)
         if structure.lower() == "centrum-semiovale":
-            part &= above_ventricles(Volume(numbers, labels.affine), matrix, path)
+            part &= above_ventricles(labels, matrix, path)
         else:
             for number in sorted(set(asked) - set(present)):
-                print(f"note: {path}: no voxel is {describe(number)}", file=sys.stderr)
+                note(f"{path}: no voxel is {describe(number)}")
         mask |= part
-    return mask
+    return volumes.Volume(mask, labels.affine)
 
 
 def above_ventricles(labels, matrix, path):
@@ -100,54 +91,41 @@ def above_ventricles(labels, matrix, path):
     return height > height[ventricles].max()
 
 
-def files_for(scan, labels, transform):
+def labels_of(scan, labels, transform):
     """The label image and the matrix (or None) that belong to a scan."""
-    named = (text and Path(text.replace("{subject}", scan.subject)) for text in (labels, transform))
-    return tuple(named)
+    return [text and Path(text.replace("{subject}", scan.subject)) for text in (labels, transform)]
 
 
-def write_roi(scan, labels, transform, structures, out):
-    """Write one scan's mask and its picture; return the Scan with its roi."""
-    labels_path, matrix_path = files_for(scan, labels, transform)
-    made_from = resume.inputs({"structures": structures}, (labels_path, matrix_path, scan.image))
+def files_of(scan, out, labels, transform, structures):
+    """A scan's own settings, the files its ROI is made from, and those to write (for `parts`)."""
+    sources = *labels_of(scan, labels, transform), scan.image
+    files = {"mask": out / f"{scan.subject}_roi.nii.gz", "picture": out / f"{scan.subject}_roi.png"}
+    return {"structures": structures}, sources, files
+
+
+def write_roi(scan, files, labels, transform, structures):
+    """Write one scan's mask and its picture."""
+    labels_path, matrix_path = labels_of(scan, labels, transform)
     matrix = np.eye(4) if matrix_path is None else read_matrix(matrix_path)
-    labels, image = read_labels(labels_path), read_volume(scan.image, nan_ok=True)
+    labels, image = volumes.read_labels(labels_path), volumes.read_volume(scan.image, nan_ok=True)
     np.nan_to_num(image.array, copy=False, posinf=0, neginf=0)  # only the picture shows it
-    region = Volume(select_structures(labels, structures, matrix, labels_path), labels.affine)
+    region = select_structures(labels, structures, matrix, labels_path)
     mask = resample(region, image, 0, matrix)
     if not mask.any():
-        middle_mm = index_to_world(region, np.argwhere(region.array).mean(axis=0))
-        at = move_points(matrix, middle_mm)[0].round(1).tolist()
+        middle_mm = volumes.index_to_world(region, np.argwhere(region.array).mean(axis=0))
+        at = volumes.move_points(matrix, middle_mm)[0].round(1).tolist()
         raise InputError(
             f"{labels_path}: the region, around {at} mm, is not in {scan.image}; "
             "check both images' affines, and --transform where the scan was registered"
         )
     expected_vox = region.array.sum() * region.voxel_mm3 / image.voxel_mm3
     if mask.sum() < 0.95 * expected_vox:
-        lost = 1 - mask.sum() / expected_vox
-        print(f"note: {scan.image}: {lost:.0%} of the region lies outside", file=sys.stderr)
+        note(f"{scan.image}: {1 - mask.sum() / expected_vox:.0%} of the region lies outside")
     sizes = (mask.sum(axis=other) for other in ((1, 2), (0, 2), (0, 1)))
     busiest = [int(size.argmax()) for size in sizes]
-    title = f"{', '.join(structures)}, outlined"
-    path, picture = roi_files(scan, out)
-    check_picture(picture, image, busiest, [(title, image, Volume(mask, image.affine))])
-    write_volume(path, mask, image)
-    resume.note(out, scan.subject, made_from)
-    return dataclasses.replace(scan, roi=path)
-
-
-def roi_files(scan, out):
-    """The mask and the picture to write for a scan."""
-    return out / f"{scan.subject}_roi.nii.gz", out / f"{scan.subject}_roi.png"
-
-
-def kept_scan(scan, labels, transform, structures, out):
-    """The row of a scan whose mask is still that of its labels, or None."""
-    sources = (*files_for(scan, labels, transform), scan.image)
-    own = {"structures": structures}
-    if resume.noted(out, scan.subject, own, sources, roi_files(scan, out)):
-        return dataclasses.replace(scan, roi=roi_files(scan, out)[0])
-    return None
+    outlined = f"{', '.join(structures)}, outlined", image, volumes.Volume(mask, image.affine)
+    check_picture(files["picture"], image, busiest, [outlined])
+    volumes.write_volume(files["mask"], mask, image)
 
 
 def require_atlas(labels, transform, scans):
@@ -156,9 +134,10 @@ def require_atlas(labels, transform, scans):
     try:
         if others and transform:
             raise InputError("they were registered with a transform each")
-        grid = read_volume(first.image) if others else None
+        grid = volumes.read_volume(first.image) if others else None
         for scan in others:
-            require_same_grid(grid, first.image, read_volume(scan.image), scan.image)
+            own = volumes.read_volume(scan.image)
+            volumes.require_same_grid(grid, first.image, own, scan.image)
     except InputError as error:
         raise InputError(
             f"{labels}: one file for several scans; put {{subject}} in its name, or give "
@@ -182,8 +161,6 @@ def parse_arguments(argv):
     names = {"nargs": "+", "metavar": "NAME", "default": ["basal-ganglia"]}
     parser.add_argument("--structures", **names, help=about)
     parser.add_argument("--transform", help="SUBJECT_to_template.txt, with {subject} for the name")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--jobs", type=int, default=1, help="scans in memory at once")
     parser.add_argument("--list", action=_ListNames, nargs=0, help="print names and numbers")
     args = parser.parse_args(argv)
     args.scans = scans_asked_for(parser, args)
@@ -202,15 +179,13 @@ def main(argv=None):
         require_atlas(args.labels, args.transform, args.scans)
     if args.data and (args.out / "cohort.csv").resolve() == args.data.resolve():
         raise InputError(f"{args.data}: would be overwritten; choose another --out")
-    how = {name: getattr(args, name) for name in ("labels", "transform", "structures", "out")}
-    work, kept = functools.partial(write_roi, **how), functools.partial(kept_scan, **how)
-    args.scans = choose_part(args, args.scans)
-    run_command(args, {}, work, kept, "roi", "cohort.csv", write_table, mixed=True)
+    how = {name: getattr(args, name) for name in ("labels", "transform", "structures")}
+    run_command(args, {}, files_of, write_roi, how, "roi", "cohort.csv", write_table, mixed=True)
 
 
-def write_table(path, scans):
-    write_cohort(path, scans)
-    print(f"{len(scans)} ROI masks: {path}")
+def write_table(path, done):
+    write_cohort(path, [dataclasses.replace(scan, roi=files["mask"]) for scan, files, _ in done])
+    print(f"{len(done)} ROI masks: {path}")
 
 
 if __name__ == "__main__":

@@ -1,30 +1,35 @@
-"""Shared by the tools that resample scans: which scans to work on, and pictures to check.
+"""Shared by the tools that resample scans: which scans, the files of transforms, grids, pictures.
 
-Used by register_to_mni.py, detections_to_scan.py and roi_from_freesurfer.py.
+A rigid transform, a 4x4 matrix from world to world, is stored as four lines of four numbers,
+`np.loadtxt(path)`.
 """
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 from skimage.feature import canny
 
 from weakunet.data.cohort import read_cohort
+from weakunet.data.headers import MAX_VOXELS
 from weakunet.data.load import scans_from_files
-from weakunet.data.rigid import plane, resample
-from weakunet.data.volumes import index_to_world
+from weakunet.data.rigid import resample
+from weakunet.data.volumes import Volume, index_to_world
 from weakunet.figures.drawing import new_figure, save_figure
-from weakunet.util.parts import add_part_arguments
+from weakunet.util.cli import InputError, one_line, write_text
+from weakunet.util.parts import add_arguments
 
 ORANGE = "#FF8C00"  # visible on black, grey and white, and to the colour-blind
 RIGHT, FRONT, UP = "x, towards the patient's right", "y, towards the front", "z, upwards"
 PLANES = ((2, "sagittal", FRONT, UP), (1, "coronal", RIGHT, UP), (0, "axial", RIGHT, FRONT))
 
 
-def add_scan_arguments(parser, what):
-    """Let a command take scans by name or from a cohort table; `what` describes them."""
+def add_scan_arguments(parser, what, jobs=1):
+    """Let a command go over scans, named or from a cohort table; `what` describes them."""
     parser.add_argument("--scan", type=Path, nargs="+", help=f"{what}, named after their files")
     parser.add_argument("--data", type=Path, help=f"or a cohort table of {what}")
-    add_part_arguments(parser)
+    add_arguments(parser, jobs)
 
 
 def scans_asked_for(parser, args):
@@ -34,6 +39,63 @@ def scans_asked_for(parser, args):
     if args.data:
         return read_cohort(args.data)
     return scans_from_files(args.scan, roi=None, slice_z_mm=None)
+
+
+def write_matrix(path, matrix, header):
+    """Write a matrix (4, 4) as text with all its digits, below the comment `header`."""
+    text = io.StringIO()
+    np.savetxt(text, matrix, fmt="%24.17g", header=header)
+    write_text(path, text.getvalue())
+
+
+def read_matrix(path):
+    """Read a matrix (4, 4) from text; InputError unless it is one that can be inverted."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an empty file, which is refused below
+            matrix = np.loadtxt(path, ndmin=2)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not readable as a matrix ({one_line(error)})") from None
+    usable = matrix.shape == (4, 4) and np.isfinite(matrix).all()
+    if not usable or tuple(matrix[3]) != (0, 0, 0, 1) or abs(np.linalg.det(matrix)) < 1e-3:
+        raise InputError(
+            f"{path}: not a 4x4 matrix from world to world (last row 0 0 0 1); "
+            "give the file that register_to_mni.py wrote"
+        )
+    return matrix
+
+
+def box_grid(volume, spacing_mm):
+    """An empty grid along the world's axes that fills the box of `volume` from edge to edge.
+
+    `spacing_mm` is (x, y, z). The last voxels may reach half a voxel beyond the box. The array is a
+    constant that takes no memory. Raises InputError when a spacing does not fit.
+    """
+    spacing_mm = np.asarray(spacing_mm, np.float64)
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * np.array(volume.array.shape) - 0.5
+    corners_mm = index_to_world(volume, corners)
+    low_mm, size_mm = corners_mm.min(axis=0), np.ptp(corners_mm, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shape = np.round(size_mm / spacing_mm)
+    if not ((spacing_mm > 0).all() and (shape >= 1).all() and shape.prod() <= MAX_VOXELS):
+        raise InputError(
+            f"a spacing of {spacing_mm.tolist()} mm does not suit a box of "
+            f"{size_mm.round(1).tolist()} mm; give three sizes of a voxel in mm"
+        )
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, 3] = low_mm + spacing_mm / 2
+    return Volume(np.broadcast_to(np.float32(0), shape.astype(int)[::-1]), affine)
+
+
+def plane(volume, axis, index):
+    """An empty grid, one voxel thick: slice `index` along `axis` (0, 1, 2 for z, y, x)."""
+    shape = list(volume.array.shape)
+    shape[axis] = 1
+    affine = volume.affine.copy()
+    affine[:3, 3] += index * affine[:3, 2 - axis]
+    return Volume(np.broadcast_to(np.float32(0), shape), affine)
 
 
 def check_picture(path, grid, middle_zyx, rows):

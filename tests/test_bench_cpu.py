@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from weakunet.bench import __main__ as bench
-from weakunet.bench import convolution, counts, runs, timing
+from weakunet.bench import convolution, counts, runs
 from weakunet.model import WeakUNet
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -40,7 +40,7 @@ def test_step_and_prediction_are_timed_and_the_step_is_weighed(monkeypatch, caps
 
 def test_ratio_is_the_median_over_rounds_against_the_faster_way():
     times = {"ours fp32": [1.0, 2.0, 9.0], "torch fp32 default": [9.0, 9.0, 9.0]}
-    row = timing.compared(times | {"torch fp32 channels_last": [2.0, 1.0, 3.0]})
+    row = runs.compared(times | {"torch fp32 channels_last": [2.0, 1.0, 3.0]})
     assert row["torch_s"] == 2.0 and row["torch_by"] == "torch fp32 channels_last"
     assert row["ratio"] == 2.0  # of 1/2, 2/1 and 9/3
     assert row["ratio_tf32"] is None and row["ours_bf16_s"] is None
@@ -49,7 +49,7 @@ def test_ratio_is_the_median_over_rounds_against_the_faster_way():
 def test_sides_run_in_turn_and_the_first_rounds_are_not_counted():
     said = []
     sides = {"a": lambda: said.append("a"), "b": lambda: said.append("b")}
-    times = timing.in_turn(sides, 2, lambda run: run() or len(said), warm_up=1)
+    times = runs.in_turn(sides, 2, lambda run: run() or len(said), warm_up=1)
     assert "".join(said) == "ababab" and times == {"a": [3, 5], "b": [4, 6]}
 
 
@@ -58,7 +58,9 @@ def test_a_wrong_convolution_is_refused_before_it_is_timed(wrong, monkeypatch):
     forward = convolution.cpu.forward
     monkeypatch.setattr(convolution.cpu, "forward", lambda *a: forward(*a) * wrong)
     with pytest.raises(AssertionError, match="conv3d 1->8 forward, ours fp32: off by"):
-        runs.runs(counts.Layer("conv3d", 1, 8, (1, 2, 3, 4)), "forward", "cpu", ("fp32",), "cpu")
+        runs.sides_of(
+            counts.Layer("conv3d", 1, 8, (1, 2, 3, 4)), "forward", "cpu", ("fp32",), "cpu"
+        )
 
 
 @pytest.mark.parametrize("name", ["encoder0.conv0.w", "decoder0.conv0.b", "linear.w"])
@@ -71,4 +73,4 @@ def test_a_step_with_a_wrong_gradient_is_refused(name, monkeypatch):
 
     monkeypatch.setattr(WeakUNet, "backward", wrong)
     with pytest.raises(AssertionError, match="step:default, ours fp32: off by"):
-        runs.runs(step, "step", "cpu", ("fp32",), "cpu")
+        runs.sides_of(step, "step", "cpu", ("fp32",), "cpu")

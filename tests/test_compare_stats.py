@@ -5,8 +5,8 @@ import pytest
 
 from weakunet.compare import statistics as compare_stats
 from weakunet.compare.methods import SeedResult
+from weakunet.evaluation.evaluator import Score
 from weakunet.evaluation.metrics import interval
-from weakunet.evaluation.score_scan import Score
 
 
 def mean_rates(hits, draws=None):

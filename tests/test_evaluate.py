@@ -14,11 +14,10 @@ from helpers import contents, refusal, rows
 from weakunet import evaluate as command
 from weakunet.data.cohort import LoadedScan, Scan, write_cohort
 from weakunet.data.volumes import Volume, index_to_world, write_volume
-from weakunet.evaluation.evaluator import Evaluation, evaluate_counts, evaluate_maps
+from weakunet.evaluation.evaluator import Evaluation, Score, evaluate_counts, evaluate_maps
 from weakunet.evaluation.froc import froc_by_threshold
 from weakunet.evaluation.metrics import Tolerance
 from weakunet.evaluation.predictions import read_predictions
-from weakunet.evaluation.score_scan import Score
 from weakunet.evaluation.tables import per_scan_rows, text_table, write_tables
 from weakunet.figures.evaluation import draw_evaluation
 from weakunet.util.cli import InputError, write_csv
@@ -74,11 +73,11 @@ def test_evaluation_of_two_scans_by_hand(two):
 def test_radius_in_millimetres_uses_the_scans_spacing(two):
     scans, counts, maps = two  # the hit is one voxel of 0.5 mm away
     for radius_mm, tpr in ((0.4, 0), (0.5, 0.5)):
-        result = evaluate_maps(scans, counts, maps, Tolerance(radius_mm=radius_mm))
+        result = evaluate_maps(scans, counts, maps, tolerance=Tolerance(radius_mm=radius_mm))
         assert result.metrics["regression_fcn"]["tpr"] == tpr
         at_count = next(p for p in result.curves["regression_fcn"] if p["scale"] == 1)
         assert at_count["tpr"] == result.by_threshold["regression_fcn"][0]["tpr"] == tpr
-    result = evaluate_maps(scans, counts, maps, Tolerance(0.9))
+    result = evaluate_maps(scans, counts, maps, tolerance=Tolerance(0.9))
     assert result.metrics["regression_fcn"]["tpr"] == 0
 
 
@@ -220,7 +219,15 @@ def evaluate(folder, *options):
     """Run the command, into a new folder; its metrics."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     command.main([*arguments(folder), *options])
+    return metrics(folder)
+
+
+def metrics(folder):
     return json.loads((folder / "out" / "metrics.json").read_text())
+
+
+def per_scan(folder):
+    return rows(folder / "out" / "per_scan.csv")
 
 
 def arguments(folder):
@@ -248,10 +255,6 @@ def test_command_gives_the_figures_of_the_arrays(two, folders):
     found = [(row["subject"], row["tp"], row["fp"], row["fn"]) for row in per_scan(folders)]
     assert found[2:] == [("a", "1", "1", "1"), ("b", "0", "1", "0")]
     assert {row["sweep"] for row in rows(folders / "out" / "froc.csv")} == {"count", "threshold"}
-
-
-def per_scan(folder):
-    return rows(folder / "out" / "per_scan.csv")
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -283,10 +286,11 @@ def test_command_evaluates_the_test_split_only_unless_told(folders, capsys):
 def test_command_names_and_counts_scans_without_a_prediction(folders, capsys):
     table = (folders / "predicted" / "predictions.csv").read_text().splitlines()
     (folders / "predicted" / "predictions.csv").write_text("\n".join(table[:2]) + "\n")
-    assert "--allow-missing" in (line := refusal(capsys, command.main, *arguments(folders)))
-    assert "(b)" in line
-    written = evaluate(folders, "--allow-missing")["regression_fcn"]
+    line = refusal(capsys, command.main, *arguments(folders))
+    assert "--allow-missing" in line and "(b)" in line
+    written = metrics(folders)["regression_fcn"]
     assert (written["scans"], written["lesions"], written["missing"]) == (1, 2, 1)
+    evaluate(folders, "--allow-missing")
     said = capsys.readouterr().out
     assert "evaluating 1 of the 2 scans of split test" in said
     assert "no prediction for 1 of them: b" in said

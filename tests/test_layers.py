@@ -94,7 +94,7 @@ def test_backward_agrees_with_numerical_gradient_when_dy_is_random(name, rng):
 
 class MissingFactor(GlobalPool3D):
     def backward(self, dy):
-        return super().backward(dy) * self.argmax_count
+        return super().backward(dy) * 8
 
 
 class LastTie(MaxPool3D):
@@ -122,26 +122,16 @@ class DroppedTerm(Linear):
         return dx
 
 
-def _with_factor():
-    layer = MissingFactor("lmax", 2)
-    layer.argmax_count = 8
-    return layer
+def convolution(kind):
+    return lambda rng: kind(2, 2, rng=rng, dtype=np.float64)
 
 
 WRONG = {
     "swapped axes": (lambda rng: upsample(lambda dx: dx.swapaxes(3, 4)), (1, 2, 2, 3, 3), "x0"),
-    "missing factor": (lambda rng: _with_factor(), (1, 2, 4, 4, 4), "x0"),
+    "missing factor": (lambda rng: MissingFactor("lmax", 2), (1, 2, 4, 4, 4), "x0"),
     "wrong tie": (lambda rng: LastTie(), (1, 2, 4, 2, 2), "x0"),
-    "off-by-one pad": (
-        lambda rng: OffByOnePad(2, 2, rng=rng, dtype=np.float64),
-        (1, 2, 3, 4, 5),
-        "x0",
-    ),
-    "transposed weights": (
-        lambda rng: TransposedWeights(2, 2, rng=rng, dtype=np.float64),
-        (1, 2, 3, 4, 5),
-        "w",
-    ),
+    "off-by-one pad": (convolution(OffByOnePad), (1, 2, 3, 4, 5), "x0"),
+    "transposed weights": (convolution(TransposedWeights), (1, 2, 3, 4, 5), "w"),
     "dropped term": (lambda rng: DroppedTerm(3, rng=rng, dtype=np.float64), (2, 3), "b"),
 }
 

@@ -26,7 +26,7 @@ class Stub:
 
     multiple, shape, flips, device = 8, (1, 1, 1), "x", "cpu"
     settings = {"region": False, "pooling": "max"}
-    count = 3.2
+    count, spacing_mm = 3.2, None
 
     def to(self, device, precision):
         return self

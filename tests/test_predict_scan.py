@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from weakunet import predict
 from weakunet.data.slices import front_padding
 from weakunet.data.volumes import Volume
 from weakunet.detection.predict_scan import predict_scan
-from weakunet.detection.prediction import warn_of_larger_box
 from weakunet.model import WeakUNet
 
 AFFINE = np.diag([0.5, 0.6, 0.8, 1])
@@ -107,5 +107,5 @@ def test_box_larger_than_in_training_is_called_out_where_the_count_depends_on_it
     ):
         model = WeakUNet((2, 3), pooling=pooling, region=region, rng=rng)
         model.shape = trained
-        note = warn_of_larger_box(model, volume)
+        note = predict.warn_of_larger_box(model, volume)
         assert (note is not None and "(8, 8, 12)" in note) == said, (pooling, region, trained)

@@ -228,7 +228,7 @@ def test_subjects_by_name_and_parts_that_cannot_be(cohort, tmp_path, capsys):
         assert run(cohort, out, "--part", part) == 2
         assert "K from 1 to N" in capsys.readouterr().err
     assert run(cohort, out, "--subjects", "s0", "nobody") == 2
-    assert "--subjects nobody: no scan is called so" in capsys.readouterr().err
+    assert "--subjects nobody: no such scan" in capsys.readouterr().err
 
 
 # -- scans that fail or are odd --------------------------------------------------------------------

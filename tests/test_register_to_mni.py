@@ -11,11 +11,12 @@ import register_to_mni
 import rigid_elastix
 from helpers import exit_code, moved, refusal, rows, save
 from nibabel.affines import apply_affine
+from scan_tools import box_grid, read_matrix, write_matrix
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from weakunet.data.cohort import Scan, read_centres, read_cohort, write_cohort
-from weakunet.data.rigid import box_grid, read_matrix, resample, write_matrix
+from weakunet.data.rigid import resample
 from weakunet.data.volumes import Volume, read_volume
 from weakunet.detection.output_files import DETECTIONS
 from weakunet.util.cli import InputError, write_csv

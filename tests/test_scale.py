@@ -88,11 +88,11 @@ def predicted_now(cohort, monkeypatch, most=10, code=0):
     """Resume for `most` scans, as if killed then; the subjects that are predicted on."""
     subjects, write = [], predict.write_prediction
 
-    def watch(model, scan, *arguments, **options):
+    def watch(scan, *arguments, **options):
         if len(subjects) == most:
             raise KeyboardInterrupt
         subjects.append(scan.subject)
-        return write(model, scan, *arguments, **options)
+        return write(scan, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(predict, "write_prediction", watch)
@@ -190,12 +190,12 @@ def test_evaluation_holds_one_scan_at_a_time():
         heatmap = rng.normal(size=volume.array.shape).astype(np.float32)
         alive.watch(heatmap)
         scan = LoadedScan(f"s{i}", volume, 2, rng.uniform(0, 7, (2, 3)))
-        return scan, {"regression_fcn": heatmap}
+        return scan, {"regression_fcn": heatmap}, {"regression_fcn": 2.2}
 
     cases = [lambda i=i: case(i) for i in range(12)]
-    streamed = evaluate_cases(cases, {"regression_fcn": [2.2] * 12})
+    streamed = evaluate_cases(cases)
     assert 1 <= alive.most <= 2
-    scans, maps = zip(*(case(i) for i in range(12)), strict=True)
+    scans, maps, _ = zip(*(case(i) for i in range(12)), strict=True)
     in_memory = evaluate_maps(
         scans, [2.2] * 12, {"regression_fcn": [own["regression_fcn"] for own in maps]}
     )

@@ -56,8 +56,10 @@ def test_scan_is_cut_to_its_slice_with_the_lesions_marked_there():
 )
 def test_slab_is_what_is_close_to_the_slice_in_its_place(k, slab_mm, first, stop):
     whole = volume()
-    slab, start = cut_slab(whole, k, slab_mm)
-    assert start == first and np.array_equal(slab.array, whole.array[first:stop])
+    cut = cut_slab(LoadedScan("s", whole, 1, np.array([[k, 1.0, 2.0]]), k), slab_mm)
+    slab = cut.volume
+    assert cut.slice_index == cut.centres_zyx[0, 0] == k - first
+    assert np.array_equal(slab.array, whole.array[first:stop])
     np.testing.assert_allclose(
         index_to_world(slab, [(0, 1, 2)]), index_to_world(whole, [(first, 1, 2)])
     )

@@ -146,12 +146,6 @@ for name, (claimed, weights, one_sided) in curves.items():
 figure, panel = plt.subplots(figsize=(9, 5.5), layout="constrained")
 for (name, error), (colour, line, marker) in zip(errors.items(), LINES, strict=False):
     panel.loglog(steps, error, color=colour, linestyle=line, marker=marker, label=name)
-guide = steps[steps >= 1e-3]
-panel.loglog(guide, 0.003 * guide**2, color="grey", linewidth=0.8)
-panel.text(2e-2, 2e-7, "slope 2: $h^2$", color="dimgrey")
-guide = steps[steps <= 1e-6]
-panel.loglog(guide, 1e-16 / guide, color="grey", linewidth=0.8)
-panel.text(1.2e-10, 2e-9, "slope $-1$: rounding$\\,/\\,h$", color="dimgrey")
 panel.set(xlabel="step h", ylabel="largest error of 8 weights' gradients, relative to max |dw|")
 panel.set_title("A numerical check of a convolution's backward pass")
 panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.02, 0.88))

@@ -129,9 +129,6 @@ def tpr_of_weight(weight, split):
 weights = baselines.WEIGHTS
 tpr = {split: np.array([tpr_of_weight(w, split) for w in weights]) for split in ("val", "test")}
 chosen = np.flatnonzero(tpr["val"] == tpr["val"].max())[-1]
-images = [scan.volume.array for scan in val]
-val_counts, val_heatmaps = zip(*heatmaps["val"], strict=True)
-assert baselines.choose_weight(val_heatmaps, images, val, val_counts) == (weights[chosen], scale)
 print(f"chosen on validation: weight {weights[chosen]:.2f}, TPR there {tpr['val'][chosen]:.1%}")
 print(f"on the test scans it has {tpr['test'][chosen]:.1%}; the best weight THERE", end=" ")
 print(f"would have shown {tpr['test'].max():.1%}")
@@ -184,9 +181,6 @@ for name, row in table.items():
         f"{100 * at_true['tpr']:16.1f} / {at_true['fp_per_scan']:.2f}"
         f"{PAPER[name][0]:22.1f} / {PAPER[name][1]}"
     )
-in_all = {name: sum(map(len, own)) for name, own in marks.items()}
-print(f"(a) marks {in_all['intensities']} places, (e) {in_all['regression_fcn']}:", end=" ")
-print(f"the FCN counts {sum(map(whole_count, counts['fcn']))} in all")
 
 # %% [markdown]
 # Compare the order of the methods with the paper's, not the numbers: these are simulated scans.

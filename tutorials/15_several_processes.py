@@ -293,7 +293,7 @@ for k, (name, seconds) in enumerate(lines.items()):
 panels[1].axhline(1, color="black", linestyle=":", linewidth=1)
 panels[1].set(xscale="log", yscale="log", xlabel="ranks", ylabel="receiving / computing")
 panels[1].set_title(f"on paper: {1e3 * step / 4:.0f} ms per scan, one scan per rank")
-panels[1].set_ylim(top=1e7)
+panels[1].set_ylim(top=1e5)
 panels[1].legend(frameon=False, loc="upper left")
 
 measured = {"processes (MPI), 1 thread each": by_processes, "threads of one process": by_threads}

@@ -1,4 +1,4 @@
-"""What every lesson needs and none is about: the clone on Python's path, training, the picture."""
+"""What the lessons share and none is about: the clone on Python's path, training, pictures."""
 
 import sys
 import tempfile
@@ -19,7 +19,7 @@ from weakunet.training.run import WEIGHTS, Run
 
 
 def trained(scans, settings, upsampling=True):
-    """A network trained on the counts of `scans` (split -> list), as `weakunet.train` does it."""
+    """A network trained on the counts of `scans` (split -> list), as `weakunet.train` does."""
     rng = np.random.default_rng([settings.seed, WEIGHTS])
     shape = {"pooling": settings.pool, "block": settings.block, "upsampling": upsampling}
     model = WeakUNet(settings.channels, **shape, rng=rng)

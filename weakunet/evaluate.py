@@ -3,17 +3,17 @@
     python -m weakunet.evaluate --predictions DIR --data cohort.csv --out DIR
 
 reads the heatmaps and predicted counts that weakunet.predict wrote and the lesion centres that the
-cohort table names. It writes metrics.json, per_scan.csv, froc.csv, froc.png, counts.png and a
-few overlays; without centres, how well the counts agree. The prepared images, thresholded for the
-same counts, are method (a) of the paper's Table 1, the heatmaps method (e). Where lesions were
-counted in one slice (the table's slice_z_mm), only that slice is evaluated.
+cohort table names. It writes metrics.json, per_scan.csv, froc.csv, froc.png, counts.png and a few
+overlays. Without centres it says only how well the counts agree. The heatmaps are method (e) of the
+paper's Table 1; the prepared images, thresholded for the same counts, are method (a). Where lesions
+were counted in one slice (the table's slice_z_mm), only that slice is evaluated.
 """
 
 import functools
 from pathlib import Path
 
 from weakunet.data.cohort import SPLITS, read_cohort
-from weakunet.evaluation.evaluator import MAIN, NO_NETWORK, evaluate_cases, evaluate_counts
+from weakunet.evaluation.evaluator import evaluate_cases, evaluate_counts
 from weakunet.evaluation.metrics import RADIUS_VOX, Tolerance
 from weakunet.evaluation.predictions import choose_scans, load_prediction, read_predictions
 from weakunet.evaluation.tables import named, text_table, write_tables
@@ -58,16 +58,14 @@ def main(argv=None):
     table = args.predictions / "predictions.csv"
     counts = read_predictions(table)
     chosen, missing = choose_scans(read_cohort(args.data), counts, args.split, args.data, table)
-    own = [counts[scan.subject] for scan in chosen]
     if not any(scan.centres for scan in chosen) and any(scan.count != 0 for scan in chosen):
-        result = evaluate_counts(chosen, own)
+        result = evaluate_counts(chosen, [counts[scan.subject] for scan in chosen])
     else:
         with_image = all(scan.roi is None for scan in chosen)  # a raw one is no map
         load = functools.partial(load_prediction, folder=args.predictions, with_image=with_image)
-        cases = [functools.partial(load, scan) for scan in chosen]
-        own = dict.fromkeys([NO_NETWORK, MAIN] if with_image else [MAIN], own)
+        cases = [functools.partial(load, scan, counts[scan.subject]) for scan in chosen]
         tolerance = Tolerance(args.radius, args.radius_mm)
-        result = evaluate_cases(cases, own, tolerance, args.seed, args.jobs)
+        result = evaluate_cases(cases, tolerance, args.seed, args.jobs)
     for figures in result.metrics.values():
         figures["missing"] = len(missing)
     write_tables(result, args.out)

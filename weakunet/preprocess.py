@@ -8,74 +8,48 @@ is missing or changed. data_tools/detections_to_scan.py takes what is found in a
 to the scan.
 """
 
-import dataclasses
-import functools
-import os
 import shutil
 from pathlib import Path
 
-from weakunet.data.cohort import read_centres, read_cohort, write_cohort
+from weakunet.data import prepare
+from weakunet.data.cohort import made_scan, read_cohort, write_cohort
 from weakunet.data.load import load_scan, read_raw
-from weakunet.data.prepare import (
-    DILATION_VOX,
-    SIGMA_VOX,
-    TRIM,
-    change_spacing,
-    crop_box,
-    preparation_steps,
-)
 from weakunet.data.slices import half_thickness
 from weakunet.data.volumes import write_volume
-from weakunet.util import resume
-from weakunet.util.cli import InputError, atomic_path, command, new_parser, positive
-from weakunet.util.parts import add_part_arguments, choose_part, run_command
+from weakunet.util.cli import InputError, atomic_path, command, new_parser, path_from, positive
+from weakunet.util.parts import add_arguments, run_command
 from weakunet.util.threads import cores
 
 
-def prepare_scan(scan, out, invert=False, figures=False, slab_mm=None, spacing_mm=None):
-    """Write one prepared scan into the folder `out`; return its row of `out`'s table.
+def files_of(scan, out, figures, **_):
+    """A scan's own settings, the files it is prepared from, and those to write (for `parts`)."""
+    files = {"image": out / f"{scan.subject}.nii.gz"}
+    if scan.centres:
+        files["centres"] = out / f"{scan.subject}_centres.csv"
+    if figures:
+        files["steps"] = out / f"{scan.subject}_steps.png"
+    return {"slice_z_mm": scan.slice_z_mm}, (scan.image, scan.roi, scan.centres), files
 
-    Parameters: as for `load_scan`; figures, draw the steps, too. The image is written last.
-    """
-    prepared, sources, results = prepared_files(scan, out, figures)
-    made_from = resume.inputs({"slice_z_mm": scan.slice_z_mm}, sources)
-    volume = load_scan(scan, invert=invert, slab_mm=slab_mm, spacing_mm=spacing_mm).volume
-    if scan.centres is not None:
-        read_centres(scan.centres)  # raises where it cannot be used
-        with atomic_path(prepared.centres) as temporary:
+
+def prepare_scan(scan, files, figures, **preparation):
+    """Write one prepared scan; preparation: invert, slab_mm, spacing_mm, as for `load_scan`."""
+    volume = load_scan(scan, **preparation).volume
+    if scan.centres:
+        with atomic_path(files["centres"]) as temporary:
             shutil.copyfile(scan.centres, temporary)
     if figures:
-        draw_steps(scan, results[-2], invert, spacing_mm)
-    write_volume(prepared.image, volume.array, volume)
-    resume.note(out, scan.subject, made_from)
-    return prepared
+        draw_steps(scan, files["steps"], **preparation)
+    write_volume(files["image"], volume.array, volume)
 
 
-def prepared_files(scan, out, figures=False):
-    """A scan's row of `out`'s table, the files it is made from, and those to write for it."""
-    centres = scan.centres and out / f"{scan.subject}_centres.csv"
-    image = out / f"{scan.subject}.nii.gz"
-    row = dataclasses.replace(scan, image=image, roi=None, centres=centres)
-    figure = out / f"{scan.subject}_steps.png" if figures else None
-    results = [path for path in (centres, figure, image) if path is not None]
-    return row, (scan.image, scan.roi, scan.centres), results
-
-
-def kept_scan(scan, out, figures):
-    """The row of a prepared scan that is still that of its table, ROI and image, or None."""
-    row, sources, results = prepared_files(scan, out, figures)
-    own = {"slice_z_mm": scan.slice_z_mm}
-    return row if resume.noted(out, scan.subject, own, sources, results) else None
-
-
-def draw_steps(scan, path, invert, spacing_mm):
+def draw_steps(scan, path, invert, spacing_mm, slab_mm):
     from weakunet.figures.preprocess import preprocess_figure  # matplotlib, only where wanted
 
     volume, roi = read_raw(scan)
     if spacing_mm is not None:
-        volume, roi = change_spacing(volume, roi, spacing_mm)
-    box = crop_box(roi.array)
-    steps = preparation_steps(volume.array[box], roi.array[box], invert)
+        volume, roi = prepare.change_spacing(volume, roi, spacing_mm)
+    box = prepare.crop_box(roi.array)
+    steps = prepare.preparation_steps(volume.array[box], roi.array[box], invert)
     preprocess_figure(path, steps, volume.spacing_mm)
 
 
@@ -83,23 +57,20 @@ def parse_arguments(argv):
     """The command line as a namespace, its scans in `scans`."""
     parser = new_parser(__doc__, "python -m weakunet.preprocess")
     parser.add_argument("--data", type=Path, required=True, help="cohort table with a roi column")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared scans")
     parser.add_argument("--invert", action="store_true", help="dark to bright, for T1 scans")
     parser.add_argument("--figures", action="store_true", help="draw the steps for each scan")
     about = "keep only the slices within this distance of the one that was counted"
     parser.add_argument("--slab-mm", type=half_thickness, metavar="MM", help=about)
     about = "resample to voxels of this size in mm first"
     parser.add_argument("--spacing-mm", type=positive, nargs=3, metavar=tuple("ZYX"), help=about)
-    parser.add_argument("--jobs", type=int, default=cores(), help="scans in memory at once")
-    add_part_arguments(parser)
+    add_arguments(parser, jobs=cores())
     args = parser.parse_args(argv)
-    scans = read_cohort(args.data)
-    for scan in scans:
+    args.scans = read_cohort(args.data)
+    for scan in args.scans:
         if scan.roi is None:
             raise InputError(f"{args.data}: subject {scan.subject!r} has no roi; name its ROI mask")
         if args.slab_mm is not None and scan.slice_z_mm is None:
             raise InputError(f"{args.data}: --slab-mm needs the column slice_z_mm; add it")
-    args.scans = choose_part(args, scans)
     return args
 
 
@@ -108,24 +79,24 @@ def main(argv=None):
     """Prepare a cohort: see the module's first lines."""
     args = parse_arguments(argv)
     settings = {
-        "data": Path(os.path.relpath(args.data, args.out)).as_posix(),
+        "data": path_from(args.out, args.data),
         "invert": args.invert,
-        "dilation_vox": DILATION_VOX,
-        "sigma_vox": SIGMA_VOX,
-        "trim": TRIM,
+        "dilation_vox": prepare.DILATION_VOX,
+        "sigma_vox": prepare.SIGMA_VOX,
+        "trim": prepare.TRIM,
     }
     for name in ("slab_mm", "spacing_mm"):
         if getattr(args, name) is not None:
             settings[name] = getattr(args, name)
-    how = {name: getattr(args, name) for name in ("out", "invert", "figures", "slab_mm")}
-    work = functools.partial(prepare_scan, spacing_mm=args.spacing_mm, **how)
-    kept = functools.partial(kept_scan, out=args.out, figures=args.figures)
-    run_command(args, settings, work, kept, "preprocess", "cohort.csv", write_table)
+    how = {name: getattr(args, name) for name in ("figures", "invert", "slab_mm", "spacing_mm")}
+    run_command(
+        args, settings, files_of, prepare_scan, how, "preprocess", "cohort.csv", write_table
+    )
 
 
-def write_table(path, scans):
-    write_cohort(path, scans)
-    print(f"{len(scans)} prepared scans: {path}")
+def write_table(path, done):
+    write_cohort(path, [made_scan(scan, files) for scan, files, _ in done])
+    print(f"{len(done)} prepared scans: {path}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from weakunet.util.threads import set_threads
 STUDIES = {  # title and x axis of the picture
     "scans": ("How many training scans?", "training scans (the same number of steps)"),
     "noise": ("How wrong may the counts be?", "fraction of training counts off by one"),
-    "pooling": ("Which global pooling?", "edge of the blocks, mm in the slice"),
+    "pooling": ("Which global pooling?", "edge of the blocks in the slice, mm"),
     "epochs": ("One training, watched", "epoch"),
 }
 COLUMNS = "study,series,x,seed,val_r2,val_r,val_mse,tpr_true_count,fp_true_count".split(",")
@@ -81,14 +81,13 @@ def variants(study, seeds, out):
         ],
         "epochs": [(local, 0, {})],
     }
-    made = []
-    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        for series, x, varied in kinds[study]:
-            n_train, noise = varied.get("n_train", all_scans), varied.get("noise", 0.0)
-            how = {name: varied[name] for name in varied if name in ("pool", "block")}
-            settings = Settings(seed=seed, epochs=16 * all_scans // n_train, **how)
-            made.append(Variant(study, series, x, settings, n_train, noise, out))
-    return made
+
+    def variant(seed, series, x, n_train=all_scans, noise=0.0, **how):
+        settings = Settings(seed=seed, epochs=16 * all_scans // n_train, **how)
+        return Variant(study, series, x, settings, n_train, noise, out)
+
+    each_seed = range(FIRST_SEED, FIRST_SEED + seeds)
+    return [variant(seed, *own, **varied) for seed in each_seed for *own, varied in kinds[study]]
 
 
 def disturb(counts, fraction, seed):

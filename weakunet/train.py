@@ -62,9 +62,9 @@ def open_run(args):
         out = Path("runs") / f"{data}-{settings.pool}-seed{settings.seed}"
     if args.resume:
         return resumed_settings(out / "settings.json", args.given), out
-    ground = next(path for path in (out, *out.parents) if path.exists())
-    if not ground.is_dir():  # said now, not when the first file is written
-        raise InputError(f"{ground}: not a folder; choose another --out")
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir():  # said now, not when the first file is written
+        raise InputError(f"{nearest}: not a folder; choose another --out")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: already holds something; add --resume, or give another --out")
     return settings, out
@@ -99,28 +99,16 @@ def evaluate_best(out, scans, device, precision="fp32"):
         predict_with_flips(model, scan.volume, scan.slice_index)
         for scan in progress(scans, "testing")
     ]
-    counts = [count for count, _ in predicted]
-    maps = {
-        "intensities": [scan.volume.array for scan in scans],
-        "regression_fcn": [heatmap for _, heatmap in predicted],
-    }
+    counts, heatmaps = zip(*predicted, strict=True)
+    maps = {"intensities": [scan.volume.array for scan in scans], "regression_fcn": heatmaps}
     result = evaluate_maps(scans, counts, maps)
     write_tables(result, out / "test")
     draw_evaluation(result, out / "test")
     print(text_table(result))
 
 
-def table_of_scans(scans):
-    """Rows of split.csv, as text: what a resumed run must find again."""
-    return [
-        (scan.subject, split, str(scan.count), array_digest(scan.volume.array, scan.slice_index))
-        for split in scans
-        for scan in scans[split]
-    ]
-
-
 def require_same_scans(path, rows):
-    """InputError unless `rows` are what split.csv holds: a run goes on with its own scans."""
+    """InputError unless `rows` are those of split.csv: a run goes on with its own scans."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             header, *before = [tuple(row) for row in csv.reader(file)]
@@ -138,8 +126,12 @@ def require_same_scans(path, rows):
 
 
 def begin_or_resume(run, scans, args, device, precision, stop):
-    """Take up the state of the run's folder, or its first weights; note settings and scans."""
-    rows = table_of_scans(scans)
+    """Load the state of the run's folder, or set the first weights; note settings and scans."""
+    rows = [  # what a resumed run must find again
+        (scan.subject, split, str(scan.count), array_digest(scan.volume.array, scan.slice_index))
+        for split in scans
+        for scan in scans[split]
+    ]
     if args.resume and run.started():
         require_same_scans(run.out / "split.csv", rows)
         run.load()

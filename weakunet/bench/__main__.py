@@ -20,17 +20,17 @@ FORMS = {"s": ".6f", "mb": ".0f", "gflops": ".0f", "flop": ".3g", "bytes": ".3g"
 def main(argv=None):
     """Run the benchmark and print its table."""
     parser = new_parser(__doc__.partition("\n\n")[2], "python -m weakunet.bench")
-    what = parser.add_mutually_exclusive_group()
+    add, what = parser.add_argument, parser.add_mutually_exclusive_group()
     what.add_argument("--cpu", action="store_true", help="numpy on the CPU")
     what.add_argument("--compile", action="store_true", help="registers and spills of all kernels")
     what.add_argument("--check", action="store_true", help="does the GPU compute what numpy does?")
-    parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
-    threads = {"type": int, "nargs": "+", "default": [1, 2], "metavar": "N"}
-    parser.add_argument("--threads", **threads, help="with --cpu: numbers of threads to time")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds; medians are reported")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains TEXT")
-    floor = {"choices": counts.DEVICES, "default": "h200"}
-    parser.add_argument("--floor", **floor, help="without a GPU: the device whose floors to print")
+    add("--json", metavar="FILE", help="also write the rows to FILE")
+    about = "with --cpu: numbers of threads to time"
+    add("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help=about)
+    add("--rounds", type=int, default=7, help="number of rounds; medians are reported")
+    add("--only", default="", metavar="TEXT", help="only rows whose name contains TEXT")
+    about = "without a GPU: the device whose floors to print"
+    add("--floor", choices=counts.DEVICES, default="h200", help=about)
     args = parser.parse_args(argv)
     if min(args.threads) < 1 or args.rounds < 1:
         parser.error("--threads and --rounds must be at least 1")

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_info
 
-from weakunet.bench import counts, timing
-from weakunet.bench.runs import batch_of, model_of, network_run, pytorch, runs
+from weakunet.bench import counts, runs
+from weakunet.bench.runs import batch_of, model_of, network_run, pytorch
 from weakunet.util.cli import progress
 from weakunet.util.threads import set_threads
 
-COLUMNS = ["name", "size", "threads", *timing.COLUMNS[:3], "gflops", "ours_mb", "torch_mb"]
+COLUMNS = ["name", "size", "threads", *runs.COLUMNS[:3], "gflops", "ours_mb", "torch_mb"]
 COLUMNS += ["memory_ratio"]
 
 
@@ -33,9 +33,9 @@ def measure(thread_counts, rounds, only=""):
         _set_threads(threads)
         cases = counts.to_time(None, only, counts.STEPS[:-1])  # the paper's size takes minutes
         for row, (subject, what) in progress(cases, f"{threads} thread(s)"):
-            sides = runs(subject, what, "cpu", ("fp32",), "cpu")
+            sides = runs.sides_of(subject, what, "cpu", ("fp32",), "cpu")
             row |= {"device": "cpu", "threads": threads}
-            row |= timing.compared(timing.in_turn(sides, rounds, _seconds))
+            row |= runs.compared(runs.in_turn(sides, rounds, _seconds))
             row["gflops"] = row["flop"] / row["ours_s"] / 1e9
             found.append(row | (_memory(subject, threads) if what == "step" else {}))
     set_threads()

@@ -18,14 +18,13 @@ from functools import partial
 
 import numpy as np
 
-from weakunet.bench import counts, timing
+from weakunet.bench import counts, runs
 from weakunet.bench.check import print_installation
-from weakunet.bench.runs import network_run, pytorch, runs
-from weakunet.bench.timing import ENDS
+from weakunet.bench.runs import ENDS, network_run, pytorch
 from weakunet.gpu import backend
 from weakunet.util.cli import progress
 
-COLUMNS = ["name", "size", *timing.COLUMNS, "naive_s", "floor_s", "floor_tf32_s"]
+COLUMNS = ["name", "size", *runs.COLUMNS, "naive_s", "floor_s", "floor_tf32_s"]
 COLUMNS += ["share", "share_tf32"]
 STEP_COLUMNS = COLUMNS + [f"{who}{end}_mb" for end in ENDS.values() for who in ("ours", "torch")]
 TORCH_DEVICE = "cuda"
@@ -44,9 +43,9 @@ def measure(rounds, only=""):
     limits = counts.DEVICES.get(next(listed, None))
     for row, (subject, what) in progress(counts.to_time(limits, only), "bench"):
         alone, sides = isinstance(subject, counts.Layer), None  # frees what the last row held
-        sides = runs(subject, what, "cuda", tuple(ENDS), TORCH_DEVICE)
-        times = timing.in_turn(sides, rounds, partial(device_seconds, hold=alone), warm_up=3)
-        row |= {"device": device, "threads": None} | timing.compared(times)
+        sides = runs.sides_of(subject, what, "cuda", tuple(ENDS), TORCH_DEVICE)
+        times = runs.in_turn(sides, rounds, partial(device_seconds, hold=alone), warm_up=3)
+        row |= {"device": device, "threads": None} | runs.compared(times)
         for end in ("", "_tf32"):
             if limits and row[f"ours{end}_s"]:
                 row[f"share{end}"] = row[f"floor{end}_s"] / row[f"ours{end}_s"]

@@ -1,7 +1,9 @@
 """What the bench times: convolutions, training steps and predictions, ours and PyTorch's, checked.
 
 A side is named by who runs, in which precision, and how: 'ours tf32', 'naive fp32',
-'torch bf16 channels_last compiled'.
+'torch bf16 channels_last compiled'. In every round each side runs once, in turn, so that whatever
+else the machine does hits all of them. Times are medians over the rounds; a ratio is the median of
+our time over PyTorch's in the same round, for the fastest of PyTorch's ways in that precision.
 """
 
 from functools import partial
@@ -23,6 +25,10 @@ try:
     from weakunet.bench import pytorch
 except ImportError:
     pytorch = None
+ENDS = {"fp32": "", "tf32": "_tf32", "bf16": "_bf16"}  # how a precision's columns end
+COLUMNS = []
+for end in ENDS.values():
+    COLUMNS += [f"ours{end}_s", f"torch{end}_s", f"ratio{end}"]
 # How far results may be off, in parts of the largest value. A factor rounded to TF32 is off by up
 # to 2^-11, to bf16 by up to 2^-8; PyTorch rounds its results to bf16, too.
 OURS = {"fp32": [1e-5] * 4, "tf32": [2e-3] * 4, "bf16": [1.6e-2] * 4}
@@ -33,7 +39,7 @@ PREDICT = {"fp32": [1e-3, 1e-3], "tf32": [2e-2, 2e-2], "bf16": [1e-1, 1e-1]}
 STEP = {"fp32": [1e-3] + [1e-2] * 99, "tf32": [2e-2], "bf16": [1e-1]}
 
 
-def runs(subject, what, device, modes, torch_device):
+def sides_of(subject, what, device, modes, torch_device):
     """{side: function} of a convolution's forward or backward, or a `Step`'s 'step' or 'predict'.
 
     modes: the precisions. Each function is run once and compared with a float64 reference.
@@ -127,3 +133,31 @@ def _convolution_runs(layer, direction, device, modes, torch_device):
         others |= pytorch.convolution_runs(direction, host, modes, torch_device)
     name = f"{layer.name} {direction}"
     return checked(name, ours, exact, OURS) | checked(name, others, exact, OTHERS)
+
+
+def in_turn(runs, rounds, seconds, warm_up=1):
+    """{side: [seconds per round]} of the functions in `runs`, taken in turn.
+
+    seconds: the clock, a function that runs one of them and returns how long it took.
+    """
+    times = {side: [] for side in runs}
+    for i in range(-warm_up, rounds):
+        for side, run in runs.items():
+            taken = seconds(run)
+            if i >= 0:
+                times[side].append(taken)
+    return times
+
+
+def compared(times):
+    """The columns of a row: our time, PyTorch's fastest, which way that was, and the ratio."""
+    medians = {side: float(np.median(own)) for side, own in times.items()}
+    row = {}
+    for mode, end in ENDS.items():
+        ours, theirs = f"ours {mode}", [side for side in times if side.startswith(f"torch {mode}")]
+        by = min(theirs, key=medians.get, default=None)
+        row |= {f"ours{end}_s": medians.get(ours), f"torch{end}_s": medians.get(by)}
+        row |= {f"torch{end}_by": by, f"ratio{end}": None}
+        if by and ours in times:
+            row[f"ratio{end}"] = float(np.median(np.divide(times[ours], times[by])))
+    return row | {"naive_s": medians.get("naive fp32")}

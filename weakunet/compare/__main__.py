@@ -45,7 +45,7 @@ def parse_arguments(argv):
     add("--seeds", type=int, help=about)
     about = "global poolings to compare: sum of local maxima, global maximum"
     add("--pool", nargs="+", choices=POOLS, default=POOLS, help=about)
-    add("--epochs", type=int, help="fewer epochs than the cohort's, to try it out")
+    add("--epochs", type=int, help="number of epochs, to try it out with fewer")
     about = "add Grad-CAM and guided backpropagation"
     add("--extra", action="store_true", help=about)
     add("--out", type=Path, help="folder of the results (default: runs/compare-COHORT)")

@@ -1,19 +1,11 @@
 """What the comparison writes into its folder: tables, figures 2 and 3, and report.html."""
 
+import math
+
 import numpy as np
 
 from weakunet.compare.methods import EXTRA, NAMES, PAPER
-from weakunet.compare.tables import (
-    COLUMNS,
-    HEAD,
-    PER_SCAN,
-    POOL_NAMES,
-    flat_metrics,
-    markdown_table,
-    per_scan_rows,
-    printed_rows,
-    table_rows,
-)
+from weakunet.compare.tables import HEAD, POOL_NAMES, markdown_table, printed_rows
 from weakunet.detection.detect import components_above
 from weakunet.detection.tta import SMOOTHING_VOX
 from weakunet.evaluation.evaluator import MAIN, known_counts
@@ -29,9 +21,9 @@ INTRO = (
     "supervised upper bound, which shows what the weak label costs. A map is thresholded so that "
     "it falls into as many connected components as its network counts; a component is a hit when "
     "its centre lies within 3 voxels of the centre of a lesion that no other component took. "
-    "Figures are means over seeds (each a cohort and a training of its own), intervals 95 % "
-    "bootstraps over seeds and scans. The paper's figures are of other scans: compare the order of "
-    "the methods."
+    "Figures are means over seeds, each with a cohort and a training of its own. Intervals are "
+    "95 % bootstraps over seeds and scans. The paper's figures are of other scans: compare the "
+    "order of the methods, not the numbers."
 )
 FIGURES = {  # file: caption
     "figure2": "Fig. 2: a held-out scan, every lesion ringed; the heatmap of (e) with hits, false "
@@ -47,6 +39,12 @@ RUNS = (
 )
 RUNS_HEAD = ("global pooling", "random seed", "r, (b) and (d)", "r, (c), (e) and (f)")
 RUNS_HEAD += ("(e): TPR % / FPav", "weight")
+COLUMNS = (
+    "pooling,method,tpr,tpr_low,tpr_high,fp_per_scan,fp_low,fp_high,fdr,fdr_low,fdr_high,"
+    "tpr_minus_e,tpr_minus_e_low,tpr_minus_e_high,tpr_true_count,fp_true_count,froc_area,"
+    "tpr_at_4.4_fp,count_mse,count_mae,count_r2,count_icc,paper_tpr,paper_fp_per_scan,paper_fdr"
+).split(",")
+PER_SCAN = "pooling,seed,subject,method,count,count_predicted,threshold,tp,fp,fn".split(",")
 
 
 def write_all(out, cohort, settings, results, tables, cost):
@@ -79,6 +77,47 @@ def write_all(out, cohort, settings, results, tables, cost):
     blocks.append(("Settings and cost", ("what", "value"), [(name, str(v)) for name, v in facts]))
     title = "Lesions from counts: the paper's Table 1"
     write_report(out / "report.html", title, INTRO, blocks, pictures, shown_scan(runs[0]))
+
+
+def table_rows(tables):
+    """Rows of COLUMNS, fractions as fractions; what is not defined is empty."""
+    rows = []
+    for pool, table in tables.items():
+        for method, row in table.items():
+            tpr, fp, fdr = PAPER.get(method, (None,) * 3)
+            values = [
+                row["tpr"], *row["tpr_ci95"],
+                row["fp_per_scan"], *row["fp_per_scan_ci95"],
+                row["fdr"], *row["fdr_ci95"],
+                row["tpr_minus_best"], *row["tpr_minus_best_ci95"],
+                row["tpr_true"], row["fp_true"], row["froc_area"], row["tpr_at_limit"],
+                *(row.get(f"count_{name}") for name in ("mse", "mae", "r2", "icc")),
+                tpr and tpr / 100, fp, fdr and fdr / 100,
+            ]  # fmt: skip
+            known = ["" if v is None or math.isnan(v) else round(v, 4) for v in values]
+            rows.append((pool, method, *known))
+    return rows
+
+
+def per_scan_rows(results):
+    """Rows of PER_SCAN over all poolings, seeds and methods."""
+    return [
+        (pool, r.seed, s.subject, method, s.count, s.count_predicted, s.threshold, *s.hits)
+        for pool, own in results.items()
+        for r in own
+        for method, scores in r.scores.items()
+        for s in scores
+    ]
+
+
+def flat_metrics(tables):
+    """metrics.json: one object per method; of a second pooling as METHOD_POOL."""
+    first = next(iter(tables))
+    return {
+        method if pool == first else f"{method}_{pool}": row
+        for pool, table in tables.items()
+        for method, row in table.items()
+    }
 
 
 def run_row(pool, result):

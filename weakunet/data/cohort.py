@@ -1,4 +1,4 @@
-"""The cohort table: which scans there are, their counts, and who trains, validates and tests.
+"""The cohort table: the scans, their counts, and which of them train, validate and test.
 
 One row per scan: `subject,image[,count][,roi][,split][,centres][,slice_z_mm]`. Paths are relative
 to the table, other columns are ignored. `centres` names a table of lesion centres, `x_mm,y_mm,z_mm`
@@ -9,7 +9,6 @@ slice in which lesions were counted, as in the paper (at the anterior commissure
 
 import dataclasses
 import math
-import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -18,14 +17,14 @@ import numpy as np
 
 from weakunet.data.tables import is_blank, parse_count, parse_number, read_table
 from weakunet.data.volumes import Volume
-from weakunet.util.cli import InputError, one_line, write_csv
+from weakunet.util.cli import InputError, one_line, path_from, write_csv
 
 REQUIRED = ("subject", "image")
 OPTIONAL = ("count", "roi", "split", "centres", "slice_z_mm")
 SPLITS = ("train", "val", "test")
 SHARES = (0.70, 0.15, 0.15)
-MAX_NAME = 100  # letters of a subject: a file name has at most 255 bytes, endings included
-FORBIDDEN = set('/\\<>:"|?*')  # on some system, in the name of a file
+MAX_NAME = 100  # letters in a subject's name: a file name has at most 255 bytes, endings included
+FORBIDDEN = set('/\\<>:"|?*')  # in file names, on some system
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ def read_cohort(path):
 
 
 def _parse_row(where, row, folder):
-    subject, split = row["subject"], row["split"].lower()
+    subject = row["subject"]
     odd = not subject.isprintable() or FORBIDDEN & set(subject) or len(subject) > MAX_NAME
     if not subject or subject[0] == "." or odd:
         raise InputError(
@@ -99,7 +98,8 @@ def _parse_row(where, row, folder):
         raise InputError(f"{where}: no image; give the path of {subject}'s scan")
     if paths["roi"] == paths["image"]:
         raise InputError(f"{where}: the roi is the image itself; give the mask of the region")
-    if not is_blank(split) and split not in SPLITS:
+    split = None if is_blank(row["split"]) else row["split"].lower()
+    if split not in (None, *SPLITS):
         raise InputError(
             f"{where}: split {one_line(row['split'])!r} is unknown; use train, val or test"
         )
@@ -115,9 +115,7 @@ def _parse_row(where, row, folder):
             f"{where}: slice_z_mm {one_line(row['slice_z_mm'])!r} is not a number; give the "
             "slice's world z in mm, or leave it empty where the whole scan was counted"
         )
-    return Scan(
-        subject, count=count, split=None if is_blank(split) else split, slice_z_mm=z_mm, **paths
-    )
+    return Scan(subject, count=count, split=split, slice_z_mm=z_mm, **paths)
 
 
 def write_cohort(path, scans):
@@ -131,13 +129,15 @@ def write_cohort(path, scans):
     def cell(value):
         if not isinstance(value, Path):
             return "" if value is None else value
-        value = value.parent.resolve() / value.name  # the name may be a link: keep it
-        try:
-            return Path(os.path.relpath(value, folder)).as_posix()
-        except ValueError:
-            return value.as_posix()
+        return path_from(folder, value.parent.resolve() / value.name)  # the name may be a link
 
     write_csv(path, header, [[cell(getattr(scan, name)) for name in header] for scan in scans])
+
+
+def made_scan(scan, files, **changed):
+    """The row of a scan whose image, roi and centres are now `files` (name -> path)."""
+    names = "image", "roi", "centres"
+    return dataclasses.replace(scan, **{name: files.get(name) for name in names}, **changed)
 
 
 def split_cohort(scans, seed, path="cohort table"):
@@ -171,7 +171,7 @@ def split_cohort(scans, seed, path="cohort table"):
                 f"{path}: the split {name!r} holds no scan; "
                 "training needs at least one scan in each of train, val and test"
             )
-    return list(scans)
+    return scans
 
 
 def person_of(scan):

@@ -18,10 +18,9 @@ from nibabel.spatialimages import HeaderDataError
 from weakunet.util.cli import InputError, one_line
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
-COMPRESSED = (".nii.gz", ".mgz")
 MAX_VOXELS = 2**29  # 2 GiB in float32; more is taken for a damaged header
 MAX_DEFLATE = 1040  # deflate never shrinks by more than 1032:1
-MAX_HEADER = 2**24  # bytes before the voxels, extensions and all
+MAX_HEADER = 2**24  # bytes before the voxels, extensions included
 GOOD_RAS = slice(28, 30)  # where an .mgh file says whether it has a place in the world
 NOWHERE = "so its place in the world is unknown"
 SET_PLACE = "set its qform or sform, or convert it again from the scanner's files"
@@ -48,14 +47,14 @@ def read_header(path):
         kind = next((kind for kind in kinds if mgh or kind.may_contain_header(start)), None)
         if kind is None:
             raise ValueError("no NIfTI header")
-        with np.errstate(all="ignore"):  # odd numbers are looked for below
+        with np.errstate(all="ignore"):  # odd numbers are checked below
             header = kind(start[: kind.template_dtype.itemsize])
             header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
             if not mgh:
                 _standardise(header)
             header.get_best_affine()
     except PermissionError:
-        raise InputError(f"{path}: may not be read; change its permissions") from None
+        raise InputError(f"{path}: no permission to read it; change its permissions") from None
     except Exception as error:
         raise InputError(
             f"{path}: not a readable image ({one_line(error)}); copy or convert it again"
@@ -75,25 +74,23 @@ def _standardise(header):
             header[name] = header[name] * in_mm
         header["pixdim"][1:4] *= in_mm
         header.set_xyzt_units("mm")
-    quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], np.float64)
-    length = np.linalg.norm(quaternion)
+    names = "quatern_b", "quatern_c", "quatern_d"
+    length = np.linalg.norm([float(header[name]) for name in names])
     if length > 1:  # rounded by another program; nibabel refuses it
-        for axis, value in zip("bcd", quaternion / length, strict=True):
-            header[f"quatern_{axis}"] = value
+        for name in names:
+            header[name] = header[name] / length
 
 
 def check_limits(path, header):
-    """Refuse what is no grey 3-D image, too large, or more than the file's size can hold."""
+    """Refuse an image that is not grey and 3-D, too large, or larger than its file can hold."""
     shape = tuple(int(n) for n in header.get_data_shape())
     dtype, size = header.get_data_dtype(), path.stat().st_size
     if not 2 <= len(shape) <= 3 and not (len(shape) > 3 and set(shape[3:]) == {1}):
         raise InputError(f"{path}: {len(shape)}-D image {shape}, not 3-D; extract one volume of it")
-    voxels = math.prod(shape)
-    if min(shape) < 1 or voxels > MAX_VOXELS:
+    if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
         raise InputError(f"{path}: {shape} voxels; the header is damaged, or crop the image")
     if dtype.kind not in "iufb" or dtype.itemsize > 8:
         raise InputError(f"{path}: voxels are {dtype}, not grey values; convert it to a grey image")
-    compressed = path.name.lower().endswith(COMPRESSED)
     if header.get_data_offset() > MAX_HEADER:
         raise InputError(
             f"{path}: {header.get_data_offset()} bytes before the voxels, at most {MAX_HEADER} are "
@@ -107,7 +104,7 @@ def check_limits(path, header):
             f"{path}: the header's scl_slope is {slope:g} and scl_inter {intercept:g}; "
             "set both (1 and 0: as stored) or convert it again"
         ) from None
-    if end_of_voxels(header) > size * (MAX_DEFLATE if compressed else 1):
+    if end_of_voxels(header) > size * (MAX_DEFLATE if is_compressed(path) else 1):
         raise InputError(
             f"{path}: truncated ({size} bytes for {shape} voxels); copy or download it again"
         )
@@ -119,9 +116,13 @@ def end_of_voxels(header):
     return int(header.get_data_offset()) + voxels * header.get_data_dtype().itemsize
 
 
+def is_compressed(path):
+    return path.name.lower().endswith((".nii.gz", ".mgz"))
+
+
 def open_image(path):
-    """The file as bytes, unpacked where it is packed."""
-    return gzip.open(path) if path.name.lower().endswith(COMPRESSED) else open(path, "rb")
+    """Open a file to read its bytes, decompressed."""
+    return gzip.open(path) if is_compressed(path) else open(path, "rb")
 
 
 def checked_affine(path, header):

@@ -4,17 +4,17 @@ A row with an ROI is a raw scan, prepared in memory exactly as `weakunet.preproc
 without one is a prepared scan, with intensities in [0, 1].
 """
 
-import sys
+import re
 
 import numpy as np
 
 from weakunet.data.cohort import LoadedScan, Scan, read_centres, read_cohort, split_cohort
-from weakunet.data.headers import SUFFIXES, forms_apart
+from weakunet.data.headers import forms_apart
 from weakunet.data.phantom import simulate_cohort
 from weakunet.data.prepare import prepare, without_strays
 from weakunet.data.slices import cut_slab, find_slice
 from weakunet.data.volumes import Volume, read_mask, read_volume, require_same_grid, world_to_index
-from weakunet.util.cli import InputError, progress
+from weakunet.util.cli import InputError, note, progress
 from weakunet.util.threads import cores
 
 PHANTOM_SCANS = {"train": 800, "val": 100, "test": 30}
@@ -28,11 +28,10 @@ def load_scans(settings, splits):
         return simulate_cohort(settings.phantom, wanted, settings.seed, cores(), show=True)
     table = split_cohort(read_cohort(settings.data), settings.seed, settings.data)
     rows = [scan for scan in table if scan.split in splits]
-    loaded = [load_scan(scan) for scan in progress(rows, "reading scans")]
-    return {
-        split: [scan for row, scan in zip(rows, loaded, strict=True) if row.split == split]
-        for split in splits
-    }
+    loaded = {split: [] for split in splits}
+    for scan in progress(rows, "reading scans"):
+        loaded[scan.split].append(load_scan(scan))
+    return loaded
 
 
 def read_raw(scan):
@@ -40,11 +39,10 @@ def read_raw(scan):
     volume, roi = read_volume(scan.image, nan_ok=True), read_mask(scan.roi)
     require_same_grid(volume, scan.image, roi, scan.roi)
     if about := forms_apart(scan.image):
-        print(f"note: {scan.image}: {about}; the sform is taken", file=sys.stderr)
+        note(f"{scan.image}: {about}; the sform is taken")
     mask = without_strays(roi.array)
     if n_strays := int((roi.array & ~mask).sum()):
-        about = f"{n_strays} stray voxels, apart from the rest, are left out"
-        print(f"note: {scan.roi}: {about}", file=sys.stderr)
+        note(f"{scan.roi}: {n_strays} stray voxels, apart from the rest, are left out")
         roi = Volume(mask, roi.affine)
     return zero_nan(volume, mask, scan), roi
 
@@ -63,8 +61,7 @@ def zero_nan(volume, roi, scan):
             "set them to 0, shrink the ROI or convert the scan again"
         )
     volume.array[bad] = 0
-    about = f"{bad.sum()} NaN voxels, all of them outside the ROI, are read as 0"
-    print(f"note: {scan.image}: {about}", file=sys.stderr)
+    note(f"{scan.image}: {bad.sum()} NaN voxels, all of them outside the ROI, are read as 0")
     return volume
 
 
@@ -83,17 +80,17 @@ def read_prepared(scan):
     return volume
 
 
-def load_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None):
-    """Load a row of the table as a LoadedScan; a raw scan is prepared.
+def load_scan(scan, **how):
+    """A row of the table as a LoadedScan: the second that `read_scan` returns."""
+    return read_scan(scan, **how)[1]
+
+
+def read_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None):
+    """Load a scan as it is in its file (a Volume), and as a LoadedScan; a raw one is prepared.
 
     raw_as_is : leave a raw scan as it is in its file, to compare it with predictions on its grid
     invert, slab_mm, spacing_mm : how to prepare a raw scan, as for `weakunet.preprocess`
     """
-    return read_scan(scan, raw_as_is, invert, slab_mm, spacing_mm)[1]
-
-
-def read_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None):
-    """Load a scan twice: as it is in its file (a Volume), and as `load_scan` returns it."""
     if scan.roi is None:
         volume = prepared = read_prepared(scan)
     elif raw_as_is:
@@ -108,11 +105,10 @@ def read_scan(scan, raw_as_is=False, invert=False, slab_mm=None, spacing_mm=None
         _require_near(world_to_index(volume, centres_mm), volume, scan)
         centres_zyx = world_to_index(prepared, centres_mm)
     k = find_slice(prepared, scan.slice_z_mm, scan.image if prepared is volume else scan.roi)
+    loaded = LoadedScan(scan.subject, prepared, scan.count, centres_zyx, k)
     if slab_mm is not None and prepared is not volume:
-        prepared, first = cut_slab(prepared, k, slab_mm)
-        k -= first
-        centres_zyx = None if centres_zyx is None else centres_zyx - (first, 0, 0)
-    return volume, LoadedScan(scan.subject, prepared, scan.count, centres_zyx, k)
+        loaded = cut_slab(loaded, slab_mm)
+    return volume, loaded
 
 
 def _require_near(centres_zyx, volume, scan):
@@ -128,11 +124,7 @@ def scans_from_files(paths, roi, slice_z_mm):
     """One Scan per image, named after its file. Raises InputError when two share a name."""
     scans = {}
     for path in paths:
-        name = path.name
-        for suffix in sorted(SUFFIXES, key=len, reverse=True):
-            if name.lower().endswith(suffix):
-                name = name[: -len(suffix)]
-                break
+        name = re.sub(r"\.(nii|nii\.gz|mgz|mgh)$", "", path.name, flags=re.IGNORECASE)
         if not name.isprintable():  # also where it is not in the system's encoding
             raise InputError(f"{path}: its name has odd characters; rename it")
         if name.casefold() in scans:

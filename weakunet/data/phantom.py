@@ -32,7 +32,7 @@ from weakunet.util.cli import progress
 from weakunet.util.processes import map_processes
 
 SPACING_MM = (0.8, 0.49, 0.49)  # z, y, x, as the paper's scans
-MARGIN_VOX = 2  # shown by the raw image around the box that preprocessing crops
+MARGIN_VOX = 2  # the raw image shows so much around the box that preprocessing crops
 WORTH_PROCESSES_VOX = 10**7  # in smaller cohorts, starting processes takes longer
 BLOB_REACH_MM = 16.0  # beyond it a blob adds less than float32 can hold
 
@@ -133,8 +133,8 @@ def _template(shape, sides=1, ventricle=VENTRICLE):
         axes[2] = 2 * abs(axes[2]) - 1  # the left side is the right one mirrored
     z, y, x = np.meshgrid(*axes, indexing="ij")
     grid = np.stack([x, y, z])
-    depth = DILATION_VOX  # dilating the region by this gives a box of `shape`
-    half = [1 - 2 * depth / n for n in (shape[2] / sides, shape[1], shape[0])]
+    # dilating the region gives a box of `shape`
+    half = [1 - 2 * DILATION_VOX / n for n in (shape[2] / sides, shape[1], shape[0])]
     roi = sum((axis / size) ** 4 for axis, size in zip(grid, half, strict=True)) <= 1
     return grid, roi, roi & (_ellipsoid(grid, *ventricle[:3], 0.1) == 0)
 
@@ -213,25 +213,20 @@ def raw_volumes(image, roi):
 def simulate_cohort(preset, n, seed, n_jobs=1, show=False):
     """Simulate and prepare a cohort of a preset: dict split -> list of LoadedScan.
 
-    Parameters
-    ----------
-    n : dict split -> number of scans, for example {"train": 400, "val": 100, "test": 30}
-    seed : integer; scan i of a split does not depend on how many others are drawn
-    n_jobs : processes that share the scans, where there is enough to do; the bits are the same.
-        Only below `if __name__ == "__main__"`, or a script's processes begin processes of their own
-    show : with a progress bar
+    n: dict split -> number of scans. Scan i of a split does not depend on how many others are
+    drawn, nor on n_jobs, the processes that share the work where there is enough of it. A script
+    asks for several only below `if __name__ == "__main__"`: its processes import it. show: with a
+    progress bar.
     """
     wanted = [(preset, seed, split, i) for split in n for i in range(n[split])]
     if len(wanted) * np.prod(PRESETS[preset].shape) < WORTH_PROCESSES_VOX:
         n_jobs = 1
-    # small products: a BLAS library that shares them out over threads is up to ten times slower
+    # small products: a BLAS library that splits them across threads is up to ten times slower
     with threadpool_limits(1, user_api="blas"):
         simulated = map_processes(_prepared_scan, wanted, n_jobs)
         if show:
-            bar = progress(wanted, "simulating scans")
-            simulated = (scan for _, scan in zip(bar, simulated, strict=True))
-        simulated = list(simulated)
-    scans = iter(simulated)
+            simulated = progress(simulated, "simulating scans", total=len(wanted))
+        scans = iter(list(simulated))
     return {split: list(itertools.islice(scans, n[split])) for split in n}
 
 
@@ -241,8 +236,6 @@ def _prepared_scan(wanted):
     image, roi = raw_volumes(image, roi)
     prepared = prepare(image, roi)
     k, slab_mm = PRESETS[preset].slice_index, PRESETS[preset].slab_mm
-    if slab_mm is not None:
-        prepared, first = cut_slab(prepared, k, slab_mm)
-        k -= first
     centres_zyx = world_to_index(prepared, index_to_world(image, centres_zyx))
-    return LoadedScan(f"{split}{i:04d}", prepared, len(centres_zyx), centres_zyx, k)
+    scan = LoadedScan(f"{split}{i:04d}", prepared, len(centres_zyx), centres_zyx, k)
+    return scan if slab_mm is None else cut_slab(scan, slab_mm)

@@ -4,6 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 VISIBLE = 0.5  # fraction of its contrast that a lesion must add to a slice to count in it
+APART_MM = 2.5  # least distance between the middles of two lesions
 
 
 def draw_count(rng, mean, largest, dispersion=1.8):
@@ -11,26 +12,17 @@ def draw_count(rng, mean, largest, dispersion=1.8):
     return int(min(rng.negative_binomial(dispersion, dispersion / (dispersion + mean)), largest))
 
 
-def draw_lesions(
-    rng, count, inside, spacing_mm, apart_mm=2.5, contrast=(0.24, 0.42), slice_index=None
-):
-    """Draw bent tubes (radius .5-.9 mm, length 1.8-4 mm, round ends) with middles in a mask.
+def draw_lesions(rng, count, inside, spacing_mm, contrast=(0.24, 0.42), slice_index=None):
+    """Draw `count` bent tubes (radius .5-.9 mm, length 1.8-4 mm, round ends).
 
-    Parameters
-    ----------
-    count : number of lesions wanted
-    inside : (D, H, W) bool, where the lesions' middles may lie
-    spacing_mm : (z, y, x)
-    apart_mm : least distance between two middles
-    contrast : range of the lesions' brightness
-    slice_index : along z; then only what is visible in that slice is listed, at its place there
+    Their middles lie `inside`, a mask (D, H, W); their brightness is in the range `contrast`.
 
     Returns
     -------
     added : (D, H, W) float32, what the lesions add to the image, with partial volume
     centres_zyx : (n, 3) float64, the tubes' middles in voxels; n < count if there is no more room.
-        With slice_index: of the tubes that add at least VISIBLE of their contrast to a voxel of
-        that slice, the centre of mass of what they add to it.
+        With slice_index (along z): of the tubes that add at least VISIBLE of their contrast to a
+        voxel of that slice, the centre of mass of what they add to it.
     """
     added = np.zeros(inside.shape, np.float32)
     candidates = np.argwhere(inside)
@@ -40,7 +32,7 @@ def draw_lesions(
             break
         centre = candidates[rng.integers(len(candidates))] + rng.uniform(-0.5, 0.5, 3)
         distances_mm = np.linalg.norm((centres - centre) * spacing_mm, axis=1)
-        if np.any(distances_mm < apart_mm):
+        if np.any(distances_mm < APART_MM):
             continue
         centres = np.vstack([centres, centre])
         brightness = rng.uniform(*contrast)

@@ -90,12 +90,9 @@ def preparation_steps(image, roi, invert=False):
 def prepare(volume, roi, invert=False, image_path="image", roi_path="ROI", spacing_mm=None):
     """Prepare a raw scan: a Volume cropped to `crop_box(roi.array)`, in its place in the world.
 
-    Parameters
-    ----------
-    volume, roi : Volumes on the same grid; the ROI is where `roi` is above 0
-    invert : turn dark into bright first, for T1-weighted scans
-    image_path, roi_path : named in the InputErrors: different grids, empty ROI, constant image
-    spacing_mm : (z, y, x), resample both to voxels of this size first; None: keep the scan's
+    volume, roi: on the same grid; the ROI is where `roi` is above 0. invert: turn dark into bright
+    first, for T1-weighted scans. spacing_mm: (z, y, x), resample to voxels of this size first.
+    Raises InputError, naming the paths: different grids, an empty ROI, a constant image.
     """
     require_same_grid(volume, image_path, roi, roi_path)
     if not (roi.array > 0).any():
@@ -112,7 +109,7 @@ def prepare(volume, roi, invert=False, image_path="image", roi_path="ROI", spaci
             f"{image_path}: 99 % of the ROI has the same intensity ({inside.min():g}); "
             "check that this is the scan and that the ROI lies inside the head"
         )
-    prepared = list(preparation_steps(image, mask, invert).values())[-1]
+    prepared = preparation_steps(image, mask, invert)["rescaled"]
     return Volume(np.ascontiguousarray(prepared, np.float32), crop(volume, box).affine)
 
 

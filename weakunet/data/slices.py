@@ -34,18 +34,13 @@ def find_slice(volume, z_mm, path="image"):
     ends_mm = index_to_world(volume, ends_zyx)
     at_mm = (*ends_mm.mean(axis=0)[:2], z_mm)
     above_first = world_to_index(volume, at_mm)[0, 0] + HALF_VOXEL
-    if not 0 <= above_first < depth:  # nor is NaN
+    if not 0 <= above_first < depth:  # NaN fails, too
         low, high = ends_mm[:, 2]
         raise InputError(
             f"{path}: slice_z_mm {z_mm:g} lies outside, its slices reach from {low:.1f} to "
             f"{high:.1f} mm; give the slice's height in world (RAS+) mm"
         )
     return math.floor(above_first)
-
-
-def cut_volume(volume, first, stop):
-    """Cut the slices `first`..`stop` - 1 out of a Volume; they keep their place in the world."""
-    return crop(volume, np.s_[first:stop, 0:, 0:])
 
 
 def half_thickness(text):
@@ -56,14 +51,24 @@ def half_thickness(text):
     return value
 
 
-def cut_slab(volume, k, slab_mm):
-    """Cut the slices at most `slab_mm` from slice k; return them and the index of the first.
+def cut_scan(scan, first, stop):
+    """Cut the slices `first`..`stop` - 1 out of a LoadedScan of which one slice was counted."""
+    centres_zyx = scan.centres_zyx
+    return dataclasses.replace(
+        scan,
+        volume=crop(scan.volume, np.s_[first:stop, 0:, 0:]),
+        centres_zyx=None if centres_zyx is None else centres_zyx - (first, 0, 0),
+        slice_index=scan.slice_index - first,
+    )
+
+
+def cut_slab(scan, slab_mm):
+    """Cut the slices at most `slab_mm` from the one that was counted out of a LoadedScan.
 
     Global pooling sums over the whole volume; a slab holds little more than what was counted.
     """
-    reach = math.floor(slab_mm / volume.spacing_mm[0] + 1e-6)
-    first = max(0, k - reach)
-    return cut_volume(volume, first, k + reach + 1), first
+    reach = math.floor(slab_mm / scan.volume.spacing_mm[0] + 1e-6)
+    return cut_scan(scan, max(0, scan.slice_index - reach), scan.slice_index + reach + 1)
 
 
 def front_padding(array, period, slice_index=None):
@@ -89,11 +94,8 @@ def in_slice(scan, *maps):
     k = scan.slice_index
     if k is None:
         return [scan, *maps]
-    centres_zyx = scan.centres_zyx
-    if centres_zyx is not None:
-        centres_zyx = centres_zyx - (k, 0, 0)
-        centres_zyx = centres_zyx[abs(centres_zyx[:, 0]) <= HALF_VOXEL]
-    cut = dataclasses.replace(
-        scan, volume=cut_volume(scan.volume, k, k + 1), centres_zyx=centres_zyx, slice_index=None
-    )
+    cut = cut_scan(scan, k, k + 1)
+    cut.slice_index = None
+    if cut.centres_zyx is not None:
+        cut.centres_zyx = cut.centres_zyx[abs(cut.centres_zyx[:, 0]) <= HALF_VOXEL]
     return [cut, *(array[k : k + 1] for array in maps)]

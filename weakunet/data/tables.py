@@ -60,7 +60,7 @@ def read_table(path, columns, optional=()):
     path = Path(path)
     text = _decode(path)
     names = (*columns, *optional)
-    headers = {delimiter: _header(text, delimiter) for delimiter in DELIMITERS}
+    headers = {delimiter: _header(path, text, delimiter) for delimiter in DELIMITERS}
     delimiter = max(DELIMITERS, key=lambda d: sum(bool(_places(headers[d], n)) for n in names))
     header = headers[delimiter]
     missing = [name for name in columns if not _places(header, name)]
@@ -74,7 +74,8 @@ def read_table(path, columns, optional=()):
     for name, several in places.items():
         if len(several) > 1:
             raise InputError(f"{path}: {len(several)} columns are called {name!r}; rename one")
-    rows = _rows(path, text, delimiter)
+    # strict, as an unclosed quote would swallow the next rows
+    rows = _rows(path, text, delimiter, strict=True, skipinitialspace=True)
     next(rows)
     for line, row in rows:
         if any(row[len(header) :]):
@@ -110,27 +111,19 @@ def _decode(path):
     raise InputError(f"{path}: unknown encoding; save it as 'CSV UTF-8'")
 
 
-def _header(text, delimiter):
+def _header(path, text, delimiter):
     """The first row, read leniently: the wrong delimiter makes quotes look wrong."""
-    with contextlib.suppress(csv.Error):
-        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
-            if _is_row(row):
-                return [cell.strip() for cell in row[:MAX_COLUMNS]]
+    with contextlib.suppress(InputError, StopIteration):
+        return next(_rows(path, text, delimiter))[1][:MAX_COLUMNS]
     return []
 
 
-def _is_row(row):
-    """Neither blank nor Excel's line `sep=;`."""
-    return any(cell.strip() for cell in row) and not re.fullmatch("sep=.?", "".join(row))
-
-
-def _rows(path, text, delimiter):
-    """Yield (line number, cells); `strict`, as an unclosed quote would swallow the next rows."""
-    how = {"delimiter": delimiter, "strict": True, "skipinitialspace": True}
-    reader = csv.reader(io.StringIO(text, newline=""), **how)
+def _rows(path, text, delimiter, **how):
+    """Yield (line number, cells) of the rows that are neither blank nor Excel's line `sep=;`."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **how)
     try:
         for row in reader:
-            if _is_row(row):
+            if any(cell.strip() for cell in row) and not re.fullmatch("sep=.?", "".join(row)):
                 yield reader.line_num, [cell.strip() for cell in row]
     except csv.Error as error:
         raise InputError(

@@ -42,7 +42,6 @@ class FileGrid:
 
     shape: tuple  # (i, j, k) as stored; a 2-D image or a trailing axis of length 1 is kept
     affine: np.ndarray  # (4, 4), (i, j, k) -> mm
-    orientation: np.ndarray  # (3, 2), nibabel's: the RAS+ axis of each file axis, and its direction
 
 
 @dataclasses.dataclass
@@ -70,7 +69,7 @@ def read_volume(path, nan_ok=False):
 
     A 2-D image becomes one slice, and a fourth axis of length 1 is dropped. Takes at most
     `MEMORY_PER_VOXEL` bytes per voxel, whatever the file. Raises InputError when the file is
-    missing, empty, truncated, no image, 4-D, not real, without a place in the world or, unless
+    missing, empty, truncated, not an image, 4-D, not real, without a place in the world or, unless
     `nan_ok`, not finite.
     """
     volume = _read(Path(path), np.float32)
@@ -124,7 +123,7 @@ def _read(path, dtype):
     return Volume(
         np.ascontiguousarray(canonical.transpose(2, 1, 0)),  # (x, y, z) -> (z, y, x)
         affine @ inv_ornt_aff(orientation, stored.shape),
-        FileGrid(tuple(header.get_data_shape()), affine, orientation),
+        FileGrid(tuple(header.get_data_shape()), affine),
     )
 
 
@@ -149,7 +148,7 @@ def write_volume(path, array, like):
     affine = like.affine
     if like.native is not None:  # back to the file's own order of axes and directions
         affine = like.native.affine
-        stored = apply_orientation(stored, ornt_transform(RAS, like.native.orientation))
+        stored = apply_orientation(stored, ornt_transform(RAS, io_orientation(affine)))
         stored = stored.reshape(like.native.shape)
     image = nibabel.Nifti1Image(stored, affine)
     image.header.set_xyzt_units("mm")
@@ -190,9 +189,9 @@ def index_to_file(volume, points_zyx):
     """Voxel indices (n, 3) as (z, y, x) to (n, 3) indices (i, j, k) in the file as it is stored."""
     points_xyz = np.asarray(points_zyx, np.float64).reshape(-1, 3)[:, ::-1]
     if volume.native is None:
-        return points_xyz.copy()
-    shape = (volume.native.shape + (1,))[:3]
-    return move_points(inv_ornt_aff(volume.native.orientation, shape), points_xyz)
+        return points_xyz
+    shape = (*volume.native.shape, 1)[:3]
+    return move_points(inv_ornt_aff(io_orientation(volume.native.affine), shape), points_xyz)
 
 
 def require_same_grid(a, path_a, b, path_b):
@@ -209,7 +208,8 @@ def require_same_grid(a, path_a, b, path_b):
     if not same:
         raise InputError(
             f"{path_b}: not on the grid of {path_a}: size (x, y, z) {b.array.shape[::-1]} against "
-            f"{a.array.shape[::-1]}, affine {_short(b.affine)} against {_short(a.affine)}; "
+            f"{a.array.shape[::-1]}, affine {b.affine[:3].round(4).tolist()} "
+            f"against {a.affine[:3].round(4).tolist()}; "
             f"resample it to the grid of {path_a}"
         )
 
@@ -226,10 +226,6 @@ def require_spacing(volume, spacing_mm, name):
         own, wanted = (" x ".join(f"{mm:.3g}" for mm in s) for s in (volume.spacing_mm, spacing_mm))
         raise InputError(
             f"{name}: its voxels are {own} mm (z, y, x), the others' or the network's {wanted} mm; "
-            "resample it: python -m weakunet.preprocess --spacing-mm "
-            + " ".join(f"{mm:.3g}" for mm in spacing_mm)
+            f"resample it: python -m weakunet.preprocess --spacing-mm {wanted.replace(' x', '')}; "
+            "predict takes the same option for a raw scan with its ROI"
         )
-
-
-def _short(affine):
-    return [[round(float(value), 4) for value in row] for row in affine[:3]]

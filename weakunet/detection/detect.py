@@ -75,21 +75,16 @@ def thresholds_for_counts(heatmap, counts):
     for levels, numbers in component_numbers(heatmap):
         for i in list(unmet):
             reached = np.flatnonzero(numbers >= counts[i])
-            swept = numbers[: reached[0] + 1] if len(reached) else numbers
-            # fewest components and highest level first: of equally near ones argmin takes the first
-            order = np.argsort(swept, kind="stable")
-            k = order[np.argmin(abs(swept[order] - counts[i]))]
-            best[i] = min(best[i], (float(levels[k]), int(swept[k])), key=_nearness(counts[i]))
+            stop = reached[0] + 1 if len(reached) else len(numbers)
+            level, n = np.append(best[i][0], levels[:stop]), np.append(best[i][1], numbers[:stop])
+            # any level before none, the nearest number, fewer components, the first level
+            k = np.lexsort((n, abs(n - counts[i]), n == 0))[0]
+            best[i] = float(level[k]), int(n[k])
             if len(reached):
                 unmet.remove(i)
         if not unmet:
             break
     return best
-
-
-def _nearness(count):
-    """Sort key: any level before none, the nearest number, fewer components, the highest level."""
-    return lambda found: (found[1] == 0, abs(found[1] - count), found[1], -found[0])
 
 
 def component_numbers(heatmap):

@@ -22,14 +22,10 @@ SMOOTHING_VOX = 0.6  # standard deviation
 def average_over_flips(function, volume, axes, slice_index=None):
     """Mean count and smoothed median map of `function` over the flips of a scan.
 
-    Parameters
-    ----------
-    function : Volume -> (count, map (D, H, W)), or -> map, then the count is 0
-    volume : Volume, 0 outside the ROI
-    axes : those to flip along, of 'zyx'; n axes give 2^n flips, '' the scan alone
-    slice_index : along z, a slice that was counted: `function` gets it too, and it stays in place
-
-    Returns: count, float; map (D, H, W), outside the ROI the lowest value inside.
+    function: Volume -> (count, map (D, H, W)), or -> map, then the count is 0. volume: 0 outside
+    the ROI. axes: those to flip along, of 'zyx'; n axes give 2^n flips, '' the scan alone.
+    slice_index: the slice that was counted; `function` gets it too, and it stays in place.
+    The map has outside the ROI the lowest value inside.
     """
     if slice_index is not None:
         axes, function = axes.replace("z", ""), functools.partial(function, slice_index=slice_index)

@@ -64,8 +64,8 @@ def choose_scans(scans, counts, split, data, predictions):
     return chosen, missing
 
 
-def load_prediction(scan, folder, with_image):
-    """One case (see score_scan.py): a scan of the table, its heatmap and, on request, its image.
+def load_prediction(scan, count, folder, with_image):
+    """One case (see evaluator.py): a scan of the table, its heatmap and, on request, its image.
 
     scan.roi tells a raw image from a prepared one, as for weakunet.predict.
     """
@@ -76,4 +76,5 @@ def load_prediction(scan, folder, with_image):
     heatmap = read_volume(path)
     require_same_grid(loaded.volume, scan.image, heatmap, path)
     maps = {NO_NETWORK: loaded.volume.array} if with_image else {}
-    return loaded, maps | {MAIN: heatmap.array}
+    maps[MAIN] = heatmap.array
+    return loaded, maps, dict.fromkeys(maps, count)

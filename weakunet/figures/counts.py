@@ -32,9 +32,8 @@ def counts_agreement(path, true, predicted):
     ends = np.concatenate([true, predicted, [0, 1]])
     limits = (ends.min() - 0.7, ends.max() + 0.7)
     scatter.plot(limits, limits, color="grey", linestyle="--", label="identity", zorder=1)
-    scatter.set(xlim=limits, ylim=limits, aspect="equal")
+    scatter.set(xlim=limits, ylim=limits, aspect="equal", ylabel="predicted count (lesions)")
     scatter.set_xlabel(f"true count (lesions), jittered by up to ±{JITTER}")
-    scatter.set_ylabel("predicted count (lesions)")
     agreement = count_metrics(true, predicted)
     named = {"count_r2": "R²", "count_icc": "ICC(A,1)", "count_mae": "MAE", "count_mse": "MSE"}
     title = "   ".join(f"{name} {agreement[key]:.2f}" for key, name in named.items())
@@ -48,8 +47,7 @@ def counts_agreement(path, true, predicted):
 
 def _limits_of_agreement(panel, difference):
     panel.axhline(0, color="grey", linewidth=0.8)
-    panel.set(xlabel="mean of true and predicted (lesions)")
-    panel.set(ylabel="predicted − true (lesions)")
+    panel.set(xlabel="mean of true and predicted (lesions)", ylabel="predicted − true (lesions)")
     if len(difference) < 2:
         return
     bias, reach = difference.mean(), 1.96 * difference.std(ddof=1)

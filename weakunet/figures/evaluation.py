@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from weakunet.evaluation.evaluator import MAIN, known_counts
-from weakunet.evaluation.score_scan import picture
+from weakunet.evaluation.evaluator import MAIN, known_counts, picture
 from weakunet.figures.counts import counts_agreement
 from weakunet.figures.methods import froc_curves
 from weakunet.figures.overlay import overlay

@@ -90,9 +90,8 @@ def draw_rings(panel, lesions_zyx, z, dy, dx, tolerance=PAPER_TOLERANCE):
     """Ring the lesions in and next to slice z with a hit's radius."""
     rx = tolerance.radius_mm or tolerance.radius * dx
     ry = tolerance.radius_mm or tolerance.radius * dy
-    limits = {"xlim": panel.get_xlim(), "ylim": panel.get_ylim()}
+    panel.autoscale(False)  # rings may reach beyond the slice
     angle = np.linspace(0, 2 * np.pi, 60)
     for _, y, x in near_slice(lesions_zyx, z):
         ring = x * dx + rx * np.cos(angle), y * dy + ry * np.sin(angle)
         panel.plot(*ring, color=TRUTH, linewidth=1.6, path_effects=OUTLINE)
-    panel.set(**limits)

@@ -108,7 +108,7 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
     Parameters
     ----------
     curves : method -> a curve per seed, list of dict fp_per_scan, tpr (see froc.froc_by_count)
-    operating : method -> (fp_per_scan, tpr), a filled marker; may lack methods
+    operating : method -> (fp_per_scan, tpr), a filled marker
     paper : method -> (fp_per_scan, tpr) as published, a hollow marker; may lack methods
     furthest : FPav at the right end; None: half as far again as the furthest marker
     """
@@ -121,9 +121,8 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
     for k, method in enumerate(curves):
         style = line_style(k, marker=None, linewidth=1.8)
         fall |= _draw_curves(axes, curves[method], furthest, style)
-        if method in operating:
-            mark = line_style(k, linestyle="none", markeredgecolor="white", zorder=4)
-            axes.plot(*operating[method], **mark)
+        mark = line_style(k, linestyle="none", markeredgecolor="white", zorder=4)
+        axes.plot(*operating[method], **mark)
         if method in paper:
             axes.plot(*paper[method], **line_style(k, **HOLLOW))
         name = textwrap.fill(method.replace("_", " "), 34)
@@ -133,9 +132,8 @@ def froc_curves(path, curves, operating, paper=None, furthest=None):
     if paper:
         handles.append(Line2D([], [], label="hollow: the paper's Table 1", **grey | HOLLOW))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, handlelength=4)
-    axes.set(xlim=(0, furthest), ylim=(0, 1.02))
-    axes.set_xlabel("FPav (false positives per scan)")
-    axes.set_ylabel("TPR (fraction of the lesions found)")
+    axes.set(xlim=(0, furthest), xlabel="FPav (false positives per scan)")
+    axes.set(ylim=(0, 1.02), ylabel="TPR (fraction of the lesions found)")
     several = any(len(own) > 1 for own in curves.values())
     band = "; band: lowest to highest seed" if several else ""
     axes.set_title(f"line: each scan's count, multiplied{band}", fontsize=10)

@@ -41,12 +41,8 @@ def draw_transform(rng, shape, flips="zyx", shift_vox=2, rotate_deg=0.0, scale=0
     if rotate_deg:
         for angle, (a, b) in zip(angles, itertools.combinations(range(3), 2), strict=True):
             rotation = np.eye(3)
-            rotation[[a, a, b, b], [a, b, a, b]] = (
-                np.cos(angle),
-                -np.sin(angle),
-                np.sin(angle),
-                np.cos(angle),
-            )
+            cos, sin = np.cos(angle), np.sin(angle)
+            rotation[[a, a, b, b], [a, b, a, b]] = cos, -sin, sin, cos
             linear = linear @ rotation
     middle = (np.array(shape) - 1) / 2
     linear = linear * zoom
@@ -57,7 +53,7 @@ def warp(volume, matrix):
     """Transform a volume (D, H, W) by `matrix` (3, 4): trilinear, zero outside, same shape; or a
     batch (N, D, H, W), each by its own matrix of (N, 3, 4).
 
-    For volumes on a GPU the matrices had better be there, too, in float64: else they are sent.
+    For volumes on a GPU the matrices should be there too, in float64; otherwise they are copied.
     """
     if backend.is_cuda(volume):
         return warp_cuda(volume, matrix)
@@ -79,17 +75,12 @@ def warp_cuda(volume, matrix):
 
 def _flip_and_shift(volume, signs, offset):
     """result[t] = volume[sign * t + offset] where that exists, else 0."""
-    result = np.zeros_like(volume)
-    source, target = [], []
-    for size, sign, start in zip(volume.shape, signs, offset, strict=True):
-        at = np.arange(size)
-        from_ = int(sign) * at + start
-        inside = at[(from_ >= 0) & (from_ < size)]
-        if inside.size == 0:
-            return result
-        first, last = int(sign) * inside[0] + start, int(sign) * inside[-1] + start
-        stop = last + int(sign)
-        source.append(slice(first, stop if stop >= 0 else None, int(sign)))
-        target.append(slice(inside[0], inside[-1] + 1))
-    result[tuple(target)] = volume[tuple(source)]
+    result, source, target = np.zeros_like(volume), [], []
+    for n, sign, shift in zip(volume.shape, signs, offset, strict=True):
+        if sign < 0:  # voxel i of the flipped volume is n - 1 - i
+            shift = n - 1 - shift
+        source.append(slice(max(0, shift), max(0, n + shift)))
+        target.append(slice(max(0, -shift), max(0, n - shift)))
+    flipped = np.flip(volume, tuple(np.flatnonzero(signs < 0)))
+    result[tuple(target)] = flipped[tuple(source)]
     return result

@@ -27,9 +27,8 @@ def save_checkpoint(path, model, training=None):
     header = {"format": FORMAT, "settings": model.settings}
     header |= {"shape": model.shape, "flips": model.flips, "blocks": model.global_pool.blocks}
     header |= {"spacing_mm": model.spacing_mm}
-    header = json.dumps(header)
     with atomic_path(path) as temporary:
-        np.savez(temporary, header=np.array(header), **arrays)
+        np.savez(temporary, header=np.array(json.dumps(header)), **arrays)
 
 
 def load_checkpoint(path):
@@ -40,7 +39,8 @@ def load_checkpoint(path):
     """
     arrays = _read_arrays(path)
     try:
-        header = json.loads(str(arrays.pop("header")))
+        header = {"flips": "", "blocks": None, "spacing_mm": None}  # older files do not say
+        header |= json.loads(str(arrays.pop("header")))
         if header["format"] != FORMAT:
             raise ValueError(f"its format is {header['format']!r}, this program reads {FORMAT!r}")
         training = {name: arrays.pop(name) for name in list(arrays) if name.startswith("training.")}
@@ -49,13 +49,11 @@ def load_checkpoint(path):
         model = WeakUNet(**settings, rng=np.random.default_rng(0))
         if model.settings != settings:
             raise ValueError("another program wrote its settings")
-        model.shape = tuple(header["shape"])
-        model.flips = header.get("flips", "")  # older files do not say
-        model.global_pool.blocks = header.get("blocks")
-        if not (header.get("blocks") is None or 0 < header["blocks"] <= MAX_VOXELS):
-            raise ValueError(f"it divides by {header['blocks']!r} blocks")
-        spacing_mm = header.get("spacing_mm")  # older files do not say
-        if spacing_mm is not None:
+        model.shape, model.flips = tuple(header["shape"]), header["flips"]
+        model.global_pool.blocks = blocks = header["blocks"]
+        if not (blocks is None or 0 < blocks <= MAX_VOXELS):
+            raise ValueError(f"it divides by {blocks!r} blocks")
+        if (spacing_mm := header["spacing_mm"]) is not None:
             model.spacing_mm = tuple(float(mm) for mm in spacing_mm)
             if len(spacing_mm) != 3 or not 0 < min(model.spacing_mm) <= max(model.spacing_mm) < 1e6:
                 raise ValueError(f"it was trained on voxels of {spacing_mm} mm")
@@ -82,7 +80,7 @@ def _read_arrays(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise ValueError("it holds files that are no arrays")
+            raise ValueError("it holds files that are not arrays")
         return arrays
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint; name a best.npz that train wrote") from None

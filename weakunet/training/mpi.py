@@ -77,7 +77,7 @@ class SharedRun(Run):
 
     def __init__(self, model, settings, out, ranks):
         super().__init__(model, settings, out)
-        self.ranks, self.one_graph = ranks, False  # ranks meet within a step
+        self.ranks, self.one_graph = ranks, False  # ranks exchange data within a step
         if ranks.rank > 0:
             self.save = self.save_epoch = lambda: None  # rank 0 alone writes
 

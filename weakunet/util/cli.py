@@ -1,4 +1,4 @@
-"""What every command shares: errors in one line, files that are whole or absent, progress.
+"""What every command shares: errors in one line, files that are complete or absent, progress.
 
 A user's mistake (a missing file, a bad count, no GPU) is raised as `InputError`: one line that
 names the file and the remedy. `command` prints that line, or that of a full disk, and exits with
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-WRITING = ".writing-"  # the name of a file begins so until it is whole
+WRITING = ".writing-"  # file names begin with this until the file is complete
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 UNUSABLE += (errno.ENAMETOOLONG, errno.ELOOP)
@@ -38,6 +38,11 @@ def one_line(what, longest=80):
         text = type(what).__name__
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def note(what):
+    """Print a remark on stderr; the work goes on."""
+    print(f"note: {what}", file=sys.stderr, flush=True)
 
 
 def new_parser(about, prog=None):
@@ -67,7 +72,7 @@ def command(main):
     @functools.wraps(main)
     def wrapped(argv=None):
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # letters that a terminal lacks become \\u65e5
+            if hasattr(stream, "reconfigure"):  # letters that a terminal lacks become \u65e5
                 stream.reconfigure(errors="backslashreplace")
         try:
             return main(argv)
@@ -99,7 +104,13 @@ def atomic_path(path):
     open(name, "xb").close()
     try:
         yield Path(name)
-        _flush(name)
+        # the content is on the disk before it gets its name, where that can be asked for
+        with open(name, "r+b") as file:  # Windows refuses to flush what is open for reading
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
         os.replace(name, path)
     except OSError as error:
         if error.filename in (None, name):  # a full disk does not say whose write failed
@@ -109,14 +120,12 @@ def atomic_path(path):
         Path(name).unlink(missing_ok=True)
 
 
-def _flush(name):
-    """Have a file's content on the disk before it gets its name, where that can be asked for."""
-    with open(name, "r+b") as file:  # Windows refuses to flush what is open for reading
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno in FULL:
-                raise
+def path_from(folder, path):
+    """`path` as seen from `folder`, with forward slashes; absolute across Windows drives."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return path.as_posix()
 
 
 def clear_leftovers(folder):
@@ -139,15 +148,12 @@ def write_text(path, text):
 
 def write_json(path, value):
     """Write `value` as indented JSON to `path` atomically; NaN is written as null."""
-    write_text(path, json.dumps(_without_nan(value), indent=2) + "\n")
 
+    def constant(name):
+        return None if name == "NaN" else float(name)
 
-def _without_nan(value):
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    value = json.loads(json.dumps(value), parse_constant=constant)
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_csv(path, header, rows):

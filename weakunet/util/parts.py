@@ -1,9 +1,9 @@
-"""Go over the scans of a cohort: in processes, in parts, and on again after a stop.
+"""A command over the scans of a cohort: in several processes, in parts, resumed after a stop.
 
 The jobs of a cluster share a cohort and one output folder:
 
     COMMAND --part K/N             every N-th scan, from the K-th on (K = 1 ... N)
-    COMMAND --subjects s001 s002   the scans so called
+    COMMAND --subjects s001 s002   only these scans
     COMMAND                        all scans
 
 A part writes its own table, TABLE.part-K-of-N.csv, so that no table is ever torn. Where there are
@@ -14,14 +14,17 @@ and names those that are missing.
 import argparse
 import functools
 import sys
+from pathlib import Path
 
 from weakunet.util import resume
 from weakunet.util.cli import InputError, clear_leftovers, progress
 from weakunet.util.processes import map_processes
 
 
-def add_part_arguments(parser):
-    """Let a command work on a part of the scans."""
+def add_arguments(parser, jobs):
+    """Give a command the options of `run_command`: --out, --jobs, and the part of the scans."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--jobs", type=int, default=jobs, help="scans in memory at once")
     group = parser.add_mutually_exclusive_group()
     about = "only every N-th scan, from the K-th; the same command without it joins the parts"
     group.add_argument("--part", type=_part, metavar="K/N", help=about)
@@ -32,19 +35,19 @@ def add_part_arguments(parser):
 def _part(text):
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no part K/N with K from 1 to N, as in 2/8")
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with K from 1 to N, as in 2/8")
     return int(number), int(of)
 
 
 def choose_part(args, scans):
-    """The scans that the arguments ask for. Raises InputError where no subject has a name given."""
+    """The scans that the arguments ask for. Raises InputError for a name that no scan has."""
     if args.part:
         number, of = args.part
         return scans[number - 1 :: of]
     if args.subjects:
         unknown = set(args.subjects) - {scan.subject for scan in scans}
         if unknown:
-            raise InputError(f"--subjects {min(unknown)}: no scan is called so; check the table")
+            raise InputError(f"--subjects {min(unknown)}: no such scan; check the table")
         return [scan for scan in scans if scan.subject in args.subjects]
     return scans
 
@@ -59,11 +62,6 @@ def part_table(args, path):
     return path
 
 
-def joins(args, path):
-    """Whether the command only joins parts: they are there, and the arguments ask for all."""
-    return part_table(args, path) == path and any(path.parent.glob(f"{path.stem}.part-*-of-*"))
-
-
 def clear_parts(args, path):
     """Remove what the parts left once the table of all scans is written."""
     if part_table(args, path) == path:
@@ -73,63 +71,68 @@ def clear_parts(args, path):
                 table.unlink(missing_ok=True)
 
 
-def go_over(scans, work, kept, n_jobs, what, joining=False):
-    """What is kept or made for each scan, in order; an InputError where that failed.
+def run_command(args, settings, files_of, work, how, what, table, write, mixed=False):
+    """A command that makes files for each scan and one table of all, and goes on after a stop.
 
     Parameters
     ----------
-    work : scan -> result; a function of a module (or its partial), which runs in `n_jobs` processes
-    kept : scan -> the result that is still valid, or None
+    args : has `scans`, of which it chooses its part, and what `add_arguments` adds
+    settings, mixed : as for `resume.begin`
+    files_of : (scan, out, **how) -> settings of its own, source files, {kind: path to write}
+    work : (scan, {kind: path}, **how) -> a value to note (JSON) or None; writes those files. A
+        function of a module, which `args.jobs` processes call
     what : what the progress bar says
-    joining : make nothing; a scan without a result has failed
+    table : the table's name
+    write : (path, [(scan, {kind: path}, value), ...]), writes the table of what did not fail
 
-    The failures of several scans are printed on stderr.
+    Raises InputError, at the end, where scans failed; of several, each is named on stderr.
     """
-    results = [kept(scan) for scan in scans]
-    todo = [scan for scan, result in zip(scans, results, strict=True) if result is None]
+    out, table, scans = args.out, args.out / table, choose_part(args, args.scans)
+    of_part = part_table(args, table)
+    parts_are_there = any(out.glob(f"{table.stem}.part-*-of-*"))
+    shared = of_part != table or parts_are_there  # others may be writing, too
+    resume.begin(out, settings, mixed=mixed, shared=shared)
+    tasks = [(scan, *files_of(scan, out, **how)) for scan in scans]
+    results = [
+        resume.noted(out, scan.subject, own, sources, files.values())
+        for scan, own, sources, files in tasks
+    ]
+    todo = [task for task, result in zip(tasks, results, strict=True) if result is None]
     if 0 < len(todo) < len(scans):
         print(f"going on: {len(scans) - len(todo)} of {len(scans)} scans are done", file=sys.stderr)
-    new = map_processes(functools.partial(_try, work), todo, n_jobs)
-    if joining:
+    new = map_processes(functools.partial(_make, work, how, out), todo, args.jobs)
+    if parts_are_there and of_part == table:  # only join them
         remedy = "run its part again, or --subjects"
-        new = (InputError(f"{s.subject} is missing; {remedy} {s.subject}") for s in todo)
+        new = (InputError(f"{s.subject} is missing; {remedy} {s.subject}") for s, *_ in todo)
     for i, _ in enumerate(progress(scans, what)):
         results[i] = next(new) if results[i] is None else results[i]
+    failed = [result for result in results if isinstance(result, InputError)]
     if len(results) > 1:
-        for result in results:
-            if isinstance(result, InputError):
-                print(f"failed: {result}", file=sys.stderr)
-    return results
+        for error in failed:
+            print(f"failed: {error}", file=sys.stderr)
+    if len(failed) < len(results):
+        pairs = zip(tasks, results, strict=True)
+        done = [(t[0], t[3], value) for t, value in pairs if not isinstance(value, InputError)]
+        write(of_part, done)
+    elif len(failed) == 1:
+        raise failed[0]
+    if failed:
+        raise InputError(
+            f"{out}: {len(failed)} of {len(results)} scans failed, named above "
+            "and left out; fix them and run the same command again"
+        )
+    clear_parts(args, table)
 
 
-def _try(work, scan):
+def _make(work, how, out, task):
+    """Make a scan's files and note what they are made from; an InputError where that failed."""
+    scan, own, sources, files = task
     try:
-        return work(scan)
+        inputs = resume.inputs(own, sources)
+        value = work(scan, files, **how)
+        resume.note(out, scan.subject, inputs, True if value is None else value)
+        return value
     except InputError as error:
         return error
     except MemoryError:
         return InputError(f"{scan.image}: not enough memory; use --jobs 1 or crop the scan")
-
-
-def run_command(args, settings, work, kept, what, table, write, mixed=False):
-    """A command that makes files for each scan and one table of all.
-
-    args has scans, out, jobs and what `add_part_arguments` adds. settings, mixed: as for
-    `resume.begin`; work, kept, what: as for `go_over`. write(path, results of the scans that did
-    not fail) writes the table. Raises InputError, at the end, where scans failed.
-    """
-    table = args.out / table
-    shared = part_table(args, table) != table or joins(args, table)  # others may be writing, too
-    resume.begin(args.out, settings, mixed=mixed, shared=shared)
-    results = go_over(args.scans, work, kept, args.jobs, what, joins(args, table))
-    done = [result for result in results if not isinstance(result, InputError)]
-    if done:
-        write(part_table(args, table), done)
-    if not done and len(results) == 1:
-        raise results[0]
-    if len(done) < len(results):
-        raise InputError(
-            f"{args.out}: {len(results) - len(done)} of {len(results)} scans failed, named above "
-            "and left out; fix them and run the same command again"
-        )
-    clear_parts(args, table)

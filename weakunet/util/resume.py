@@ -1,16 +1,11 @@
-"""The one way to go on after a stop, and the one rule for keeping a result.
+"""The one way to resume after a stop, and the one rule for keeping a result.
 
 A command that works scan by scan notes each finished scan in OUT/.done/SUBJECT.json. Run again, it
 keeps a result if its files exist, VERSION and the settings are as noted, and every input file has
 the path, size and time that were noted, or else the same content. So a corrected table, a replaced
-image or a new program is obeyed, and a folder that was only moved or copied is not done again.
-
-    resume.begin(out, settings)                              # settings of the whole folder
-    row = resume.noted(out, subject, own, sources, results)  # own: settings of this scan
-    if row is None:
-        made_from = resume.inputs(own, sources)              # before they are read
-        row = ...                                            # writes the results
-        resume.note(out, subject, made_from, row)
+image or a new program is noticed, and a folder that was only moved or copied is not done again.
+The order is `begin` for the folder, then for each result `noted`, and where that has none, `inputs`
+before the files are read and `note` after the results are written (see parts.py).
 """
 
 import hashlib
@@ -25,7 +20,7 @@ SETTINGS = "settings.json"
 
 
 def begin(out, settings, mixed=False, shared=False):
-    """Make the folder `out` for results with these settings (a dict), or go on with it.
+    """Make the folder `out` for results with these settings (a dict), or resume in it.
 
     mixed: `out` may hold other files. shared: other processes may be writing in `out` now. Raises
     InputError where `out` is a file, was begun with other settings, or holds other files.

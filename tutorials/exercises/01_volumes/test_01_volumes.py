@@ -18,7 +18,7 @@ def test_index_to_mm(answer):
         (XYZ @ MATRIX.T, "the shift, the affine's last column, is missing"),
         (XYZ @ MATRIX + SHIFT, "the matrix is not transposed: points are rows, points @ matrix.T"),
         (MM[:, ::-1], "the result is (z, y, x): world points are (x, y, z)"),
-        (XYZ @ MATRIX.T - SHIFT, "the shift is taken off: it is added"),
+        (XYZ @ MATRIX.T - SHIFT, "the shift is subtracted: it is added"),
         ((XYZ + SHIFT) @ MATRIX.T, "the shift is added before the matrix: it is in mm, so after"),
         (XYZ * MATRIX.diagonal() + SHIFT, "only the diagonal is used, but this scan is tilted"),
         (XYZ @ INVERSE.T + BACK, "the affine is inverted: that leads from mm to an index"),
@@ -30,7 +30,7 @@ def test_mm_to_index(answer):
     mistakes = [
         (XYZ, "the index is (x, y, z): reverse the columns, an array's index is (z, y, x)"),
         ((MM @ INVERSE.T)[:, ::-1], "the shift is not undone: invert the whole 4x4 affine"),
-        ((MM @ INVERSE.T - SHIFT)[:, ::-1], "the shift is taken off after the matrix: do it first"),
+        ((MM @ INVERSE.T - SHIFT)[:, ::-1], "the shift is subtracted after the matrix, not before"),
         ((MM @ MATRIX.T + SHIFT)[:, ::-1], "the affine is not inverted: it leads to mm"),
         ((MM @ INVERSE + BACK)[:, ::-1], "the matrix is not transposed: points are rows"),
         ((MM[:, ::-1] @ INVERSE.T + BACK)[:, ::-1], "the columns are reversed at the beginning"),

@@ -47,7 +47,7 @@ def test_maxpool_backward(answer):
         (_up(dy) * by_x, "the tie went to the first along x: memory order is z, then y, then x"),
         (_up(dy), "all eight voxels got dy: only the maximum moved the output"),
         (_up(dy) * smallest, "the smallest voxel of each block got dy"),
-        (first, "dy is not there: the chain rule multiplies the 1 with it"),
+        (first, "dy is missing: the chain rule multiplies the 1 with it"),
         (_up(dy) / 8, "dy is spread over the block, as for a mean: the maximum gets all of it"),
     ]
     compare("maxpool_backward", answer.maxpool_backward(dy, x), _up(dy) * first, mistakes)

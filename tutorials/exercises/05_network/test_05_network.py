@@ -23,7 +23,7 @@ def test_receptive_field(answer):
         jumps = np.cumprod([1, *pools])
         ks = np.array([k for k, _ in layers])
         wrong = [
-            (1 + (ks - 1).sum(), "the jump is missing: behind a pooling, neighbours lie 2 apart"),
+            (1 + (ks - 1).sum(), "the jump is missing: after a pooling, neighbours lie 2 apart"),
             (1 + (ks - 1) @ jumps[1:], "the jump grows too early: first the field, then the jump"),
             (1 + ks @ jumps[:-1], "a layer adds (k - 1) jumps, not k: one voxel was there before"),
             (np.prod(ks), "the sizes are multiplied: convolutions in a row ADD (k - 1) jumps"),
@@ -31,7 +31,7 @@ def test_receptive_field(answer):
             (1 + (ks - 1) @ np.cumsum([1, *pools])[:-1], "the jump is multiplied by the stride"),
             (1 + (ks - 1) @ [1, *pools[:-1]], "the jump is that of one layer: multiply them all"),
             (1 + ks // 2 @ jumps[:-1], "k // 2 on both sides are k - 1 neighbours more"),
-            (jumps[-1], "this is the jump: the field is asked for"),
+            (jumps[-1], "this is the jump, not the field"),
         ]
         right = _probe(layers)
         wrong = [w for w in wrong if w[0] != right]

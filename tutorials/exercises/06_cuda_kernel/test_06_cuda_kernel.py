@@ -25,7 +25,7 @@ def _run(answer, kernel, inputs, n, numbers, before=np.nan):
     launch(answer, kernel, n, args)  # in blocks of 256
     around, y = output.around, output.around[BESIDE : BESIDE + n]
     if not np.isnan(around[BESIDE + n :]).all():
-        fail(f"{kernel} writes behind y[n-1]: threads with a number >= n must do nothing")
+        fail(f"{kernel} writes beyond y[n-1]: threads with a number >= n must do nothing")
     if not np.isnan(around[:BESIDE]).all():
         fail(f"{kernel} writes before y[0]")
     if np.isnan(y).all():
@@ -45,7 +45,7 @@ def test_blocks_needed(answer):
     right = [0, 1, 1, 1, 2, 4]
     mistakes = [
         ([0, 0, 0, 1, 1, 3], "rounded down: the last elements get no thread"),
-        ([1, 1, 1, 2, 2, 4], "n // threads + 1 starts a block too many where n is a multiple"),
+        ([1, 1, 1, 2, 2, 4], "n // threads + 1 starts one block too many where n is a multiple"),
         ([0, 1, 255, 256, 257, 1000], "a block has `threads` threads: fewer blocks than elements"),
         ([1, 1, 1, 1, 2, 4], "there is none for n = 0"),
         ([0, 0, 1, 1, 1, 4], "rounded to the nearest: the last elements get no thread"),

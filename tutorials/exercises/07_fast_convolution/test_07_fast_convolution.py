@@ -27,7 +27,7 @@ def test_count_work(answer):
         ((x + w + y) * 2, "a float32 has 4 bytes, not 8"),
         (x + y, "the weights are missing: they are read, too"),
         (x + w, "the output is missing: writing moves bytes as well"),
-        (27 * x + w + y, "x is counted once a tap: at the least it is read once"),
+        (27 * x + w + y, "x is counted once per tap: at the least it is read once"),
         (x + w // c_out + y, "w holds one kernel for each pair of an input and an output channel"),
     ]
     compare("count_work's bytes", result[1], x + w + y, mistakes)

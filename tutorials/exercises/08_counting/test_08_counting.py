@@ -46,7 +46,7 @@ def test_globalmax_backward(answer):
         (np.broadcast_to(spread / 24, x.shape), "this is the backward of the global MEAN"),
         (np.broadcast_to(spread, x.shape), "every voxel got dy: only the maximum moved y"),
         (overall.reshape(x.shape), "one maximum for all maps: every map c has its own"),
-        ((first != 0).reshape(x.shape), "dy is not there: the chain rule multiplies the 1 with it"),
+        ((first != 0).reshape(x.shape), "dy is missing: the chain rule multiplies the 1 with it"),
         ((first * flat).reshape(x.shape), "dy is multiplied with the maximum: the slope is 1"),
         (magnitude.reshape(x.shape), "the largest magnitude got dy: the maximum may be negative"),
         (smallest.reshape(x.shape), "the smallest voxel got dy"),

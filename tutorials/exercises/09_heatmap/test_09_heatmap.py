@@ -16,7 +16,7 @@ def _of_a_count(right):
     """Mistakes of any function that returns a count; the right one is negative here."""
     return [
         (right - B, "the bias is missing"),
-        (right - 2 * B, "the bias is taken off: it is added"),
+        (right - 2 * B, "the bias is subtracted: it is added"),
         (max(right, 0), "an activation cuts the count off: eq. 2 has none"),
         (abs(right), "the count's sign is lost: nothing makes it positive"),
         (round(right), "the count is rounded: it is a real number"),
@@ -26,9 +26,9 @@ def _of_a_count(right):
 def test_predict_count_with_max_pooling(answer):
     right = linear_forward(globalmax_forward(F[None])[0], W, np.array([B]))[0]
     mistakes = _of_a_count(right) + [
-        (W @ F.mean(axis=(1, 2, 3)) + B, "the mean is taken where the maximum is asked for"),
+        (W @ F.mean(axis=(1, 2, 3)) + B, "the mean is taken instead of the maximum"),
         (abs(W) @ F.max(axis=(1, 2, 3)) + B, "the weights' signs are lost"),
-        (W.sum() * F.max(axis=0).mean() + B, "pooled over the wrong axis: over the voxels"),
+        (W.sum() * F.max(axis=0).mean() + B, "pooled over the wrong axis: pool over the voxels"),
         (WEIGHTED.max(axis=(1, 2, 3)).sum() + B, "the maps are weighted BEFORE the maximum"),
         (WEIGHTED.sum(axis=0).max() + B, "this is the heatmap's maximum: pool each map, then sum"),
         (W.sum() * F.max() + B, "one maximum for all maps: G gives a number per map"),
@@ -41,7 +41,7 @@ def test_predict_count_with_mean_pooling(answer):
     mistakes = _of_a_count(right) + [
         (abs(W) @ F.mean(axis=(1, 2, 3)) + B, "the weights' signs are lost"),
         (W @ F.sum(axis=(1, 2, 3)) + B, "the maps are summed, not averaged"),
-        (W @ F.max(axis=(1, 2, 3)) + B, "the maximum is taken where the mean is asked for"),
+        (W @ F.max(axis=(1, 2, 3)) + B, "the maximum is taken instead of the mean"),
         ((right - B) / 4 + B, "the sum over the maps became a mean: it is w . x"),
     ]
     compare("predict_count", answer.predict_count(F, W, B, "mean"), right, mistakes)

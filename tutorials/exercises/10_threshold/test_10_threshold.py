@@ -40,7 +40,7 @@ def test_component_numbers(answer):
         mistakes = [
             (_numbers(heatmap, levels, 1), "6 neighbours: take the 26, diagonal ones as well"),
             (_numbers(heatmap, levels, 2), "18 neighbours: take the 26, corners as well"),
-            (np.arange(1, 1 + len(levels)), "voxels are counted: joints make components fewer"),
+            (np.arange(1, 1 + len(levels)), "voxels are counted: each join makes one fewer"),
         ]
         for step, message in BORDERS.items():
             mistakes.append((_sweep(heatmap, step), message))
@@ -48,8 +48,8 @@ def test_component_numbers(answer):
 
 
 BORDERS = {  # what a voxel's neighbour at index i of n is taken for: an index, or None
-    lambda i, n: i % n: "neighbours wrap round: beyond the last voxel there is none",
-    lambda i, n: i % n if i < n else None: "neighbours wrap round: index -1 is the last voxel, so "
+    lambda i, n: i % n: "neighbours wrap around: beyond the last voxel there is none",
+    lambda i, n: i % n if i < n else None: "neighbours wrap around: index -1 is the last voxel, so "
     "ask 0 <= as well",
     lambda i, n: "none at all" if i < 0 else i if i < n else None: "border voxels have no "
     "neighbours: a slice that begins at -1 is empty, for a negative index counts from the END",
@@ -57,7 +57,7 @@ BORDERS = {  # what a voxel's neighbour at index i of n is taken for: an index, 
 
 
 def _sweep(heatmap, border):
-    """The numbers where voxels at the border look for their neighbours in a wrong way."""
+    """The numbers where voxels at the border look for their neighbours wrongly."""
     parent, number, numbers = {}, 0, {}
 
     def root(v):
@@ -86,17 +86,17 @@ def _check_numbers(actual, right, mistakes):
             fail(message)
     if actual.shape == right.shape and (actual <= right).all() and (actual < right).any():
         fail(
-            "too few components: a joint is counted although both voxels have one root already "
-            "(compare and join ROOTS, not voxels), or a tie is noted down before its last voxel"
+            "too few components: a join is counted although both voxels have one root already "
+            "(compare and join ROOTS, not voxels), or a tie is recorded before its last voxel"
         )
     if actual.shape == right.shape and (actual >= right).all() and (actual > right).any():
-        fail("too many components: a joint is missed (compare and join ROOTS, not voxels)")
+        fail("too many components: a join is missed (compare and join ROOTS, not voxels)")
     compare("component_numbers's numbers", actual, right)
 
 
 def test_choose_level(answer):
     up_and_down = np.array([1, 2, 3, 3, 4, 3, 2, 2, 3, 5, 6, 5, 4, 3, 3, 2, 2, 1, 1, 1])
-    low = "this is the LAST level with that count: the hills have grown together; take the first"
+    low = "this is the LAST level with that count: the hills have merged; take the first"
     for count, right in ((2, 19), (3, 18), (4, 16), (5, 11)):
         bisected = STEPS[min(np.searchsorted(up_and_down, count), len(STEPS) - 1)]
         wrong = [
@@ -111,7 +111,7 @@ def test_choose_level(answer):
         wrong = [w for w in wrong if w[0] != right]
         level = answer.choose_level(STEPS, up_and_down, count)
         compare(f"choose_level for count {count}", level, right, wrong)
-    jump, behind = np.array([1, 2, 5, 3]), "it swept on behind the first level that reached it"
+    jump, behind = np.array([1, 2, 5, 3]), "it swept on past the first level that reached it"
     level = answer.choose_level(STEPS[:4], jump, 3)  # 2 is nearer than 5
     wrong = [(17, behind), (18, "the first at or above the count: 2 is nearer to 3 than 5 is")]
     compare("choose_level where ties jump from 2 to 5, for count 3", level, 19, wrong)

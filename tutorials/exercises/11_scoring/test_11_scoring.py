@@ -6,8 +6,8 @@ from grading import compare, parts
 HITS = np.array([[3, 1, 0], [0, 2, 1], [1, 0, 4], [2, 1, 1], [0, 3, 0], [6, 0, 1], [1, 1, 2]])
 TWICE = "a lesion is found by two detections: one to one, the second is a false positive"
 GREEDY = "a nearer pair took a partner that another one needed: as many pairs as possible"
-GATED = "the nearest partners were chosen first, the radius asked for later: pairs are lost"
-DEAREST = "the dearest matching is taken: the cost is 0 WITHIN the radius and 1 beyond"
+GATED = "the nearest partners were chosen first, the radius applied later: pairs are lost"
+DEAREST = "the most expensive matching is taken: the cost is 0 WITHIN the radius and 1 beyond"
 BEYOND = "every pair is a hit: of the matched ones only those within the radius are"
 SWAPPED = "FP and FN are swapped: FP are the detections left, FN the lesions"
 # detections and lesions along z, at radius 3: the right (TP, FP, FN), and wrong ones
@@ -48,7 +48,7 @@ def test_rates(answer):
         (own.sum() / len(HITS), "the TPR is averaged, and the scan without lesions counts as 0"),
         (tp / (tp + fp), "this is the precision: the TPR divides by the LESIONS, TP + FN"),
         (fn / (tp + fn), "this is the fraction of lesions missed: 1 - TPR"),
-        (100 * tp / (tp + fn), "the TPR is in percent: a fraction is asked for"),
+        (100 * tp / (tp + fn), "the TPR is in percent: return a fraction"),
     ]
     compare("TPR", result[0], tp / (tp + fn), mistakes)
     mistakes = [

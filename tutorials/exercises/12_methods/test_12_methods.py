@@ -69,7 +69,7 @@ def test_choose_weight(answer):
     result = answer.choose_weight(weights, tpr, list(splits))
     result = parts("choose_weight", result, "the weight, its TPR on the test scans")
     mistakes = [
-        (0.75, "chosen on the TEST scans: then its TPR there is no test any more"),
+        (0.75, "chosen on the TEST scans: then its TPR there is no longer a test"),
         (0.5, "chosen on all scans, or the last of equals: on validation 0.25 is first"),
         (1, "this is the weight's index, not the weight"),
         (0.9, "this is the WORST weight on validation"),

@@ -102,9 +102,9 @@ def test_carry_labels(answer):
         (look(cut, order=0), down),
         (wrapped.reshape(shape), "a negative index counts from the END: outside, a label is 0"),
         (look(there, order=0), "the outermost voxels are cut in half (scipy: 'grid-constant')"),
-        (look(there, order=0, mode="nearest"), "the outermost labels go on outside: there it is 0"),
+        (look(there, order=0, mode="nearest"), "the outermost labels continue outside, not 0"),
         (index_for_index, "copied index for index: the grids differ, go through millimetres"),
-        (look(np.round(other_way), order=0), "the way is the wrong one round: start at the scan"),
+        (look(np.round(other_way), order=0), "the direction is wrong: start at the scan"),
     ]
     compare("carry_labels", answer.carry_labels(labels, GRID, shape, AFFINE), right, mistakes)
 

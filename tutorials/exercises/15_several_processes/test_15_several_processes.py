@@ -56,7 +56,7 @@ def test_ring_sum(answer):
                 half[r, c] = sum(arrays.reshape(half.shape)[(c + i) % ranks, c]
                                  for i in range(back + 1))  # fmt: skip
         mistakes = [
-            (half.reshape(ranks, n), "only the first half of the rounds: the totals must go round"),
+            (half.reshape(ranks, n), "only the first half: the totals must go around"),
             (right[0], "this is one row: every rank has one, and totals holds them all"),
         ] if ranks > 2 else []  # fmt: skip
         compare(f"the totals of {ranks} ranks", totals, right, mistakes)
@@ -84,7 +84,7 @@ def test_best_ranks(answer):
         ((1.0, 0.01, 64), 10, [(9, "one rank fewer than the best: ranks count from 1"),
                                (64, "more is not always better: a rank receives P - 1 gradients"),
                                (1, "is computing not divided by the number of ranks?")]),
-        ((1.0, 0.01, 4), 4, [(10, "at most 4 ranks are to be had"),
+        ((1.0, 0.01, 4), 4, [(10, "there are at most 4 ranks"),
                              (3, "all 4 ranks may be used: 1 ... most")]),
         ((1.0, 0.0, 8), 8, [(1, "sending is free here: the most ranks are the best")]),
         ((0.001, 1.0, 8), 1, [(8, "sending takes a second: one rank, which sends nothing")]),
