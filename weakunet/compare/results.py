@@ -157,6 +157,6 @@ def draw(out, results, tables):
         path = out / ("counts.png" if pool == first else f"counts_{pool}.png")
         counts_agreement(path, true, predicted)
         r2 = count_metrics(true, predicted)["count_r2"]
-        caption = f"Counts of (e), global pooling {POOL_NAMES[pool]}: R2 {r2:.2f}, all runs' scans."
+        caption = f"Counts of (e), all runs; global pooling: {POOL_NAMES[pool]}; R2 {r2:.2f}."
         pictures.append((path, caption))
     return pictures
