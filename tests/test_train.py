@@ -300,7 +300,7 @@ def test_run_that_cannot_resume_is_refused_by_name(finished, tmp_path, capsys, n
 @pytest.mark.parametrize("head", [[], ["--gaussian-head"]])
 def test_every_epoch_ends_with_the_scale_right_on_the_training_scans(cohort, tmp_path, head):
     b = run(cohort, tmp_path / "run", *head)["linear.b"]
-    model = load_model(tmp_path / "run" / "last.npz")
+    model = load_model(tmp_path / "run" / "best.npz")
     scans = load.load_scans(Settings(data=str(cohort)), ("train",))["train"]
     y = np.array([predict_scan(model, scan.volume)[0] for scan in scans])
     scale = (y @ [scan.count for scan in scans]) / (y @ y)

@@ -130,5 +130,6 @@ def train(run, scans, stop=lambda: False):
         run.set_last_layer(counts["train"])
         predicted = run.validate()
         run.finish_epoch(counts, predicted, time.monotonic() - started)
+    run.set_last_layer(counts["train"])
     warn_if_nothing_learned(settings, run.validate(), counts)
     return False

@@ -79,7 +79,7 @@ class SharedRun(Run):
         super().__init__(model, settings, out)
         self.ranks, self.one_graph = ranks, False  # ranks exchange data within a step
         if ranks.rank > 0:
-            self.save = self.save_epoch = lambda: None  # rank 0 alone writes
+            self.save, self.save_epoch = lambda: None, self.as_learned  # rank 0 alone writes
 
     def prepare(self, scans, volumes):
         """Begin with the state of rank 0's run."""

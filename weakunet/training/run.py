@@ -45,6 +45,7 @@ class Run:
         # of the training scans, (n, 1, D, 1, 1) bool, the slice counted; None: all of the ROI
         self.slabs = None
         self.learned_elsewhere = False  # True: its first weights can tell lesions
+        self.learned = {}  # the last layer's arrays before they were fitted to validate
         self.common, self.bound = 1.0, np.inf  # of the loss: the paper's
         self.epoch = self.batch = 0
         self.history = []  # a row of COLUMNS per finished epoch
@@ -155,13 +156,15 @@ class Run:
         """Fit the last layer to the counts of the first training scans (ours).
 
         Before the first epoch `all_of_it` gets its first weights (model.start), unless weights that
-        can tell lesions are there already. After every epoch its scale is fitted, no more: with the
-        common error weighed down (see loop.py) the level wanders by about one count, and validation
-        would judge where it happens to be instead of what was learned.
+        can tell lesions are there already: then only their scale is fitted. To validate, and in
+        best.npz, it is fitted anew: with the common error weighed down (see loop.py) the level
+        wanders by about one count, and validation would judge where it happens to be instead of
+        what was learned. Training goes on without that, for its error says what else to unlearn.
         """
         if self.settings.gaussian_head:
             return  # the paper's: drawn once, then left to the optimizer
         (scans, slabs), first = zip(*self.level_on, strict=True), counts[:LEVEL_ON]
+        self.learned = {name: value.copy() for name, value in self.model.linear.params.items()}
         if all_of_it:
             self.model.start(scans, float(first.mean()), slabs)
         else:
@@ -205,8 +208,14 @@ class Run:
         """Write best.npz if the last epoch is the best, then last.npz and log.csv."""
         if self.best_epoch() == len(self.history) - 1:
             save_checkpoint(self.out / "best.npz", self.model)
+        self.as_learned()
         self.save()
         write_csv(self.out / "log.csv", self.columns, self.history)
+
+    def as_learned(self):
+        """Give the last layer back what it had before it was fitted to validate."""
+        for name, value in self.learned.items():
+            self.model.linear.params[name][...] = value
 
 
 def warn_if_nothing_learned(settings, predicted, counts):
