@@ -5,12 +5,15 @@ more than a tile or a block of threads. Values: of both signs; where a maximum i
 different ones, so that it is shared by several voxels.
 """
 
+import itertools
+from functools import partial
+
 import numpy as np
-from rounding import to_bf16
 
 from weakunet.layers import concat, globalpool3d, linear, loss, maxpool3d, optim, relu, upsample3d
-from weakunet.layers.conv import conv3d, folded, tensor
+from weakunet.layers.conv import conv3d, folded
 from weakunet.layers.conv import gpu as conv3d_cuda
+from weakunet.layers.conv.packed import STORED, pack, unpack
 from weakunet.training import augment
 
 VOLUMES = [(1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (1, 2, 1, 1, 33), (1, 1, 17, 1, 2), (2, 1, 13, 15, 16)]
@@ -37,6 +40,13 @@ TRANSFORMS = {"flip": {}, "shift": {"shift_vox": 9}, "rotate": {"rotate_deg": 30
 
 def _values(rng, *shape):
     return rng.normal(size=shape).astype(np.float32).astype(np.float64)
+
+
+def _whole(rng, *shape):
+    """-1, 0 and 1: bfloat16, hence TF32, holds them and the sums of a few hundred of them exactly,
+    so what rounds to these must agree as the others do.
+    """
+    return rng.integers(-1, 2, shape).astype(np.float64)
 
 
 def _with_ties(rng, *shape):
@@ -95,15 +105,52 @@ def _global_pooling(rng):
             yield f"{name}, masked", *_pair(globalpool3d, "localmax_backward"), args
 
 
-def _convolutions(rng):
-    def values(*shape):
-        """What bfloat16, hence TF32, holds exactly: tensor cores must agree as the others do."""
-        return to_bf16(rng.normal(size=shape)).astype(np.float64)
+def _packed(rng):
+    """What stands between convolutions on tensor cores: on packed maps as on plain ones."""
 
+    def pool(x, dskip, dy):
+        y, winner = maxpool3d.maxpool3d_forward(x)
+        skip = maxpool3d.maxpool3d_backward_skip(dy, winner, dskip, x)
+        return y, maxpool3d.maxpool3d_backward(dy, winner), skip
+
+    def local_maxima(x, dy, region):
+        y, argmax = globalpool3d.localmax_forward(x, 4, region, 2, 2, dy.shape[1])
+        return y, argmax, globalpool3d.localmax_backward(dy, argmax, x.shape, 4, 2, 2, x)
+
+    for (rung, dtype), s in itertools.product(STORED.items(), [*EVEN, (2, 17, 4, 2, 6)]):
+
+        def on_packed(function, dtype=dtype, s=s):
+            """The function of packed maps, its results unpacked; other arguments as they are."""
+
+            def run(*args):
+                args = (pack(a, dtype) if a.ndim == 5 and a.shape[:2] == s[:2] else a for a in args)
+                results = function(*args)
+                results = results if isinstance(results, tuple) else (results,)
+                return tuple(unpack(r, s[1]) if r.ndim == 6 else r for r in results)
+
+            return run
+
+        x, dx, dy = _with_ties(rng, *s), _with_ties(rng, *s), _with_ties(rng, *s[:2])
+        dpooled = _with_ties(rng, *s[:2], *(size // 2 for size in s[2:]))
+        region = (rng.random((s[0], *s[2:])) < 0.5).astype(np.uint8)
+        w, b = _whole(rng, s[1] + 2, s[1], 1, 1, 1), _whole(rng, s[1] + 2)
+        for function, *args in (
+            (np.positive, x),
+            (relu.relu_forward, x),
+            (relu.relu_backward, dx, x),
+            (pool, x, dx, dpooled),
+            (local_maxima, x, dy, region),
+            (conv3d.conv3d_forward, x, w, b),
+        ):
+            yield f"{function.__name__} {s}, packed for {rung}", function, on_packed(function), args
+
+
+def _convolutions(rng):
     for (shape, c_out), k in ((convolution, k) for convolution in CONVOLUTIONS for k in (1, 3)):
-        x, w = values(*shape), values(c_out, shape[1], k, k, k)
-        b, dy = values(c_out), values(shape[0], c_out, *shape[2:])
         for kernel in conv3d_cuda.KERNELS:
+            values = partial(_whole if kernel in STORED else _values, rng)
+            x, w = values(*shape), values(c_out, shape[1], k, k, k)
+            b, dy = values(c_out), values(shape[0], c_out, *shape[2:])
             where = f"{kernel}, k = {k}, {shape} -> {c_out}"
             forward, forward_cuda = _pair(conv3d, "conv3d_forward")
             yield f"conv3d_forward {where}", forward, _with(forward_cuda, kernel), (x, w, b)
@@ -112,9 +159,7 @@ def _convolutions(rng):
 
 
 def _upsample_convolutions(rng):
-    def values(*shape):
-        """Few digits: TF32 and bfloat16 hold the sums of 8 weights exactly, too."""
-        return rng.integers(-32, 33, shape) / 16
+    values = partial(_whole, rng)
 
     def forward(skip, coarse, w, b):
         x = concat.concat_forward(skip, upsample3d.upsample3d_forward(coarse))
@@ -134,7 +179,7 @@ def _upsample_convolutions(rng):
         fine = [2 * size for size in volume]
         skip, coarse, dy = values(n, c_a, *fine), values(n, c_b, *volume), values(n, c_out, *fine)
         w, b = values(c_out, c_a + c_b, 3, 3, 3), values(c_out)
-        for kernel in tensor.PAIR:
+        for kernel in STORED:
             where = f"{kernel}, {n, c_a, c_b}, {volume} -> {c_out}"
             on_gpu = _with(folded.upsample_conv3d_forward, kernel)
             yield f"upsample_conv3d_forward {where}", forward, on_gpu, (skip, coarse, w, b)
@@ -191,6 +236,7 @@ def _all():
     for generate in (
         _plain_layers,
         _global_pooling,
+        _packed,
         _convolutions,
         _upsample_convolutions,
         _last_layer_and_training,

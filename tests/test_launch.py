@@ -154,7 +154,7 @@ def test_launch_compiles_once_and_passes_grid_block_and_widths(fake_cupy):
     for _ in range(2):
         backend.launch("layers/relu", "relu_forward", 300, (x, y, 300))
     compiled, *calls = fake_cupy.launched
-    assert compiled == ("compiled", ("-Dreal=float", "--std=c++17"))
+    assert compiled == ("compiled", ("-Dreal=float", "-Dstored=float", "--std=c++17"))
     assert calls == [("relu_forward", (2, 1, 1), (256, 1, 1), (x, y, 300))] * 2
     assert type(calls[0][3][2]) is np.int64
 
@@ -180,9 +180,7 @@ def test_launch_refuses_an_array_of_another_device(fake_cupy):
 def test_compile_error_names_the_kernel_and_keeps_the_compilers_lines(fake_cupy, monkeypatch):
     broken = cuda_source.source("layers/relu") + "// broken"
     monkeypatch.setattr(cuda_source, "source", lambda file: broken)
-    with pytest.raises(
-        RuntimeError, match=r"(?s)relu.cu, relu_forward \(real = float\).*relu.cu\(3"
-    ):
+    with pytest.raises(RuntimeError, match=r"(?s)relu.cu, relu_forward \(float\).*relu.cu\(3"):
         backend.launch("layers/relu", "relu_forward", 6, (FakeArray(), FakeArray(), 6))
 
 

@@ -1,6 +1,7 @@
 """Every .cu file compiles for real GPUs with CUDA's own compiler, which needs no GPU for that."""
 
 import functools
+import itertools
 
 import pytest
 
@@ -14,14 +15,15 @@ try:
     REASON = ""
 except InputError as error:
     REASON = str(error)
-TF32 = tensor.TENSOR, tensor.FOLDED
+ON_TENSOR_CORES = tensor.TENSOR, tensor.FOLDED
 compiled = functools.cache(bench_compile.compile_file)
 needs_nvrtc = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
-# in float for the newest cards; the others are many, and slow
+# for the newest cards; the others are many, and slow
+NEWEST = ("float", "sm_90"), ("tf32", "sm_90")
 TARGETS = [
-    pytest.param(file, *target, marks=[] if target == ("float", "sm_90") else pytest.mark.slow)
+    pytest.param(file, *target, marks=[] if target in NEWEST else pytest.mark.slow)
     for file in cuda_source.cu_files()
     for target in bench_compile.targets(file)
 ]
@@ -59,27 +61,28 @@ def test_tensor_kernels_leave_room_for_two_blocks_on_an_sm(architecture):
         "folded_tensor_backward_coarse": "UP_THREADS",
         "folded_tensor_backward_weight": "UP_DW_THREADS",
     }
-    for files in (TF32, (tensor.BF16,)):
-        rows = [row for file in files for row in compiled(file, "float", architecture)[0]]
+    for stored in cuda_source.PACKED_DTYPES.values():
+        rows = [row for file in ON_TENSOR_CORES for row in compiled(file, stored, architecture)[0]]
         registers = {row["kernel"]: row["registers"] for row in rows}
         for kernel, block in threads.items():
             assert registers[kernel] <= 65536 / 2 / sizes[block]
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("CONV", 2), ("DW", 2), ("FIRST", 3)])
-@pytest.mark.parametrize("rung", tensor.PAIR)
-def test_shared_memory_is_there_for_the_blocks_that_registers_leave_room_for(name, blocks, rung):
+def test_shared_memory_is_there_for_the_blocks_that_registers_leave_room_for(name, blocks):
     folded = ["UP", "UP_BACK", "UP_DW"] if name == "CONV" else []
     for kernel in (name, *folded):
-        used = tensor._shared_bytes(rung, kernel)
+        used = tensor.SIZES[f"{kernel}_BYTES"]
         assert used <= 99 * 1024  # what a block may have on a GeForce
         assert blocks * (used + 1024) <= 228 * 1024  # an SM of an H100; 1 KB a block is CUDA's
 
 
-def test_tensor_kernels_are_for_float_and_ampere_or_newer():
-    for file in (*TF32, tensor.BF16):
-        assert bench_compile.targets(file) == [("float", "sm_80"), ("float", "sm_90")]
-    assert len(bench_compile.targets("layers/relu")) == 8
+def test_tensor_kernels_are_for_packed_arrays_and_ampere_or_newer():
+    packed = list(itertools.product(("tf32", "bfloat16"), ("sm_80", "sm_90")))
+    for file in ON_TENSOR_CORES:
+        assert bench_compile.targets(file) == packed
+    assert bench_compile.targets("layers/relu")[8:] == packed
+    assert len(bench_compile.targets("layers/linear")) == 8
 
 
 @needs_nvrtc

@@ -13,6 +13,7 @@ from test_kernels import cast
 
 from weakunet.layers.conv import folded, tensor
 from weakunet.layers.conv import gpu as conv3d_cuda
+from weakunet.layers.conv.packed import STORED
 
 pytestmark = pytest.mark.slow
 FUNCTIONS = sorted({name.split()[0] for name in CASES})
@@ -33,13 +34,13 @@ def test_kernels_have_no_invalid_access_and_no_race(sanitize, function, cuda_on_
         monkeypatch.setattr(conv3d_cuda, "BLOCKS", 4)
         monkeypatch.setattr(tensor, "BLOCKS", 4)
         rng = np.random.default_rng(0)
-        few = {"tiled": ("f8", 2)} | dict.fromkeys(tensor.PAIR, ("f4", 9))
+        few = {"tiled": ("f8", 2)} | dict.fromkeys(STORED, ("f4", 9))
         for kernel, (dtype, c_in) in few.items():
             shapes = (1, 3, 5, 9, 17), (1, c_in, 5, 9, 17), (3, c_in, 3, 3, 3)
             dy, x, w = (rng.normal(size=shape).astype(dtype) for shape in shapes)
             conv3d_cuda.conv3d_backward_cuda(dy, x, w, kernel=kernel, mask=True)
     if function == "upsample_conv3d_backward":
         monkeypatch.setattr(tensor, "BLOCKS", 4)
-        for rung in tensor.PAIR:
+        for rung in STORED:
             folded.upsample_conv3d_backward(*random_arrays(1, 8, 9, (2, 3, 17), 3)[:4], rung)
     assert cuda_on_cpu.launched

@@ -31,7 +31,8 @@ SECTIONS = {
     "training/augment": ["augment.cu"],
     "layers/conv/folded": ["folded.cu"],
     "layers/conv/cpu": ["tiled.cu"],
-    "layers/conv/tensor": ["tensor_core.cuh", "tensor.cu", "tensor_bf16.cu"],
+    "layers/conv/packed": ["packed.cuh", "packed.cu"],
+    "layers/conv/tensor": ["tensor_core.cuh", "tensor.cu", "parts.cu"],
 }
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 1.5rem; } nav a { margin-right: 1em; }
@@ -44,8 +45,9 @@ h2 + pre { background: #fff8e6; max-width: 60rem; }
 """
 INTRO = """<p>numpy on the left, CUDA on the right; the tests compare them. Batches are
 (N, C, D, H, W), along z, y, x; x runs fastest. dy is the gradient of the loss with respect to y.
-<code>real</code> is float or double. Above each kernel: what it computes, which thread owns which
-output, the memory it moves, its work, and why no two threads race.</p>"""
+<code>real</code> is float or double, <code>stored</code> what a plain or packed array holds. Above
+each kernel: what it computes, which thread owns which output, the memory it moves, its work, and
+why no two threads race.</p>"""
 
 
 def numpy_lines(text):

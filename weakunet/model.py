@@ -26,6 +26,8 @@ import numpy as np
 from weakunet.gpu.backend import is_cuda, to_device, to_host
 from weakunet.layers.conv.conv3d import Conv3D, conv3d_forward
 from weakunet.layers.conv.folded import UpsampleConv3D
+from weakunet.layers.conv.gpu import KERNEL_OF
+from weakunet.layers.conv.packed import STORED, pack, unpack
 from weakunet.layers.enlarge3d import enlarge3d
 from weakunet.layers.globalpool3d import GlobalPool3D, localmax_forward
 from weakunet.layers.level import Level
@@ -96,16 +98,18 @@ class WeakUNet:
         self.coarseness = 1 if upsampling else self.multiple
         overlap = 2 if self.settings["region"] else 1
         k = overlap * max(1, block // self.coarseness // overlap)
-        self.global_pool = GlobalPool3D(pooling, k, overlap)
+        self.global_pool = GlobalPool3D(pooling, k, overlap, channels[0 if upsampling else -1])
         # voxels after which the grids of pooling and blocks repeat
         self.period = math.lcm(self.multiple, k // overlap * self.coarseness)
-        self.linear = Linear(channels[0 if upsampling else -1], rng=rng, dtype=dtype)
+        self.linear = Linear(self.global_pool.channels, rng=rng, dtype=dtype)
+        self.stored = None  # how a GPU keeps feature maps, where not as numpy does: `to` sets it
 
     # -- the passes ---------------------------------------------------------------------------
 
     def features(self, scans, keep=False):
         """The last feature maps f (N, C, D, H, W) of scans (N, 1, D, H, W) in [0, 1].
 
+        Where convolutions run on tensor cores, all maps and f are packed (layers/conv/packed.py).
         Without upsampling they are `coarseness` times smaller along each axis.
         """
         h = (scans - INPUT_CENTRE) * INPUT_GAIN
@@ -116,7 +120,7 @@ class WeakUNet:
             masks = [_coarse(scans > 0, 2**i).astype(scans.dtype) for i in range(len(masks))]
             h = h * masks[0]
             self.inside = masks[0]
-        skips = []
+        h, skips = pack(h, self.stored), []
         for i, level in enumerate(self.encoder):
             # (N, C, D, H, W) -> (N, channels[i], D, H, W)
             h = level.forward(h, keep=keep, inside=masks[i])
@@ -212,6 +216,7 @@ class WeakUNet:
 
     def backward_features(self, df, to_image=False, guided=False):
         """As `backward`, from the gradient df with respect to the last maps: no last layer."""
+        df = pack(df, self.last.y.dtype)
         return self._backward_levels(relu_backward(df, self.last.y), to_image, guided)
 
     def _backward_levels(self, da, to_image, guided):
@@ -231,7 +236,7 @@ class WeakUNet:
             dh = level.backward(da, guided, needs_dx=to_image or i > 0)
         if not to_image:
             return None
-        return dh * INPUT_GAIN * (self.inside if self.settings["region"] else 1)
+        return unpack(dh, 1) * INPUT_GAIN * (self.inside if self.settings["region"] else 1)
 
     def backward_decoder(self, da, guided=False):
         """The gradients with respect to the bottom's maps and to each skip; sets its own, from da.
@@ -306,6 +311,7 @@ class WeakUNet:
         for layer in (*self.encoder, *self.decoder):
             layer.to(device, precision)
         self.linear.to(device)
+        self.stored = STORED.get(KERNEL_OF[precision]) if device == "cuda" else None
         return self
 
 

@@ -100,7 +100,8 @@ def _translation_unit(path, text, real):
     )
     table = "".join(f'{{"{name}", call_{name}}}, ' for name in names)
     return (
-        f'#include "cuda_on_cpu.h"\n#define real {real}\nnamespace {{\n#line 1 "{path}"\n{text}\n'
+        f'#include "cuda_on_cpu.h"\n#define real {"double" if real == "double" else "float"}\n'
+        f'#define stored {real}\nnamespace {{\n#line 1 "{path}"\n{text}\n'
         f'}}\n#line 1 "calls"\n{calls}namespace cuda_on_cpu {{ extern const Kernel kernels[];\n'
         f"const Kernel kernels[] = {{ {table}{{nullptr, nullptr}} }}; }}\n"
     )

@@ -72,19 +72,20 @@ inline uint32_t bits_of(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); ret
 inline float from_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 
 // A register of a tensor core's factors, and the PAIR factors that it holds. Of one float, in TF32,
-// the low 13 bits of the mantissa do not count; to_factor rounds it (cvt.rna.tf32.f32: to nearest,
-// halves away from zero). Two lie side by side in bfloat16, the first in the low half
+// the low 13 bits of the mantissa do not count; round_to_tf32 rounds it (cvt.rna.tf32.f32: to
+// nearest, halves away from zero). Two lie side by side in bfloat16, the first in the low half
 // (cvt.rn.bf16x2.f32: to nearest, halves to even, one NaN for all).
-template <int PAIR>
-float to_factor(float x, float y) {
-    if (PAIR == 1) return from_bits((bits_of(x) + (std::isfinite(x) ? 0x1000 : 0)) & 0xffffe000u);
+inline float round_to_tf32(float x) {
+    return from_bits((bits_of(x) + (std::isfinite(x) ? 0x1000 : 0)) & 0xffffe000u);
+}
+inline uint32_t pair_of_bfloat16(float x, float y) {
     uint32_t halves[2];
     for (int p = 0; p < 2; ++p) {
         float value = p ? y : x;
         uint32_t bits = bits_of(value);
         halves[p] = std::isnan(value) ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     }
-    return from_bits(halves[1] << 16 | halves[0]);
+    return halves[1] << 16 | halves[0];
 }
 template <int PAIR>
 void store_factors(float its, float* to) {
@@ -232,9 +233,12 @@ inline void call(void (*kernel)(A...), void** arguments) {
 
 #define CUDA_ON_CPU  // says so to tensor_core.cuh, whose instructions these are
 using cuda_on_cpu::copy_async;
+using cuda_on_cpu::pair_of_bfloat16;
+using cuda_on_cpu::round_to_tf32;
 using cuda_on_cpu::wait_for_copies;
+inline uint32_t __float_as_uint(float x) { return cuda_on_cpu::bits_of(x); }
+inline float __uint_as_float(uint32_t bits) { return cuda_on_cpu::from_bits(bits); }
 #define mma(...) cuda_on_cpu::mma<PAIR>(__LINE__, __VA_ARGS__)
-#define to_factor(...) cuda_on_cpu::to_factor<PAIR>(__VA_ARGS__)
 
 template <class T>
 inline T __ldg(const T* p) { return *p; }

@@ -8,6 +8,7 @@ is "spilled" to slow memory: our kernels must not spill in float.
 import re
 
 from weakunet.gpu import backend, cuda_source
+from weakunet.layers.conv.packed import MIN_SM
 from weakunet.util.cli import InputError, progress
 
 # Pascal (the paper's own card, a Titan X), Volta, Ampere (A100), Hopper (H100, H200)
@@ -20,17 +21,18 @@ _ENTRY = re.compile(
 
 
 def targets(file):
-    """(real, architecture) pairs that a .cu file is for. Kernels for tensor cores say how new the
-    card must be (MIN_SM), and work in float only.
+    """(real, architecture) pairs that a .cu file is for. 'tf32' and 'bfloat16' are of kernels that
+    take packed arrays; some take no others, and say how new the card must be (MIN_SM).
     """
-    oldest = cuda_source.constants(file).get("MIN_SM", 0)
-    architectures = [sm for sm in ARCHITECTURES if int(sm[3:]) >= oldest]
-    reals = ("float",) if oldest else ("float", "double")
-    return [(real, architecture) for real in reals for architecture in architectures]
+    only_packed = "MIN_SM" in cuda_source.constants(file)
+    oldest = {} if only_packed else dict.fromkeys(cuda_source.REAL_DTYPES.values(), 0)
+    if "stored*" in cuda_source.source(file):
+        oldest |= dict.fromkeys(cuda_source.PACKED_DTYPES.values(), MIN_SM)
+    return [(r, a) for r, least in oldest.items() for a in ARCHITECTURES if int(a[3:]) >= least]
 
 
 def compile_file(file, real, architecture):
-    """Compile a .cu file ('layers/relu') for real = 'float' or 'double' and an architecture.
+    """Compile a .cu file ('layers/relu') for one of its `targets`.
 
     Returns a row per kernel (dict: kernel, real, architecture, registers, shared_bytes,
     spill_bytes) and the compiler's warnings (list of lines). Raises RuntimeError with the

@@ -4,6 +4,7 @@ from weakunet.gpu import backend
 from weakunet.layers.concat import concat_backward, concat_forward
 from weakunet.layers.conv import cpu, folded, gpu
 from weakunet.layers.conv.conv3d import conv3d_backward, conv3d_forward
+from weakunet.layers.conv.packed import STORED, pack
 from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward
 
 
@@ -20,13 +21,19 @@ def moved(arrays, dtype, device):
     return [a if a is None else backend.to_device(a.astype(dtype), device) for a in arrays]
 
 
+def packed(arrays, kernel):
+    """`arrays_of` with their maps as they lie between a rung's layers (conv/packed.py)."""
+    *maps, w, b = arrays
+    return [*(a if a is None else pack(a, STORED.get(kernel)) for a in maps), w, b]
+
+
 def convolve(direction, kernel, dy, x, coarse, w, b):
     """y, or dx (None for a network's first convolution), dcoarse where there is one, dw, db."""
     if coarse is not None and direction == "forward":
         return folded.upsample_conv3d_forward(x, coarse, w, b, kernel)
     if coarse is not None:
         return folded.upsample_conv3d_backward(dy, x, coarse, w, kernel)
-    needs_dx = x.shape[1] > 1
+    needs_dx = w.shape[1] > 1
     if backend.is_cuda(x) and direction == "forward":
         return gpu.conv3d_forward_cuda(x, w, b, kernel)
     if backend.is_cuda(x):

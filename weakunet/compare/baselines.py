@@ -20,6 +20,7 @@ from weakunet.detection.detect import detect_lesions, whole_count
 from weakunet.detection.predict_scan import from_network, to_network
 from weakunet.evaluation.metrics import count_hits
 from weakunet.gpu.backend import to_host
+from weakunet.layers.conv.packed import unpack
 from weakunet.layers.enlarge3d import enlarge3d
 
 WEIGHTS = np.arange(21) / 20  # of the heatmap in (f), to choose from
@@ -44,10 +45,12 @@ def grad_cam(model, volume, slice_index=None):
     the ReLU of eq. 3's map.
     """
     count = model.forward(*to_network(model, volume, slice_index))
-    bottom = to_host(model.encoder[-1].y)
+    channels = model.settings["channels"][-1]
+    bottom = to_host(unpack(model.encoder[-1].y, channels))
     y = model.last.y if model.decoder else None  # of the ReLU that the decoder ends with
     dh = model.global_pool.backward(model.linear.backward(count * 0 + 1), y)
-    alpha = to_host(model.backward_decoder(dh)[0]).mean(axis=(2, 3, 4), keepdims=True)
+    dbottom = unpack(model.backward_decoder(dh)[0], channels)
+    alpha = to_host(dbottom).mean(axis=(2, 3, 4), keepdims=True)
     cam = np.maximum((alpha * bottom).sum(axis=1, keepdims=True), 0)
     return from_network(model, enlarge3d(cam, model.multiple), volume, slice_index)
 

@@ -159,19 +159,19 @@ def launch(file, kernel, threads, args):
     threads: how many threads are needed, in blocks of 256 (the last block may be partly idle, so
     the kernel guards its index); or (grid, block), each up to three numbers, for a kernel whose
     threads share tiles; or (grid, block, bytes) where it takes dynamic shared memory, too. args:
-    CuPy arrays and numbers in the order of the kernel's parameters; float32 and float64 arrays
-    choose the compilation. The text is compiled once per dtype and GPU.
+    CuPy arrays and numbers in the order of the kernel's parameters; their dtypes choose the
+    compilation: float32, float64 or packed. The text is compiled once for each and GPU.
 
     Raises
     ------
     TypeError, ValueError: an argument that the kernel cannot take (see cuda_source.py).
     RuntimeError: the text does not compile; the message holds the compiler's lines.
     """
-    checked, real = cuda_source.check_arguments(file, kernel, args)
+    checked, stored = cuda_source.check_arguments(file, kernel, args)
     device = _require_current_device(file, kernel, args)
     grid, block, shared = launch_sizes(threads)
     if min(grid) > 0:
-        run = _compiled(file, kernel, real, device, shared)
+        run = _compiled(file, kernel, stored, device, shared)
         run(grid, block, tuple(checked), shared_mem=shared)
 
 
@@ -252,27 +252,28 @@ def _require_current_device(file, kernel, args):
 
 
 @functools.cache
-def _compiled(file, kernel, real, device, shared):
+def _compiled(file, kernel, stored, device, shared):
     import cupy
 
     try:
-        function = _module(file, real, device).get_function(kernel)
+        function = _module(file, stored, device).get_function(kernel)
         if shared > 48 * 1024:  # so much has to be asked for
             function.max_dynamic_shared_size_bytes = shared
         return function
     except cupy.cuda.compiler.CompileException as error:
         raise RuntimeError(
-            f"{cuda_source.cu_path(file)}, {kernel} (real = {real}) does not compile:\n{error}"
+            f"{cuda_source.cu_path(file)}, {kernel} ({stored}) does not compile:\n{error}"
         ) from error
 
 
 @functools.cache
-def _module(file, real, device):
+def _module(file, stored, device):
     import cupy
 
-    return cupy.RawModule(code=cuda_source.source(file), options=compiler_options(real))
+    return cupy.RawModule(code=cuda_source.source(file), options=compiler_options(stored))
 
 
-def compiler_options(real):
-    """The options every .cu file is compiled with, for real = 'float' or 'double'."""
-    return (f"-Dreal={real}", "--std=c++17")
+def compiler_options(stored):
+    """The options a .cu file is compiled with, for 'float', 'double', 'tf32' or 'bfloat16'."""
+    real = "double" if stored == "double" else "float"
+    return (f"-Dreal={real}", f"-Dstored={stored}", "--std=c++17")

@@ -5,7 +5,8 @@ float kernel, a transposed view (its strides would be ignored), or an 8-byte int
 one. So every argument is checked, before a launch, against the parameter list in the .cu text.
 
 Kernels are written once for float and double: the element type is called `real` and is given to the
-compiler as -Dreal=float or -Dreal=double.
+compiler as -Dreal=float or -Dreal=double. What is called `stored` is real, too, or one of the
+rounded formats of packed arrays, which integers hold (layers/conv/packed.py).
 """
 
 import functools
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 REAL_DTYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+PACKED_DTYPES = {np.dtype(np.uint32): "tf32", np.dtype(np.uint16): "bfloat16"}
 _DTYPES = {
     "float": np.dtype(np.float32),
     "double": np.dtype(np.float64),
@@ -34,12 +36,14 @@ _KERNEL = re.compile(
     r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\s*\(([^)]*)\)'
 )
 _DEFINE = re.compile(r"^#define (\w+) (\d+)\b", re.MULTILINE)
-_INCLUDE = re.compile(r'^#include "(\w+\.cuh?)"$', re.MULTILINE)
+_INCLUDE = re.compile(r'^#include "([\w/]+\.cuh?)"$', re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 class Parameter(NamedTuple):
-    """One parameter of a kernel: `type` is real, float, double, int, long long, unsigned char."""
+    """One parameter of a kernel: its type is real, stored, float, double, int, long long or
+    unsigned char.
+    """
 
     name: str
     type: str
@@ -60,7 +64,7 @@ def cu_files():
 
 @functools.cache
 def source(file):
-    """The text of a .cu file, with the text of what it includes from its own folder."""
+    """The text of a .cu file, with the text of what it includes."""
     return read_with_includes(cu_path(file))
 
 
@@ -101,8 +105,9 @@ def _parse_parameter(declaration):
 def check_arguments(file, kernel, args):
     """Check `args` against the parameter list of `kernel` in `file`.
 
-    Returns the arguments with every number in the kernel's own width, and the name of `real`:
-    'float' or 'double', the dtype of the first real array ('float' when there is none).
+    Returns the arguments with every number in the kernel's own width, and the name of `stored`:
+    'float' or 'double', the dtype of the first real array ('float' when there is none), or 'tf32'
+    or 'bfloat16' where the first stored array is packed.
 
     Raises TypeError or ValueError that names the kernel and the argument.
     """
@@ -113,21 +118,25 @@ def check_arguments(file, kernel, args):
     if len(args) != len(parameters):
         names = ", ".join(parameter.name for parameter in parameters)
         raise TypeError(f"{where}: {len(args)} arguments for {len(parameters)} ({names})")
-    dtype = _real_dtype(parameters, args)
+    dtype = _dtype_of("real", REAL_DTYPES, parameters, args)
+    dtype = dtype or _dtype_of("stored", REAL_DTYPES, parameters, args) or np.dtype(np.float32)
+    stored = _dtype_of("stored", PACKED_DTYPES, parameters, args) or dtype
+    own = _DTYPES | {"real": dtype, "stored": stored}
     checked = []
     for parameter, arg in zip(parameters, args, strict=True):
-        expected = _DTYPES.get(parameter.type, dtype)
+        expected = own[parameter.type]
         check = _check_array if parameter.is_array else _check_number
         checked.append(check(f"{where}: {parameter.name}", arg, expected))
-    return checked, REAL_DTYPES[dtype]
+    return checked, (REAL_DTYPES | PACKED_DTYPES)[stored]
 
 
-def _real_dtype(parameters, args):
+def _dtype_of(kind, names, parameters, args):
+    """The dtype of the first array of type `kind`, if it is among `names`."""
     for parameter, arg in zip(parameters, args, strict=True):
-        if parameter.is_array and parameter.type == "real":
+        if parameter.is_array and parameter.type == kind:
             dtype = getattr(arg, "dtype", None)
-            return dtype if dtype in REAL_DTYPES else np.dtype(np.float32)
-    return np.dtype(np.float32)
+            return dtype if dtype in names else None
+    return None
 
 
 def _check_array(where, arg, dtype):

@@ -4,6 +4,10 @@
 // So there are two passes: `parts` blocks share a map and each leaves one partial result, then one
 // thread per map goes through the partial results in order. No atomics, hence the same bits every
 // time. A map is a run of `voxels` elements; "map" counts batch and channel together.
+//
+// The local maxima are also taken from packed maps (conv/packed.py), INNER channels of a voxel side
+// by side; `stored` is what an array of either kind holds.
+#include "conv/packed.cuh"
 
 #define THREADS 256
 
@@ -145,12 +149,13 @@ extern "C" __global__ void globalmean_backward(const real* __restrict__ dy, real
 //           voxel's number in the map; 0 and -1 where the block does not touch the region. The
 //           first in memory order wins, and the last block along an axis may be smaller. They are
 //           then summed by globalmean_parts and globalmean_forward.
-// threads   thread i owns block i; i counts map, block z, y, x, and there are n of them
+// threads   thread i owns block i; i counts map (of packed maps: group of them), block z, y, x, and
+//           at last the maps of a group; there are n of them
 // memory    reads each voxel once, with a byte of the region (one for the c maps of a scan, so
 //           mostly from the cache), writes 2 elements per block
 // work      1 test and 1 comparison per voxel
 // no race   every output has one owner, and nothing that is read is written
-extern "C" __global__ void localmax_blocks(const real* __restrict__ x,
+extern "C" __global__ void localmax_blocks(const stored* __restrict__ x,
                                            const unsigned char* __restrict__ region,
                                            real* __restrict__ block_max,
                                            long long* __restrict__ argmax, int k, int c, int d,
@@ -159,20 +164,29 @@ extern "C" __global__ void localmax_blocks(const real* __restrict__ x,
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     int blocks_z = (d + k - 1) / k, blocks_y = (h + k - 1) / k, blocks_x = (w + k - 1) / k;
-    int x0 = (int)(i % blocks_x) * k, y0 = (int)(i / blocks_x % blocks_y) * k;
-    int z0 = (int)(i / blocks_x / blocks_y % blocks_z) * k;
-    long long m = i / blocks_x / blocks_y / blocks_z;
-    const real* map = x + m * d * h * w;
-    const unsigned char* inside = region + m / c * d * h * w;
+    int groups = (c + INNER - 1) / INNER, blocks = blocks_z * blocks_y * blocks_x;
+    int block = (int)(i / INNER % blocks);
+    long long group = i / INNER / blocks, scan = group / groups;
+    int channel = (int)(group % groups * INNER + i % INNER);
+    if (channel >= c) return;
+    int x0 = block % blocks_x * k, y0 = block / blocks_x % blocks_y * k;
+    int z0 = block / blocks_x / blocks_y * k;
+    const stored* map = x + group * d * h * w * INNER + i % INNER;
+    const unsigned char* inside = region + scan * d * h * w;
+    real highest = 0;
     long long best = -1;
     for (int z = z0; z < min(z0 + k, d); ++z)
         for (int y = y0; y < min(y0 + k, h); ++y)
             for (int x_ = x0; x_ < min(x0 + k, w); ++x_) {
                 long long v = ((long long)z * h + y) * w + x_;
-                if (inside[v] && (best < 0 || map[v] > map[best])) best = v;
+                if (inside[v] && (best < 0 || (real)map[v * INNER] > highest)) {
+                    best = v;
+                    highest = map[v * INNER];
+                }
             }
-    block_max[i] = best < 0 ? (real)0 : map[best];
-    argmax[i] = best;
+    long long place = (scan * c + channel) * blocks + block;
+    block_max[place] = highest;
+    argmax[place] = best;
 }
 
 // computes  the maximum of each 2 x 2 x 2 neighbours among blocks (bd, bh, bw), and its voxel's
@@ -216,16 +230,17 @@ extern "C" __global__ void localmax_join_eight(const real* __restrict__ maxima,
 //           is 0 to begin with. Blocks begin every `step` voxels and are `overlap` steps wide: 1 or
 //           2. masked != 0: only where y, what was pooled, is positive (the backward of a ReLU).
 // threads   thread i owns the voxels of one cell of step^3, all of which are in the same overlap^3
-//           blocks; i counts map, cell z, y, x, and there are n of them
+//           blocks; i counts map (c of them a scan), cell z, y, x, and there are n of them
 // memory    reads overlap^3 argmax (from the cache, mostly) and 1 dy per cell, and y where a block
 //           has its maximum; writes there
 // work      overlap^6 comparisons per cell
 // no race   every voxel is in one cell, and only that cell's owner writes there
 extern "C" __global__ void localmax_backward(const real* __restrict__ dy,
                                              const long long* __restrict__ argmax,
-                                             const real* __restrict__ y, real* __restrict__ dx,
-                                             real divisor, int step, int overlap, int d, int h,
-                                             int w, int masked, long long n)
+                                             const stored* __restrict__ y,
+                                             stored* __restrict__ dx, real divisor, int step,
+                                             int overlap, int c, int d, int h, int w, int masked,
+                                             long long n)
 {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
@@ -233,6 +248,7 @@ extern "C" __global__ void localmax_backward(const real* __restrict__ dy,
     int x = (int)(i % cells_x), y_ = (int)(i / cells_x % cells_y);
     int z = (int)(i / cells_x / cells_y % cells_z);
     long long m = i / cells_x / cells_y / cells_z, winner[8];
+    long long map = (m / c * ((c + INNER - 1) / INNER) + m % c / INNER) * d * h * w;
     for (int e = 0; e < 8; ++e) {
         int oz = e / 4, oy = e / 2 % 2, ox = e % 2, more = overlap - 1;
         long long block = ((m * (cells_z + more) + z + oz) * (cells_y + more) + y_ + oy) *
@@ -240,9 +256,9 @@ extern "C" __global__ void localmax_backward(const real* __restrict__ dy,
         winner[e] = max(oz, max(oy, ox)) < overlap ? argmax[block] : -1;
     }
     for (int e = 0; e < 8; ++e) {
-        long long v = winner[e], place = m * d * h * w + v;
+        long long v = winner[e], place = (map + v) * INNER + m % c % INNER;
         bool here = v >= 0 && v / w / h / step == z && v / w % h / step == y_ && v % w / step == x;
-        if (!here || (masked && !(y[place] > 0))) continue;
+        if (!here || (masked && !((real)y[place] > 0))) continue;
         int won = 0;
         for (int other = 0; other < 8; ++other)
             won += winner[other] == v;

@@ -21,6 +21,7 @@ import math
 import numpy as np
 
 from weakunet.gpu import backend, cuda_source
+from weakunet.layers.conv.packed import is_packed, pack, unpack
 from weakunet.layers.relu import relu_backward
 
 THREADS = cuda_source.constants("layers/globalpool3d")["THREADS"]
@@ -59,7 +60,7 @@ def globalmean_backward(dy, shape):
     return np.broadcast_to((dy / dy.dtype.type(voxels))[..., None, None, None], shape)
 
 
-def localmax_forward(x, k, region=None, blocks=None, overlap=1):
+def localmax_forward(x, k, region=None, blocks=None, overlap=1, channels=None):
     """Sum the maxima of the k x k x k blocks of each map over the blocks that touch the region.
 
     Parameters
@@ -69,6 +70,7 @@ def localmax_forward(x, k, region=None, blocks=None, overlap=1):
     region : (N, D, H, W) uint8, not 0 where values are taken from; None: everywhere
     blocks : what the sum is divided by; None: the number of blocks
     overlap : 1, blocks side by side; 2, they begin every k / 2 voxels and their sum is divided by 8
+    channels : C, where x is packed (conv/packed.py) and does not tell
 
     Returns
     -------
@@ -77,7 +79,7 @@ def localmax_forward(x, k, region=None, blocks=None, overlap=1):
         not touch the region, and adds nothing
     """
     if backend.is_cuda(x):
-        return localmax_forward_cuda(x, k, region, blocks, overlap)
+        return localmax_forward_cuda(x, k, region, blocks, overlap, channels)
     maxima, argmax = _step_maxima(x, k // overlap, region)
     if overlap == 2:
         maxima, argmax = _join_eight(maxima, argmax)
@@ -90,6 +92,7 @@ def localmax_backward(dy, argmax, shape, k, blocks=None, overlap=1, y=None):
     """dx of `shape` (N, C, D, H, W): at each block's maximum dy / blocks, 0 elsewhere.
 
     y (of dx's shape): what was pooled, the output of a ReLU, whose backward is computed as well.
+    Where it is packed, so is dx, and `shape` is a packed array's.
     """
     if backend.is_cuda(dy):
         return localmax_backward_cuda(dy, argmax, shape, k, blocks, overlap, y)
@@ -198,27 +201,31 @@ def globalmean_backward_cuda(dy, shape):
     return dx
 
 
-def localmax_forward_cuda(x, k, region=None, blocks=None, overlap=1):
-    xp, (n, c, *volume), step = backend.array_module(x), x.shape, k // overlap
+def localmax_forward_cuda(x, k, region=None, blocks=None, overlap=1, channels=None):
+    xp, n, volume, step = backend.array_module(x), len(x), x.shape[2:5], k // overlap
+    c = channels or x.shape[1]
     if region is None:
         region = xp.ones((n, *volume), np.uint8)
     grid = grid_of(volume, step)
-    maxima, argmax = xp.empty((n, c, *grid), x.dtype), xp.empty((n, c, *grid), np.int64)
-    args = x, region, maxima, argmax, step, c, *volume, argmax.size
-    backend.launch("layers/globalpool3d", "localmax_blocks", argmax.size, args)
+    dtype = np.float32 if is_packed(x) else x.dtype
+    maxima, argmax = xp.empty((n, c, *grid), dtype), xp.empty((n, c, *grid), np.int64)
+    threads = math.prod((n, x.shape[1], *grid, *x.shape[5:]))
+    args = x, region, maxima, argmax, step, c, *volume, threads
+    backend.launch("layers/globalpool3d", "localmax_blocks", threads, args)
     if overlap == 2:
         small, larger = (maxima, argmax), (n, c, *(size + 1 for size in grid))
-        maxima, argmax = xp.empty(larger, x.dtype), xp.empty(larger, np.int64)
+        maxima, argmax = xp.empty(larger, dtype), xp.empty(larger, np.int64)
         args = *small, maxima, argmax, *grid, argmax.size
         backend.launch("layers/globalpool3d", "localmax_join_eight", argmax.size, args)
-    return _sum_cuda(maxima, _divisor(x.shape, k, blocks, overlap)), argmax.reshape(n, c, -1)
+    return _sum_cuda(maxima, _divisor(volume, k, blocks, overlap)), argmax.reshape(n, c, -1)
 
 
 def localmax_backward_cuda(dy, argmax, shape, k, blocks=None, overlap=1, y=None):
-    dx, step = backend.array_module(dy).zeros(shape, dy.dtype), k // overlap
-    cells, masked = math.prod((*shape[:2], *grid_of(shape, step))), y is not None
-    args = dy, argmax, y if masked else dx, dx, _divisor(shape, k, blocks, overlap)
-    args = *args, step, overlap, *shape[2:], masked, cells
+    masked, step, volume = y is not None, k // overlap, shape[2:5]
+    dx = backend.array_module(dy).zeros(shape, y.dtype if masked else dy.dtype)
+    cells = dy.size * math.prod(grid_of(volume, step))
+    args = dy, argmax, y if masked else dx, dx, _divisor(volume, k, blocks, overlap)
+    args = *args, step, overlap, dy.shape[1], *volume, masked, cells
     backend.launch("layers/globalpool3d", "localmax_backward", cells, args)
     return dx
 
@@ -226,28 +233,31 @@ def localmax_backward_cuda(dy, argmax, shape, k, blocks=None, overlap=1, y=None)
 class GlobalPool3D:
     """Global pooling by `mode` ('max', 'mean' or 'lmax' with blocks of `k` voxels).
 
-    overlap, blocks: of lmax, see localmax_forward.
+    overlap, blocks: of lmax, see localmax_forward. channels: of packed maps, which only lmax takes
+    as they are.
     """
 
-    def __init__(self, mode, k=8, overlap=1):
+    def __init__(self, mode, k=8, overlap=1, channels=None):
         if mode not in ("max", "mean", "lmax"):
             raise ValueError(f"GlobalPool3D: mode {mode!r} is none of max, mean, lmax")
         self.mode, self.k, self.overlap, self.blocks = mode, k, overlap, None
+        self.channels = channels
 
     def forward(self, x, region=None, keep=True):
         """region: (N, D, H, W) uint8, where lmax takes its maxima; None: everywhere."""
+        x = x if self.mode == "lmax" else unpack(x, self.channels)
         self.shape, self.argmax = x.shape, None
         if self.mode == "mean":
             return globalmean_forward(x)
         if self.mode == "max":
             y, argmax = globalmax_forward(x)
         else:
-            y, argmax = localmax_forward(x, self.k, region, self.blocks, self.overlap)
+            more = self.k, region, self.blocks, self.overlap, self.channels
+            y, argmax = localmax_forward(x, *more)
             # how large each scan's region is, 1 on average: its blocks over the constant
-            touching = (argmax[:, 0] >= 0).sum(axis=1).astype(x.dtype)
-            self.size = touching / x.dtype.type(
-                _divisor(x.shape, self.k, self.blocks, self.overlap)
-            )
+            touching = (argmax[:, 0] >= 0).sum(axis=1).astype(y.dtype)
+            volume = x.shape[2:5]
+            self.size = touching / y.dtype.type(_divisor(volume, self.k, self.blocks, self.overlap))
         self.argmax = argmax if keep else None
         return y
 
@@ -261,4 +271,4 @@ class GlobalPool3D:
             dx = globalmax_backward(dy, argmax, self.shape)
         else:
             dx = globalmean_backward(dy, self.shape)
-        return dx if y is None else relu_backward(dx, y)
+        return dx if y is None else relu_backward(pack(dx, y.dtype), y)

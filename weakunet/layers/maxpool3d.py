@@ -74,26 +74,30 @@ def maxpool3d_backward_skip(dy, winner, dskip, y):
     return relu_backward(maxpool3d_backward(dy, winner) + dskip, y)
 
 
+# The CUDA pairs take packed arrays, too (conv/packed.py), whose sixth axis goes along.
+
+
 def maxpool3d_forward_cuda(x):
-    n, c, d, h, w = (*x.shape[:2], *(size // 2 for size in x.shape[2:]))
-    xp = backend.array_module(x)
-    y, winner = xp.empty((n, c, d, h, w), x.dtype), xp.empty((n, c, d, h, w), np.uint8)
+    d, h, w = (size // 2 for size in x.shape[2:5])
+    xp, shape = backend.array_module(x), (*x.shape[:2], d, h, w, *x.shape[5:])
+    y, winner = xp.empty(shape, x.dtype), xp.empty(shape, np.uint8)
     backend.launch("layers/maxpool3d", "maxpool3d_forward", y.size, (x, y, winner, h, w, y.size))
     return y, winner
 
 
 def maxpool3d_backward_cuda(dy, winner):
-    n, c, d, h, w = dy.shape
-    dx = backend.array_module(dy).empty((n, c, 2 * d, 2 * h, 2 * w), dy.dtype)
-    args = dy, winner, dx, h, w, dx.size
-    backend.launch("layers/maxpool3d", "maxpool3d_backward", dx.size, args)
+    n, c, d, h, w = dy.shape[:5]
+    shape = n, c, 2 * d, 2 * h, 2 * w, *dy.shape[5:]
+    dx = backend.array_module(dy).empty(shape, dy.dtype)
+    args = dy, winner, dx, h, w, dy.size
+    backend.launch("layers/maxpool3d", "maxpool3d_backward", dy.size, args)
     return dx
 
 
 def maxpool3d_backward_skip_cuda(dy, winner, dskip, y):
-    dx, (h, w) = backend.array_module(dy).empty_like(y), dy.shape[3:]
-    args = dy, winner, dskip, y, dx, h, w, dx.size
-    backend.launch("layers/maxpool3d", "maxpool3d_backward_skip", dx.size, args)
+    dx, (h, w) = backend.array_module(dy).empty_like(y), dy.shape[3:5]
+    args = dy, winner, dskip, y, dx, h, w, dy.size
+    backend.launch("layers/maxpool3d", "maxpool3d_backward_skip", dy.size, args)
     return dx
 
 

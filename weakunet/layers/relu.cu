@@ -1,16 +1,18 @@
-// ReLU on the GPU; the numpy pair is in relu.py. real is float or double (-Dreal=...).
+// ReLU on the GPU; the numpy pair is in relu.py. stored is what the arrays hold: float or double, or
+// rounded numbers (conv/packed.py).
+#include "conv/packed.cuh"
 
 // computes  y[i] = max(x[i], 0)
 // threads   thread i owns y[i]
 // memory    reads x once, writes y once: 2 elements per output, from global memory
 // work      1 comparison per output
 // no race   every y[i] has one owner, and nothing that is read is written
-extern "C" __global__ void relu_forward(const real* __restrict__ x, real* __restrict__ y,
-                                        long long n)
+extern "C" __global__ void relu_forward(const stored* __restrict__ x,
+                                        stored* __restrict__ y, long long n)
 {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n)
-        y[i] = x[i] < 0 ? (real)0 : x[i];  // written this way round, NaN stays NaN as in numpy
+        y[i] = x[i] < 0 ? (stored)0 : x[i];  // written this way round, NaN stays NaN as in numpy
 }
 
 // computes  dx[i] = dy[i] where y[i] > 0, else 0; y is the output of the forward pass
@@ -18,10 +20,11 @@ extern "C" __global__ void relu_forward(const real* __restrict__ x, real* __rest
 // memory    reads dy and y once, writes dx once: 3 elements per output, from global memory
 // work      1 comparison per output
 // no race   every dx[i] has one owner, and nothing that is read is written
-extern "C" __global__ void relu_backward(const real* __restrict__ dy, const real* __restrict__ y,
-                                         real* __restrict__ dx, long long n)
+extern "C" __global__ void relu_backward(const stored* __restrict__ dy,
+                                         const stored* __restrict__ y, stored* __restrict__ dx,
+                                         long long n)
 {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n)
-        dx[i] = y[i] > 0 ? dy[i] : (real)0;
+        dx[i] = y[i] > 0 ? dy[i] : (stored)0;
 }

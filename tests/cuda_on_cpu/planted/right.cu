@@ -101,9 +101,9 @@ extern "C" __global__ void multiply_matrices(const float* __restrict__ a,
     for (int e = 0; e < 4; ++e)
         of_d[e] = d[(g + e / 2 * 8) * 8 + 2 * t + e % 2];
     if (rounded) {
-        of_a = make_float4(to_factor(of_a.x, 0), to_factor(of_a.y, 0), to_factor(of_a.z, 0),
-                           to_factor(of_a.w, 0));
-        of_b = make_float2(to_factor(of_b.x, 0), to_factor(of_b.y, 0));
+        of_a = make_float4(round_to_tf32(of_a.x), round_to_tf32(of_a.y),
+                           round_to_tf32(of_a.z), round_to_tf32(of_a.w));
+        of_b = make_float2(round_to_tf32(of_b.x), round_to_tf32(of_b.y));
     }
     mma(of_d, of_a, of_b);
     for (int e = 0; e < 4; ++e)
@@ -121,11 +121,11 @@ extern "C" __global__ void multiply_pairs(const float* __restrict__ a, const flo
     float of_a[4], of_b[2], of_d[4];
     for (int r = 0; r < 4; ++r) {
         const float* first = a + (g + r % 2 * 8) * 16 + 2 * t + r / 2 * 8;
-        of_a[r] = to_factor(first[0], first[1]);
+        of_a[r] = __uint_as_float(pair_of_bfloat16(first[0], first[1]));
     }
     for (int r = 0; r < 2; ++r) {
         const float* first = b + (2 * t + r * 8) * 8 + g;
-        of_b[r] = to_factor(first[0], first[8]);
+        of_b[r] = __uint_as_float(pair_of_bfloat16(first[0], first[8]));
     }
     for (int e = 0; e < 4; ++e)
         of_d[e] = d[(g + e / 2 * 8) * 8 + 2 * t + e % 2];

@@ -9,9 +9,10 @@ the one before, faster:
     cpu.py           the pair that Conv3D runs on a CPU: few, deep matrix products
     naive.cu         CUDA: one thread per output, the equation as it stands
     tiled.cu         tiles in shared memory, 64 sums per thread in registers
+    packed.py        how feature maps lie in memory for tensor cores, with a picture
     tensor_core.cuh  what a tensor core multiplies, and how a tile is laid out for it
-    tensor.cu        products on tensor cores, in TF32
-    tensor_bf16.cu   the same text compiled for bfloat16
+    tensor.cu        products on tensor cores, in TF32 or bfloat16
+    parts.cu         the last step of a weight gradient: adding up what the blocks have left
     gpu.py           which kernel runs where (`--precision`), and how naive.cu and tiled.cu start
     tensor.py        how tensor.cu and folded.cu start
     folded.py        upsampling, concatenation and convolution in one: 8 products instead of 27

@@ -30,6 +30,7 @@ from weakunet.layers.concat import (
 from weakunet.layers.conv import cpu, tensor
 from weakunet.layers.conv.conv3d import Conv3D
 from weakunet.layers.conv.gpu import conv3d_backward_cuda, conv3d_forward_cuda
+from weakunet.layers.conv.packed import STORED, is_packed, pack, unpack
 from weakunet.layers.relu import relu_backward, relu_forward
 from weakunet.layers.upsample3d import upsample3d_backward, upsample3d_forward
 
@@ -108,33 +109,42 @@ def upsample_conv3d_backward(dy, skip, coarse, w, kernel="tiled", mask=False):
     return dskip, dcoarse, np.concatenate((dw_skip, dw_coarse), axis=1), db
 
 
-def _on_tensor_cores(kernel, skip, coarse, w):
-    """True if both parts of this convolution run on tensor cores."""
-    return kernel in tensor.PAIR and all(tensor.runs(x, w) for x in (skip, coarse))
+def _packed(kernel, skip, coarse, w):
+    """skip and coarse packed, or as they are where tensor cores cannot run; how many maps skip has.
+
+    Packed arrays do not tell: theirs come from model.py, where skip has as many as the output.
+    """
+    c_a = len(w) if is_packed(skip) else skip.shape[1]
+    return *(x if is_packed(x) else pack(x, STORED.get(kernel)) for x in (skip, coarse)), c_a
 
 
 def _forward_cuda(skip, coarse, w, b, kernel, relu, inside):
-    if not _on_tensor_cores(kernel, skip, coarse, w):
+    packed_skip, packed_coarse, c_a = _packed(kernel, skip, coarse, w)
+    if not is_packed(packed_skip):
         x = concat_forward(skip, upsample3d_forward(coarse))
         return conv3d_forward_cuda(x, w, b, kernel, relu, inside)
-    w_skip, w_coarse = concat_backward_cuda(w, skip.shape[1])
-    y = conv3d_forward_cuda(skip, w_skip, b, kernel)
-    tensor.add_folded(kernel, y, coarse, w_coarse, relu, inside)
-    return y
+    w_skip, w_coarse = concat_backward_cuda(w, c_a)
+    y = tensor.forward(packed_skip, w_skip, b)
+    tensor.add_folded(y, packed_coarse, w_coarse, relu, inside)
+    return y if is_packed(skip) else unpack(y, len(w))
 
 
 def _backward_cuda(dy, skip, coarse, w, kernel, mask):
-    c_a = skip.shape[1]
-    if not _on_tensor_cores(kernel, skip, coarse, w):
+    packed_skip, packed_coarse, c_a = _packed(kernel, skip, coarse, w)
+    if not is_packed(packed_skip):
         x = concat_forward(skip, upsample3d_forward(coarse))
         dx, dw, db = conv3d_backward_cuda(dy, x, w, kernel=kernel)
         dskip, dup = concat_backward(dx, c_a)
         dcoarse = upsample3d_backward(dup)
         return dskip, relu_backward(dcoarse, coarse) if mask else dcoarse, dw, db
     w_skip, w_coarse = concat_backward_cuda(w, c_a)
-    dskip, dw_skip, db = conv3d_backward_cuda(dy, skip, w_skip, kernel=kernel)
-    dw = concat_forward_cuda(dw_skip, tensor.backward_weight_folded(kernel, dy, coarse))
-    return dskip, tensor.backward_coarse(kernel, dy, w_coarse, coarse if mask else None), dw, db
+    dy = pack(dy, packed_skip.dtype)
+    dskip, dw_skip, db = conv3d_backward_cuda(dy, packed_skip, w_skip, kernel=kernel)
+    dw_coarse = tensor.backward_weight_folded(dy, packed_coarse, *w_coarse.shape[:2])
+    dcoarse = tensor.backward_coarse(dy, w_coarse, packed_coarse if mask else None)
+    if not is_packed(skip):
+        dskip, dcoarse = unpack(dskip, c_a), unpack(dcoarse, w_coarse.shape[1])
+    return dskip, dcoarse, concat_forward_cuda(dw_skip, dw_coarse), db
 
 
 class UpsampleConv3D(Conv3D):

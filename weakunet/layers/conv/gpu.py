@@ -2,12 +2,15 @@
 
     naive        one thread per output: the equation
     tiled        fast, in float32 or float64, for k = 3
-    tensor       tensor cores in TF32, k = 3 only (tensor.py): faster, the factors are rounded
+    tensor       tensor cores in TF32, k = 3 only (tensor.py): faster, numbers are rounded
     tensor_bf16  the same in bfloat16: faster again, less accurate
+
+The last two work on packed arrays (packed.py), and what is not packed they pack and unpack.
 
 `--precision` picks one: fp32 is `tiled`, tf32 and bf16 run on tensor cores, and `auto`, the
 default, is fp32 on a CPU and tf32 on a GPU whose tensor cores pass a test. Networks learned from
-counts in tf32 as in fp32 (README), and in bf16 on the three seeds that were tried.
+counts in tf32 as in fp32 (README), and in bf16 on the three seeds that were tried, before maps were
+stored in it.
 """
 
 import math
@@ -16,15 +19,16 @@ import numpy as np
 
 from weakunet.gpu import backend, cuda_source
 from weakunet.layers.conv import tensor
+from weakunet.layers.conv.packed import MIN_SM, STORED, is_packed, pack, unpack
 from weakunet.layers.relu import relu_backward, relu_forward
 from weakunet.util.cli import InputError
 
 NAIVE, TILED = "layers/conv/naive", "layers/conv/tiled"
 SIZES = cuda_source.constants(TILED)
-KERNELS = ("naive", "tiled", *tensor.PAIR)
+KERNELS = ("naive", "tiled", *STORED)
 KERNEL_OF = {"fp32": "tiled", "tf32": "tensor", "bf16": "tensor_bf16"}  # of a precision
 PRECISIONS = ("auto", *KERNEL_OF)
-# How far a convolution may be off float32's, of its largest value: 8 times what rounding explains.
+# How far a convolution may be off float32's, of its largest value: 4 times what rounding explains.
 TOLERANCE = {"tf32": 2e-3, "bf16": 1.6e-2}
 # The weight gradient is split across about this many blocks, the same number on every GPU, because
 # it decides the order of the additions.
@@ -35,14 +39,16 @@ def conv3d_forward_cuda(x, w, b, kernel="tiled", relu=False, inside=None):
     """y (N, C_out, D, H, W) from x (N, C_in, D, H, W), w (C_out, C_in, k, k, k), b (C_out,).
 
     Fused: relu, then y = max(y, 0); inside (N, 1, D, H, W), then y = 0 where it is 0.
+    x may be packed; then y is, too, but that of a 1x1x1 convolution.
     """
-    kernel = _rung(kernel, x, w)
-    if kernel in tensor.PAIR:
-        return tensor.forward(kernel, x, w, b, relu, inside)
-    y = backend.array_module(x).empty((len(x), len(w), *x.shape[2:]), x.dtype)
-    c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
+    kernel, packed = _rung(kernel, x, w)
+    if packed is not None:
+        y = tensor.forward(packed, w, b, relu, inside)
+        return y if is_packed(x) else unpack(y, len(w))
+    c_out, c_in, k, volume = *w.shape[:3], x.shape[2:5]
+    y = backend.array_module(x).empty((len(x), c_out, *volume), w.dtype)
     if kernel == "tiled":
-        masked = tensor.mask_kind(inside, c_out)
+        masked = 0 if inside is None else 2
         args = x, w, b, inside if masked else x, y, c_in, c_out, *volume, relu, masked
         backend.launch(TILED, "conv3d_forward_tiled", _tiles(y.shape), args)
         return y
@@ -56,39 +62,46 @@ def conv3d_backward_cuda(dy, x, w, needs_dx=True, kernel="tiled", mask=False):
     """dx (None unless `needs_dx`), dw, db from dy (N, C_out, D, H, W), x and w.
 
     mask: fuse the backward of the ReLU before, whose output is x: dx is 0 where x is not positive.
+    dy and x may be packed; then dx is, too, but that of a 1x1x1 convolution.
     """
-    wanted, kernel = kernel, _rung(kernel, x, w)
-    dx = _backward_input(dy, x, w, kernel, mask) if needs_dx else None
-    if wanted in tensor.PAIR and tensor.runs_backward_weight(x, w):
-        sums = _sum_parts(tensor.backward_weight(wanted, dy, x))
+    wanted, (kernel, packed) = kernel, _rung(kernel, x, w)
+    if packed is not None:
+        dy, dx = pack(dy, packed.dtype), None
+        if needs_dx:
+            dx = tensor.backward_input(dy, w, packed if mask else None)
+            dx = dx if is_packed(x) else unpack(dx, w.shape[1])
+        sums = _sum_parts(tensor.backward_weight(dy, packed, *w.shape[:2]))
         return dx, sums[: w.size].reshape(w.shape), sums[w.size :]
+    x = unpack(x, w.shape[1])
+    dx = _backward_input(dy, x, w, kernel, mask) if needs_dx else None
     kernel = "naive" if wanted == "naive" else "tiled"
     return dx, _backward_weight(dy, x, w, kernel), _backward_bias(dy, kernel)
 
 
 def _rung(kernel, x, w):
-    """The rung of y and dx: `kernel`, or 'tiled' where tensor cores cannot run.
+    """The rung of y and dx, and x packed, or None where tensor cores do not run.
 
-    Of a 1x1x1 convolution it is 'naive': neighbours have nothing to share. Raises ValueError for
-    what `kernel` cannot take.
+    The rung is `kernel`, but 'tiled' where tensor cores cannot run (see pack), and 'naive' for a
+    1x1x1 convolution: neighbours have nothing to share. Raises ValueError for what `kernel` cannot
+    take.
     """
     if kernel not in KERNELS:
         raise ValueError(f"conv3d: kernel {kernel!r} is none of {', '.join(KERNELS)}")
     if kernel != "naive" and w.shape[-1] not in (1, 3):
         raise ValueError(f"conv3d: the {kernel} kernel takes k = 1 or 3, not {w.shape[-1]}")
-    if x.shape[1] != w.shape[1]:
+    if not is_packed(x) and x.shape[1] != w.shape[1]:
         raise ValueError(f"conv3d: x has {x.shape[1]} channels, w {w.shape} wants {w.shape[1]}")
-    if math.prod(x.shape[2:]) >= 2**31:
-        raise ValueError(f"conv3d: a volume of {x.shape[2:]} has more than 2^31 - 1 voxels")
+    if math.prod(x.shape[2:5]) >= 2**31:
+        raise ValueError(f"conv3d: a volume of {x.shape[2:5]} has more than 2^31 - 1 voxels")
     if w.shape[-1] == 1:
-        return "naive"
-    falls_back = kernel in tensor.PAIR and not tensor.runs(x, w)
-    return "tiled" if falls_back else kernel
+        return "naive", None
+    packed = x if is_packed(x) else pack(x, STORED.get(kernel))
+    if is_packed(packed):
+        return kernel, packed
+    return "tiled" if kernel in STORED else kernel, None
 
 
 def _backward_input(dy, x, w, kernel, mask):
-    if kernel in tensor.PAIR:
-        return tensor.backward_input(kernel, dy, w, x if mask else None)
     dx = backend.array_module(x).empty(x.shape, x.dtype)
     c_in, c_out, k, volume = x.shape[1], len(w), w.shape[-1], x.shape[2:]
     if kernel == "naive":
@@ -136,7 +149,7 @@ def _backward_bias(dy, kernel):
 def _sum_parts(parts):
     result = backend.array_module(parts).empty(parts.shape[1:], parts.dtype)
     args = parts, result, len(parts), result.size
-    backend.launch(TILED, "conv3d_sum_parts", result.size, args)
+    backend.launch(tensor.PARTS, "conv3d_sum_parts", result.size, args)
     return result
 
 
@@ -170,7 +183,7 @@ def pick_precision(name, device):
             f"--precision {name} needs the tensor cores of a GPU, and this runs on the CPU; "
             "use --precision fp32 or auto"
         )
-    if backend.compute_capability() < tensor.SIZES["MIN_SM"]:
+    if backend.compute_capability() < MIN_SM:
         print("note: this GPU has no tensor cores for tf32, so it computes in fp32", flush=True)
         return "fp32"
     if computes_right(wanted):

@@ -1,10 +1,12 @@
 // 3D convolution on the GPU, zero padded, stride 1, one thread per output and nothing shared; the
-// numpy pair is in conv3d.py, the launches are in gpu.py. real is float or double.
+// numpy pair is in conv3d.py, the launches are in gpu.py. real is float or double. The forward one
+// also reads packed arrays (packed.py), INNER channels of a voxel side by side.
 //
 //     y[n, o, z, y, x] = b[o] + sum_{c, i, j, m} w[o, c, i, j, m] x[n, c, z+i-p, y+j-p, x+m-p]
 //
 // with p = (k-1)/2 and x = 0 outside the volume. These kernels say just that; tiled.cu
 // computes the same numbers fast.
+#include "packed.cuh"
 
 // computes  the equation above
 // threads   thread t owns y[t], t < total = N C_out D H W
@@ -12,7 +14,7 @@
 //           ones again, so the caches see far more traffic than is needed
 // work      2 k^3 C_in FLOP per output
 // no race   every y[t] has one owner, and nothing that is read is written
-extern "C" __global__ void conv3d_forward_naive(const real* __restrict__ x,
+extern "C" __global__ void conv3d_forward_naive(const stored* __restrict__ x,
                                                 const real* __restrict__ w,
                                                 const real* __restrict__ b, real* __restrict__ y,
                                                 int c_in, int c_out, int k, int depth, int height,
@@ -23,6 +25,7 @@ extern "C" __global__ void conv3d_forward_naive(const real* __restrict__ x,
     int xx = (int)(t % width), yy = (int)(t / width % height);
     int zz = (int)(t / width / height % depth), p = (k - 1) / 2;
     long long map = t / width / height / depth, n = map / c_out, o = map % c_out;
+    int groups = (c_in + INNER - 1) / INNER;
     real sum = b[o];
     for (int c = 0; c < c_in; ++c)
         for (int i = 0; i < k; ++i)
@@ -32,7 +35,9 @@ extern "C" __global__ void conv3d_forward_naive(const real* __restrict__ x,
                     if (z < 0 || z >= depth || y_ < 0 || y_ >= height || x_ < 0 || x_ >= width)
                         continue;
                     real weight = w[(((o * c_in + c) * k + i) * k + j) * k + m];
-                    sum += weight * x[(((n * c_in + c) * depth + z) * height + y_) * width + x_];
+                    long long group = n * groups + c / INNER;
+                    long long voxel = ((group * depth + z) * height + y_) * width + x_;
+                    sum += weight * (real)x[voxel * INNER + c % INNER];
                 }
     y[t] = sum;
 }

@@ -5,105 +5,98 @@
 // For each tap, Y (output channels, voxels) += W (output, input channels) X (input channels, voxels
 // moved by the tap). One mma takes 16 output channels, 8 input channels and a row of 8 voxels.
 //
-// A volume (one channel of one scan) has fewer than 2^31 voxels; offsets beyond it are 64-bit.
+// x, y, their gradients and the arranged weights are packed: tf32 or bfloat16 (packed.py). A volume
+// (one channel of one scan) has fewer than 2^31 voxels; offsets beyond it are 64-bit.
 #include "tensor_core.cuh"
 
 #define MAPS 32       // output channels of a block: two times the 16 rows of A
 #define FRAGMENTS 64  // the weights of a tap in MAPS output and 8 input channels, in float4
 
-// computes  the weights in the order in which conv3d_tensor reads them, rounded to TF32:
-//           arranged[group of 32 output channels, group of 8 input channels, tap, which 16 of the
-//           32, lane] is what that lane holds of A (16 output x 8 input channels; lane's columns
-//           t, t + 4 are channels 2t, 2t + 1); 0 where there is no channel. backward != 0: the
-//           weights that take dy to dx, flipped along z, y and x, C_in and C_out exchanged; c_in
-//           and c_out are the channels of the convolution that uses them.
-// threads   thread t owns arranged[t], t < total = 27 x (C_in, padded to 8) x (C_out, to 32)
+// computes  the weights in the order in which conv3d_tensor reads them, rounded:
+//           arranged[group of 32 output channels, packed group of input channels, tap, which 16 of
+//           the 32, lane] is what that lane holds of A (16 output channels x 8 words; lane's columns
+//           t, t + 4 are words 2t, 2t + 1 of a voxel); 0 where there is no channel. backward != 0:
+//           the weights that take dy to dx, flipped along z, y and x, C_in and C_out exchanged;
+//           c_in and c_out are the channels of the convolution that uses them.
+// threads   thread t owns word t of arranged, t < total
 // memory    reads 1 element, writes 1 element per output
 // work      1 rounding per output
 // no race   every arranged[t] has one owner, and nothing that is read is written
 extern "C" __global__ void conv3d_tensor_weights(const float* __restrict__ w,
-                                                 float* __restrict__ arranged, int c_in, int c_out,
+                                                 stored* __restrict__ arranged, int c_in, int c_out,
                                                  int backward, long long total)
 {
     long long t = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (t >= total) return;
     int part = (int)(t % 4), lane = (int)(t / 4 % 32), half = (int)(t / 128 % 2);
-    int tap = (int)(t / 256 % 27), groups = (c_in + PIECE - 1) / PIECE;
-    int c = (int)(t / 256 / 27 % groups) * PIECE + lane % 4 * 2 + part / 2;
-    int o = (int)(t / 256 / 27 / groups) * MAPS + half * 16 + part % 2 * 8 + lane / 4;
+    int tap = (int)(t / 256 % 27), groups = (c_in + INNER - 1) / INNER;
+    int c = (int)(t / 256 / 27 % groups) * INNER + (lane % 4 * 2 + part / 2) * PAIR;
+    int o = (int)(t / 256 / 27 / groups) * MAPS + half * 16 + channel_of_row(part % 2 * 8 + lane / 4);
     float value[PAIR];
-    for (int p = 0; p < PAIR; ++p, c += CHANNELS) {
+    for (int p = 0; p < PAIR; ++p, ++c) {
         long long place = backward ? ((long long)c * c_out + o) * 27 + 26 - tap
                                    : ((long long)o * c_in + c) * 27 + tap;
         value[p] = o < c_out && c < c_in ? w[place] : 0.0f;
     }
-    arranged[t] = to_factor(value[0], value[PAIR - 1]);
+    ((float*)arranged)[t] = to_word(value[0], value[PAIR - 1]);
 }
 
 #define TILE_X 16    // a block's tile of the output has TILE_X x TILE_Y x TILE_Z voxels
 #define TILE_Y 8     // a warp owns 8 x TILE_Y of one plane
 #define TILE_Z 4
 #define THREADS 256  // TILE_X / 8 x TILE_Z warps
-#define CONV_BYTES 87808   // of dynamic shared memory: two tiles and the weights of 9 taps, twice
-#define CONV_STAGE 11520   // more of it where factors are pairs
+#define CONV_BYTES 87936  // of dynamic shared memory: two tiles and the weights of 9 taps, twice
 
 // computes  y as at the top of naive.cu, for k = 3; without b where bias = 0. With dy for x,
 //           flipped weights and no bias this is dx. What comes next is computed on the way out:
-//           relu != 0: max(y, 0); masked: 0 where mask is not positive. With masked = 1 it has y's
-//           shape (a ReLU's backward: its output), with 2 it is one map per scan (the ROI).
+//           relu != 0: max(y, 0); masked = 1: 0 where mask, packed like y, is not positive (a
+//           ReLU's backward: its output); masked = 2: 0 where roi, one plain map per scan, is not.
+//           Then y is rounded. Of a packed group's channels those that are not there are 0.
 // threads   a block of 8 warps owns a tile of 16 x 8 x 4 voxels (x, y, z) in 32 output channels, a
 //           warp 8 x 8 voxels of one plane: D for 2 x 16 channels by 8 rows of voxels, 64 sums per
 //           lane in registers. Grid: tiles, groups of 32 output channels, scans.
-// overlap   8 input channels (16 in bfloat16) are multiplied in three steps, one per plane of taps.
-//           Meanwhile a third of the next channels' tile and the next step's weights are copied to
-//           a second buffer; at the end of a step each thread rounds what it has copied.
+// overlap   a packed group of 8 input channels (16 in bfloat16) is multiplied in three steps, one per
+//           plane of taps. Meanwhile a third of the next group's tile and the next step's weights
+//           are copied to a second buffer.
 // memory    per block and input channel the halo of 18 x 10 x 6 elements is read once, for 512
-//           voxels: 2.1 elements of x per voxel and input channel (3.75 counted in the 32-byte
-//           sectors that really move: a row starts one voxel before a sector), plus 27 x 32
-//           weights. Writes 1 per output.
+//           voxels: 2.1 elements of x per voxel and input channel, in whole sectors, plus 27 x 32
+//           weights. Writes 1 per output, in whole sectors.
 //           From shared memory a warp reads 10 float2 of x, which serve 3 taps along y, and 6
 //           float4 of weights for 48 mma: 44 x 128 bytes, no bank conflicts.
-//           CONV_BYTES of shared memory (CONV_STAGE more for pairs) and at most 128 registers: two
-//           blocks fit on an SM of an H100, one on an A100's or a GeForce's.
+//           CONV_BYTES of shared memory and at most 128 registers: two blocks fit on an SM of an
+//           H100, one on an A100's or a GeForce's.
 // work      2 x 27 C_in FLOP per output
 // no race   every output has one owner. One __syncthreads() per step stands between the copies and
 //           whoever reads them, and between the last reader of a buffer and the next copy to it.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
-              const float* __restrict__ b, const float* __restrict__ mask, float* __restrict__ y,
-              int c_in, int c_out, int depth, int height, int width, int bias, int relu, int masked)
+conv3d_tensor(const stored* __restrict__ x, const stored* __restrict__ arranged,
+              const float* __restrict__ b, const stored* __restrict__ mask,
+              const float* __restrict__ roi, stored* __restrict__ y, int c_in, int c_out, int depth,
+              int height, int width, int bias, int relu, int masked)
 {
     typedef Tile<TILE_X + 2, TILE_Y + 2, TILE_Z + 2> Halo;
     typedef Halo::Fill<1, 3, THREADS> Fill;
     static_assert(16 * 2 * (Halo::SIZE + 9 * FRAGMENTS) == CONV_BYTES, "");
-    static_assert(16 * Fill::STAGE == CONV_STAGE * (PAIR - 1), "");
     extern __shared__ float4 shared_memory[];
     float4* w_tile = shared_memory + 2 * Halo::SIZE;
-    float4* stage = w_tile + 2 * 9 * FRAGMENTS;
     int tiles_x = (width + TILE_X - 1) / TILE_X, tiles_y = (height + TILE_Y - 1) / TILE_Y;
     int x0 = blockIdx.x % tiles_x * TILE_X, y0 = blockIdx.x / tiles_x % tiles_y * TILE_Y;
     int z0 = blockIdx.x / tiles_x / tiles_y * TILE_Z;
     long long voxels = (long long)depth * height * width;
-    x += blockIdx.z * c_in * voxels;  // this block's scan
-    y += blockIdx.z * c_out * voxels;
-    mask += blockIdx.z * (masked == 2 ? 1 : c_out) * voxels;
-    int steps = (c_in + PIECE - 1) / PIECE * 3;
+    int groups = (c_in + INNER - 1) / INNER, steps = groups * 3;
+    const float4* scan = (const float4*)x + blockIdx.z * groups * voxels * 2;  // this block's
     const float4* weights = (const float4*)arranged + (long long)blockIdx.y * steps * 9 * FRAGMENTS;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int warp_x = threadIdx.x / 32 % 2 * 8, warp_z = threadIdx.x / 64;
-    // channels 2t, 2t + 1 of the voxel that this lane holds of B: of row 0 at tap (0, 0, 0)
+    // words 2t, 2t + 1 of the voxel that this lane holds of B: of row 0 at tap (0, 0, 0)
     const float2* from = (const float2*)(shared_memory + t / 2 * Halo::PITCH + warp_x + g +
                                          warp_z * (TILE_X + 2) * (TILE_Y + 2)) + t % 2;
 
-    // Steps are numbered through: step s multiplies piece s / 3 of the channels by the taps of
-    // plane s % 3. `fetch` starts to copy the tile's part s % 3 of piece s / 3, `settle` rounds it.
+    // Steps are numbered through: step s multiplies group s / 3 by the taps of plane s % 3, and
+    // fetch(s) starts to copy part s % 3 of that group's tile.
     auto fetch = [&](int s) {
-        int c0 = s / 3 * PIECE;
-        Fill::fetch(s % 3, shared_memory + s / 3 % 2 * Halo::SIZE, stage, x + c0 * voxels,
-                    c_in - c0, x0 - 1, y0 - 1, z0 - 1, depth, height, width);
-    };
-    auto settle = [&](int s) {
-        Fill::settle(s % 3, shared_memory + s / 3 % 2 * Halo::SIZE, stage);
+        Fill::fetch(s % 3, shared_memory + s / 3 % 2 * Halo::SIZE, scan + s / 3 * voxels * 2, 1,
+                    x0 - 1, y0 - 1, z0 - 1, depth, height, width);
     };
     auto fetch_weights = [&](int s) {
         for (int e = threadIdx.x; e < 9 * FRAGMENTS; e += THREADS)
@@ -111,14 +104,12 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
     };
 
     fetch_weights(0);
-    for (int s = 0; s < 3; ++s) {
+    for (int s = 0; s < 3; ++s)
         fetch(s);
-        wait_for_copies();
-        settle(s);
-    }
     float sum[2][TILE_Y][4] = {};
     #pragma unroll 1
     for (int s = 0; s < steps; ++s) {
+        wait_for_copies();
         __syncthreads();  // this step's tile and weights are there, the last step's are done with
         if (s + 3 < steps) fetch(s + 3);
         if (s + 1 < steps) fetch_weights(s + 1);
@@ -141,36 +132,37 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
                         mma(sum[half][r], weight, row[r + j]);
                 }
         }
-        wait_for_copies();
-        if (s + 3 < steps) settle(s + 3);
     }
 
     int left = width - x0 - warp_x - 2 * t;  // this lane's D: voxels 2t, 2t + 1 of each row
     if (left <= 0 || z0 + warp_z >= depth) return;
+    int groups_out = (c_out + INNER - 1) / INNER;
+    roi += blockIdx.z * voxels;
     #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-        int o = blockIdx.y * MAPS + q * 8 + g;
-        if (o >= c_out) return;
-        float shift = bias ? b[o] : 0.0f;
-        long long place = o * voxels + ((z0 + warp_z) * height + y0) * width + width - left;
-        const float* gate = mask + place - (masked == 2 ? o * voxels : 0);
+    for (int q = 0; q < 4 / PAIR; ++q) {  // packed groups, of which this lane has word g
+        int group = blockIdx.y * (4 / PAIR) + q, o = group * INNER + g * PAIR;
+        if (group >= groups_out) return;
+        float shift[PAIR];
         #pragma unroll
-        for (int r = 0; r < TILE_Y; ++r, place += width, gate += width) {
-            if (y0 + r >= height) continue;
-            float value[2];
+        for (int p = 0; p < PAIR; ++p)
+            shift[p] = bias && o + p < c_out ? b[o + p] : 0.0f;
+        int voxel = ((z0 + warp_z) * height + y0) * width + width - left;
+        long long word = ((blockIdx.z * groups_out + group) * voxels + voxel) * 8 + g;
+        #pragma unroll
+        for (int r = 0; r < TILE_Y; ++r, voxel += width, word += 8 * width)
             #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                value[e] = sum[q / 2][r][q % 2 * 2 + e] + shift;
-                if (relu && value[e] < 0) value[e] = 0;
-                if (masked && e < left && !(gate[e] > 0)) value[e] = 0;
+                if (y0 + r >= height || e >= left) continue;
+                float gate = masked == 1 ? ((const float*)mask)[word + 8 * e] : 0.0f, value[PAIR];
+                bool keep = masked != 2 || roi[voxel + e] > 0;
+                #pragma unroll
+                for (int p = 0; p < PAIR; ++p) {
+                    value[p] = sum[q * PAIR / 2][r][(q * PAIR % 2 + p) * 2 + e] + shift[p];
+                    if (relu && value[p] < 0) value[p] = 0;
+                    if (!keep || (masked == 1 && !(from_word(gate, p) > 0))) value[p] = 0;
+                }
+                ((float*)y)[word + 8 * e] = to_word(value[0], value[PAIR - 1]);
             }
-            if (width % 2 == 0) {
-                *(float2*)(y + place) = make_float2(value[0], value[1]);  // a sector by 4 lanes
-            } else {
-                y[place] = value[0];
-                if (left > 1) y[place + 1] = value[1];
-            }
-        }
     }
 }
 
@@ -180,7 +172,7 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
 // tap, input channels). One mma takes 16 output channels, 8 voxels along x and 8 input channels.
 //
 // The sum over all voxels of all scans is split across many blocks; each writes its part, and
-// conv3d_sum_parts (tiled.cu) adds the parts in their order. No atomics, hence the same bits every
+// conv3d_sum_parts (parts.cu) adds the parts in their order. No atomics, hence the same bits every
 // time.
 
 #define DW_X 16  // a tile has DW_X x DW_Y x DW_Z voxels
@@ -190,46 +182,31 @@ conv3d_tensor(const float* __restrict__ x, const float* __restrict__ arranged,
 #define DW_GROUPS 2     // groups of 8 input channels of a block
 #define DW_THREADS 192  // 3 x DW_GROUPS warps
 #define DW_PARTS 4      // a tile is multiplied, and the next one filled, in DW_Z x DW_X / 8 parts
-#define DW_BYTES 89600  // of dynamic shared memory: two tiles of dy and of x
-#define DW_STAGE 11008  // more of it where factors are pairs
-
-// db from what the threads of a block have put into shared memory, 4 channels each, LANES threads
-// the same ones. Thread t writes channel t, the sum in the order of the threads.
-template <int LANES>
-static __device__ __forceinline__ void sum_bias(const float* sums, float* __restrict__ db,
-                                                int channels)
-{
-    int t = threadIdx.x;
-    if (t >= DW_MAPS || t >= channels) return;
-    float sum = 0;
-    for (int lane = 0; lane < LANES; ++lane)
-        sum += sums[(t / 4 * LANES + lane) * 4 + t % 4];
-    db[t] = sum;
-}
+#define DW_BYTES 90368  // of dynamic shared memory: two tiles of dy and of x
 
 // computes  the part of dw and db that some of the tiles contribute: parts[s], (C_out, C_in, 3, 3,
 //           3) and then (C_out), is the sum over the s-th of S runs of tiles
 // threads   a block of 6 warps owns 32 output and 16 input channels, a warp 8 of the input channels
 //           and the 9 taps (i, 0..2, 0..2) of one i: D for 9 taps by 2 x 16 output channels, 72
 //           sums per lane in registers. Grid: S, groups of 16 input, groups of 32 output channels;
-//           the first group of input channels sums db as well, unrounded.
+//           of the first group of input channels one warp sums db as well: dy times a matrix of
+//           ones.
 // overlap   a tile is multiplied in four parts, 8 voxels along x of one plane each; meanwhile a
-//           quarter of the next tile is copied to a second buffer. At the end of a part each thread
-//           rounds what it has copied.
-// memory    per tile of 16 x 4 x 2 voxels (x, y, z) a block reads 18 x 6 x 4 elements of each of
-//           its input and 128 of each of its output channels (in 32-byte sectors 768 and 128). The
-//           next tile is the next one along z, so half of its x is still in the L1.
-//           Writes each of its weights once.
+//           quarter of the next tile is copied to a second buffer. In bfloat16 pairs of channels
+//           become pairs of voxels, once a tile is there.
+// memory    per tile of 16 x 4 x 2 voxels (x, y, z; in bfloat16 twice as deep) a block reads
+//           18 x 6 x 4 elements of each of its input and 128 of each of its output channels, in
+//           whole sectors. Writes each of its weights once.
 //           From shared memory a warp reads, for the 9 taps of 8 voxels, 8 floats of dy and at most
 //           18 of x (6 of them new in a row below another) for 18 mma, no bank conflicts.
-//           DW_BYTES of shared memory (DW_STAGE more for pairs), at most 168 registers: two blocks
-//           fit on an SM of an H100.
+//           DW_BYTES of shared memory and at most 168 registers: two blocks fit on an SM of an
+//           H100.
 // work      2 N D H W FLOP per weight
 // no race   every element of parts has one owner, who adds in a fixed order. One __syncthreads()
 //           per tile stands between the copies and whoever reads them, and between the last reader
 //           of a buffer and the next copy to it.
 extern "C" __global__ void __launch_bounds__(DW_THREADS, 2)
-conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restrict__ x,
+conv3d_tensor_backward_weight(const stored* __restrict__ dy, const stored* __restrict__ x,
                               float* __restrict__ parts, int scans, int c_in, int c_out, int depth,
                               int height, int width)
 {
@@ -240,12 +217,9 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
     constexpr int DY_SIZE = DW_MAPS / CHANNELS * Inner::SIZE;
     constexpr int SIZE = DY_SIZE + DW_GROUPS * Halo::SIZE;
     static_assert(16 * 2 * SIZE == DW_BYTES, "");
-    static_assert(16 * (FillDy::STAGE + FillX::STAGE) == DW_STAGE * (PAIR - 1), "");
-    extern __shared__ float4 shared_memory[];  // dy, x, dy, x, stage
-    float4* stage = shared_memory + 2 * SIZE;
+    extern __shared__ float4 shared_memory[];  // dy, x, dy, x
     int tiles_x = (width + DW_X - 1) / DW_X, tiles_y = (height + DW_Y - 1) / DW_Y;
     int tiles_z = (depth + DW_Z * PAIR - 1) / (DW_Z * PAIR);
-    long long voxels = (long long)depth * height * width;
     long long tiles = (long long)tiles_x * tiles_y * tiles_z * scans;
     int c0 = blockIdx.y * DW_GROUPS * CHANNELS, o0 = blockIdx.z * DW_MAPS;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -256,8 +230,9 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
                                          g / 4 * Halo::PITCH + t +
                                          i * (DW_X + 2) * (DW_Y + 2)) + g % 4;
 
-    float sum[9][2][4] = {};
-    float4 bias = make_float4(0, 0, 0, 0);  // of the 4 output channels that this thread copies
+    float sum[9][2][4] = {}, bias[2][4] = {};
+    bool sums_bias = blockIdx.y == 0 && threadIdx.x < 32;
+    float2 ones = make_float2(to_word(1, 1), to_word(1, 1));
     long long tile = tiles * blockIdx.x / gridDim.x;
     int left = (int)(tiles * (blockIdx.x + 1) / gridDim.x - tile);  // tiles, this one among them
     int z0 = (int)(tile % tiles_z) * DW_Z * PAIR, y0 = (int)(tile / tiles_z % tiles_y) * DW_Y;
@@ -266,25 +241,17 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
 
     auto fetch = [&](int part, int buffer) {  // of the tile at x0, y0, z0 of scan n
         float4* to = shared_memory + buffer * SIZE;
-        const float* from = dy + ((long long)n * c_out + o0) * voxels;
-        FillDy::fetch(part, to, stage, from, c_out - o0, x0, y0, z0, depth, height, width);
-        from = x + ((long long)n * c_in + c0) * voxels;
-        FillX::fetch(part, to + DY_SIZE, stage + FillDy::STAGE, from, c_in - c0, x0 - 1, y0 - 1,
-                     z0 - 1, depth, height, width);
-    };
-    auto settle = [&](int part, int buffer) {
-        float4* to = shared_memory + buffer * SIZE;
-        float4 more = FillDy::settle(part, to, stage);
-        bias.x += more.x, bias.y += more.y, bias.z += more.z, bias.w += more.w;
-        FillX::settle(part, to + DY_SIZE, stage + FillDy::STAGE);
+        fetch_group<FillDy>(part, to, dy, n, c_out, o0, x0, y0, z0, depth, height, width);
+        fetch_group<FillX>(part, to + DY_SIZE, x, n, c_in, c0, x0 - 1, y0 - 1, z0 - 1, depth,
+                           height, width);
     };
 
-    for (int part = 0; part < DW_PARTS && left > 0; ++part) {
+    for (int part = 0; part < DW_PARTS && left > 0; ++part)
         fetch(part, 0);
-        wait_for_copies();
-        settle(part, 0);
-    }
     for (int buffer = 0; left > 0; buffer ^= 1) {
+        wait_for_copies();
+        FillDy::pair_voxels(shared_memory + buffer * SIZE);
+        FillX::pair_voxels(shared_memory + buffer * SIZE + DY_SIZE);
         __syncthreads();  // the tile is there, and nobody reads the one before any more
         --left;
         Inner::next(z0, y0, x0, n, depth, height, width);
@@ -311,10 +278,9 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
                     #pragma unroll
                     for (int tap = 0; tap < 9; ++tap)
                         mma(sum[tap][half], gradient, near[r - 2 + tap / 3][tap % 3]);
+                    if (sums_bias) mma(bias[half], gradient, ones);
                 }
             }
-            wait_for_copies();
-            if (left > 0) settle(part, buffer ^ 1);
         }
     }
 
@@ -328,32 +294,32 @@ conv3d_tensor_backward_weight(const float* __restrict__ dy, const float* __restr
             if (o < c_out && c < c_in) parts[weight] = sum[tap][q / 4][q % 4];
         }
 
-    if (blockIdx.y > 0) return;
-    __syncthreads();  // nobody reads a tile any more
-    shared_memory[threadIdx.x] = bias;
-    __syncthreads();
-    sum_bias<FillDy::LANES>((const float*)shared_memory, parts + (long long)c_out * c_in * 27 + o0,
-                            c_out - o0);
+    #pragma unroll
+    for (int q = 0; q < 4; ++q) {  // all columns of D are the same
+        int o = o0 + q * 8 + g;
+        if (sums_bias && t == 0 && o < c_out)
+            parts[(long long)c_out * c_in * 27 + o] = bias[q / 2][q % 2 * 2];
+    }
 }
 
 #define FIRST_THREADS 256
-#define FIRST_BYTES 37248  // of dynamic shared memory: two tiles of dy and of x
-#define FIRST_STAGE 8192   // more of it where factors are pairs
+#define FIRST_BYTES 37760  // of dynamic shared memory: two tiles of dy and of x
 
-// computes  the same where C_in = 1, the first layer: the 27 taps take the place of the channels
+// computes  the same where C_in = 1, the first layer: the 27 taps take the place of the channels,
+//           and a 28th, whose x is 1 everywhere, sums db
 // threads   a block of 8 warps owns 32 output channels and all taps; each warp multiplies two of a
-//           tile's 16 columns of 8 voxels: D for 4 x 8 taps (27, and 5 that are not written) by
+//           tile's 16 columns of 8 voxels: D for 4 x 8 taps (28, and 4 that are not written) by
 //           2 x 16 output channels, 32 sums per lane in registers. At the end the warps' sums are
 //           added in shared memory. Grid: S, 1, groups of 32 output channels.
 // overlap   as above, in two parts
-// memory    per tile of 16 x 4 x 2 voxels a block reads 18 x 6 x 4 elements of x and 128 of each of
-//           its output channels: it is bound by reading dy once. Writes each of its weights once.
-//           FIRST_BYTES of shared memory (FIRST_STAGE more for pairs), at most 85 registers: three
-//           blocks fit on an SM.
+// memory    per tile of 16 x 4 x 2 voxels a block reads 18 x 6 x 4 sectors of x (one number of each)
+//           and 128 elements of each of its output channels: it is bound by reading dy once. Writes
+//           each of its weights once.
+//           FIRST_BYTES of shared memory and at most 85 registers: three blocks fit on an SM.
 // work      2 N D H W FLOP per weight
 // no race   as above; the sums of the warps are added in their order
 extern "C" __global__ void __launch_bounds__(FIRST_THREADS, 3)
-conv3d_tensor_backward_first(const float* __restrict__ dy, const float* __restrict__ x,
+conv3d_tensor_backward_first(const stored* __restrict__ dy, const stored* __restrict__ x,
                              float* __restrict__ parts, int scans, int c_out, int depth, int height,
                              int width)
 {
@@ -362,11 +328,9 @@ conv3d_tensor_backward_first(const float* __restrict__ dy, const float* __restri
     constexpr int SIZE = DW_MAPS / CHANNELS * Inner::SIZE;
     constexpr int X = DW_X + 2, Y = DW_Y + 2, HALO = X * Y * (DW_Z + 2);
     static_assert(16 * 2 * SIZE + 4 * 2 * HALO == FIRST_BYTES, "");
-    static_assert(16 * FillDy::STAGE == FIRST_STAGE * (PAIR - 1), "");
     static_assert(HALO / 2 <= FIRST_THREADS, "a thread loads at most one element of x per part");
-    extern __shared__ float4 shared_memory[];  // dy, dy, x, x, stage
+    extern __shared__ float4 shared_memory[];  // dy, dy, x, x
     float* x_tile = (float*)(shared_memory + 2 * SIZE);
-    float4* stage = shared_memory + FIRST_BYTES / 16;
     int tiles_x = (width + DW_X - 1) / DW_X, tiles_y = (height + DW_Y - 1) / DW_Y;
     int tiles_z = (depth + DW_Z * PAIR - 1) / (DW_Z * PAIR);
     long long voxels = (long long)depth * height * width;
@@ -383,7 +347,6 @@ conv3d_tensor_backward_first(const float* __restrict__ dy, const float* __restri
     }
 
     float sum[4][2][4] = {};
-    float4 bias = make_float4(0, 0, 0, 0);  // of the 4 output channels that this thread copies
     long long tile = tiles * blockIdx.x / gridDim.x;
     int left = (int)(tiles * (blockIdx.x + 1) / gridDim.x - tile);  // tiles, this one among them
     int z0 = (int)(tile % tiles_z) * DW_Z * PAIR, y0 = (int)(tile / tiles_z % tiles_y) * DW_Y;
@@ -392,31 +355,31 @@ conv3d_tensor_backward_first(const float* __restrict__ dy, const float* __restri
 
     float2 loaded = make_float2(0, 0);  // x is little: it goes through registers
     auto fetch = [&](int part, int buffer) {
-        FillDy::fetch(part, shared_memory + buffer * SIZE, stage,
-                      dy + ((long long)n * c_out + o0) * voxels, c_out - o0, x0, y0, z0, depth,
-                      height, width);
+        fetch_group<FillDy>(part, shared_memory + buffer * SIZE, dy, n, c_out, o0, x0, y0, z0,
+                            depth, height, width);
         int e = part * (HALO / 2) + threadIdx.x, xx = x0 - 1 + e % X, yy = y0 - 1 + e / X % Y;
         int zz = z0 - 1 + e / X / Y, place = (zz * height + yy) * width + xx;
         bool inside = threadIdx.x < HALO / 2 && xx >= 0 && xx < width && yy >= 0 && yy < height;
-        loaded.x = inside && zz >= 0 && zz < depth ? x[n * voxels + place] : 0.0f;
+        const float* word = (const float*)x + (n * voxels + place) * 8;  // of channel 0
+        loaded.x = inside && zz >= 0 && zz < depth ? *word : 0.0f;
         if (PAIR == 2) {
-            zz += DW_Z, place += DW_Z * height * width;
-            loaded.y = inside && zz >= 0 && zz < depth ? x[n * voxels + place] : 0.0f;
+            zz += DW_Z, word += DW_Z * height * width * 8LL;
+            loaded.y = inside && zz >= 0 && zz < depth ? *word : 0.0f;
         }
     };
-    auto settle = [&](int part, int buffer) {
-        float4 more = FillDy::settle(part, shared_memory + buffer * SIZE, stage);
-        bias.x += more.x, bias.y += more.y, bias.z += more.z, bias.w += more.w;
+    auto store = [&](int part, int buffer) {
         if (threadIdx.x < HALO / 2)
-            x_tile[buffer * HALO + part * (HALO / 2) + threadIdx.x] = to_factor(loaded.x, loaded.y);
+            x_tile[buffer * HALO + part * (HALO / 2) + threadIdx.x] =
+                PAIR == 2 ? lower_halves(loaded.x, loaded.y) : loaded.x;
     };
 
     for (int part = 0; part < 2 && left > 0; ++part) {
         fetch(part, 0);
-        wait_for_copies();
-        settle(part, 0);
+        store(part, 0);
     }
     for (int buffer = 0; left > 0; buffer ^= 1) {
+        wait_for_copies();
+        FillDy::pair_voxels(shared_memory + buffer * SIZE);
         __syncthreads();  // the tile is there, and nobody reads the one before any more
         --left;
         Inner::next(z0, y0, x0, n, depth, height, width);
@@ -431,6 +394,7 @@ conv3d_tensor_backward_first(const float* __restrict__ dy, const float* __restri
                 const float* v = x_tile + buffer * HALO + (plane * Y + row) * X + x_ + offset[q];
                 near[q] = make_float2(v[0], v[4]);  // voxels t and t + 4
             }
+            if (g == 3) near[3] = make_float2(to_word(1, 1), to_word(1, 1));  // "tap" 27
             #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const float* v = dy_from + 4 * (buffer * SIZE + 2 * half * Inner::SIZE +
@@ -441,8 +405,7 @@ conv3d_tensor_backward_first(const float* __restrict__ dy, const float* __restri
                 for (int q = 0; q < 4; ++q)
                     mma(sum[q][half], gradient, near[q]);
             }
-            wait_for_copies();
-            if (left > 0) settle(part, buffer ^ 1);
+            if (left > 0) store(part, buffer ^ 1);
         }
     }
 
@@ -456,16 +419,12 @@ conv3d_tensor_backward_first(const float* __restrict__ dy, const float* __restri
                 sum[q][e / 4][e % 4];
     __syncthreads();
     parts += blockIdx.x * (long long)c_out * 28;
-    for (int e = threadIdx.x; e < DW_MAPS * 27; e += FIRST_THREADS) {
-        int o = e / 27, tap = e % 27;
+    for (int e = threadIdx.x; e < DW_MAPS * 28; e += FIRST_THREADS) {
+        int o = e / 28, tap = e % 28;
         float total = 0;
         for (int w = 0; w < FIRST_THREADS / 32; ++w)
             total += sums[(w * DW_MAPS + o) * 32 + tap];
-        if (o0 + o < c_out) parts[(o0 + o) * 27 + tap] = total;
+        int place = tap < 27 ? (o0 + o) * 27 + tap : c_out * 27 + o0 + o;
+        if (o0 + o < c_out) parts[place] = total;
     }
-    __syncthreads();  // nobody reads the sums any more
-    shared_memory[threadIdx.x] = bias;
-    __syncthreads();
-    sum_bias<FillDy::LANES>((const float*)shared_memory, parts + (long long)c_out * 27 + o0,
-                            c_out - o0);
 }

@@ -1,5 +1,6 @@
 // Tensor cores: what they multiply, and tiles in shared memory that feed them without bank
-// conflicts. Included by tensor.cu and folded.cu, and with BF16 by tensor_bf16.cu.
+// conflicts. Included by tensor.cu and folded.cu. stored is tf32 or bfloat16, see packed.cuh.
+#include "packed.cuh"
 #ifndef CHANNELS  // not included yet
 
 #define MIN_SM 80   // the oldest architecture that has them for TF32 and bfloat16: sm_80, Ampere
@@ -16,60 +17,71 @@
 // The order of a sum is free, so it does not matter which 8 things the columns of A and the rows of
 // B stand for, as long as both say the same.
 //
-// With BF16 each of these registers, and so each float of a tile and of the weights, is a PAIR of
-// factors rounded to bfloat16 (7 bits of mantissa, an error of at most 2^-8), side by side in 32
-// bits: A is 16 x 16, B 16 x 8, and an mma adds up twice as many products in the same time. The
-// loops over a tile do not know what its floats hold. A pair is any two things that the sum runs
-// over: channels c and c + 8 here, or a voxel and the one some planes on (of x and dy alike, so
-// that every tap takes both by the same shift).
-#ifdef BF16
-#define PAIR 2
-#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-#else
-#define PAIR 1
-#define MMA "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-#endif
-#define PIECE (CHANNELS * PAIR)  // channels of a tile whose pairs are channels
+// In bfloat16 each of these registers, and so each word (32 bits) of a tile and of the weights, is a
+// PAIR of factors side by side: A is 16 x 16, B 16 x 8, and an mma adds up twice as many products in
+// the same time. The loops over a tile do not know what its words hold. A pair is any two things
+// that the sum runs over: neighbouring channels in a convolution, as packed arrays have them; in
+// the weights' gradient, where the sum runs over voxels, a voxel and the one some planes on (of x
+// and dy alike, so that every tap takes both by the same shift).
+#define PAIR (4 / (int)sizeof(stored))
+
+// Rows g and g + 8 of D are in one lane. In bfloat16 it writes them as a pair, so they must be
+// neighbouring channels: which of 16 output channels row r of A stands for.
+static __device__ __forceinline__ int channel_of_row(int r)
+{
+    return PAIR == 2 ? r % 8 * 2 + r / 8 : r;
+}
+
+// One or two factors in a word.
+static __device__ __forceinline__ float to_word(float x, float y)
+{
+    return PAIR == 2 ? __uint_as_float(pair_of_bfloat16(x, y)) : round_to_tf32(x);
+}
+
+// The first (p = 0) or the second of the factors in a word.
+static __device__ __forceinline__ float from_word(float word, int p)
+{
+    unsigned bits = __float_as_uint(word);
+    return PAIR == 2 ? __uint_as_float(p ? bits & 0xffff0000u : bits << 16) : word;
+}
+
+// The lower, and the upper, halves of two words in one.
+static __device__ __forceinline__ float lower_halves(float a, float b)
+{
+    return __uint_as_float((__float_as_uint(a) & 0xffffu) | __float_as_uint(b) << 16);
+}
+static __device__ __forceinline__ float upper_halves(float a, float b)
+{
+    return __uint_as_float(__float_as_uint(a) >> 16 | (__float_as_uint(b) & 0xffff0000u));
+}
 
 #ifndef CUDA_ON_CPU  // the tests, which run these files on a CPU, bring their own of these
 
-// x rounded to TF32 (to the nearest, halves away from zero), or the pair x, y (halves to even)
-static __device__ __forceinline__ float to_factor(float x, float y)
-{
-    unsigned bits;
-#ifdef BF16
-    asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(bits) : "f"(x), "f"(y));
-#else
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-#endif
-    return __uint_as_float(bits);
-}
-
 // d += a b, by all lanes of a warp together
+#define MULTIPLY(TYPES)                                                                         \
+    asm volatile("mma.sync.aligned." TYPES ".f32 "                                              \
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"              \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                               \
+                 : "r"(__float_as_uint(a.x)), "r"(__float_as_uint(a.y)),                        \
+                   "r"(__float_as_uint(a.z)), "r"(__float_as_uint(a.w)),                        \
+                   "r"(__float_as_uint(b.x)), "r"(__float_as_uint(b.y)))
 static __device__ __forceinline__ void mma(float (&d)[4], float4 a, float2 b)
 {
-    asm volatile(
-        MMA "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(__float_as_uint(a.x)), "r"(__float_as_uint(a.y)), "r"(__float_as_uint(a.z)),
-          "r"(__float_as_uint(a.w)), "r"(__float_as_uint(b.x)), "r"(__float_as_uint(b.y)));
+    if (PAIR == 2)
+        MULTIPLY("m16n8k16.row.col.f32.bf16.bf16");
+    else
+        MULTIPLY("m16n8k8.row.col.f32.tf32.tf32");
 }
 
-// Start to copy a number (0 unless `inside`) or four of them to shared memory, past the registers.
-// What was there is gone at once, and what is copied is there, for the thread that copies it, after
+// Start to copy 16 bytes (zeros unless `inside`) to shared memory, past the registers. What was
+// there is gone at once, and what is copied is there, for the thread that copies it, after
 // wait_for_copies(); for the others after the next __syncthreads().
-static __device__ __forceinline__ void copy_async(float* to, const float* from, bool inside)
+static __device__ __forceinline__ void copy_async(float4* to, const float4* from,
+                                                  bool inside = true)
 {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                      (unsigned)__cvta_generic_to_shared(to)),
-                 "l"(from), "r"(inside ? 4 : 0)
-                 : "memory");
-}
-static __device__ __forceinline__ void copy_async(float4* to, const float4* from)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     (unsigned)__cvta_generic_to_shared(to)),
-                 "l"(from)
+                 "l"(from), "r"(inside ? 16 : 0)
                  : "memory");
 }
 static __device__ __forceinline__ void wait_for_copies()
@@ -79,77 +91,84 @@ static __device__ __forceinline__ void wait_for_copies()
 
 #endif
 
-// A tile of X x Y x Z voxels in 8 channels: two halves of 4 channels, each a float4 a voxel. PITCH
-// puts the halves 16 banks apart. Then all 32 banks are met once by a warp that reads 8 neighbours
-// along x in 4 pairs of channels (as float2: half of the warp at a time), or 4 neighbours in all
-// channels (as float), and by 8 lanes that write the float4 of 8 neighbours.
+// FillOfATile::fetch from the packed maps of scan n, from channel c0 of `channels` on.
+template <class FillOfATile>
+static __device__ __forceinline__ void fetch_group(int part, float4* tile,
+                                                   const stored* __restrict__ maps, int n,
+                                                   int channels, int c0, int x0, int y0, int z0,
+                                                   int depth, int height, int width)
+{
+    int groups = (channels + INNER - 1) / INNER, first = c0 / INNER;
+    const float4* from = (const float4*)maps +
+                         ((long long)n * groups + first) * depth * height * width * 2;
+    FillOfATile::fetch(part, tile, from, groups - first, x0, y0, z0, depth, height, width);
+}
+
+// A tile of X x Y x Z voxels in 8 words: two halves of 4, each a float4 per voxel. PITCH puts the
+// halves 16 banks apart. Then all 32 banks are met once by a warp that reads 8 neighbours along x in
+// 4 pairs of words (as float2: half of the warp at a time), or 4 neighbours in all words (as float),
+// and by 8 lanes that write the two halves of 4 neighbours.
 //
-// A tile is filled while another one is multiplied: `fetch` starts the copies, and once they are
-// there `settle` rounds them, each thread those that it has copied itself. The work is cut into
-// PARTS (of the tile's voxels), one after the other; GROUPS tiles are filled at a time, THREADS
-// threads do it, THREADS / (2 GROUPS) for each half of a tile.
+// A tile is filled while another one is multiplied, by copies of 16 bytes: a voxel of a packed array
+// is two of them. The work is cut into PARTS (of the tile's voxels), one after the other; GROUPS
+// tiles are filled at a time by THREADS threads.
 template <int X, int Y, int Z>
 struct Tile {
     static constexpr int VOXELS = X * Y * Z, PITCH = VOXELS + (12 - VOXELS % 8) % 8;
-    static constexpr int SIZE = 2 * PITCH;  // in float4
+    static constexpr int SIZE = 2 * PITCH + 4;  // in float4; the next tile begins 16 banks on
 
+    // APART > 0: the words are 8 channels of the tile, and in bfloat16 their pairs are voxels, the
+    // second APART planes on. A thread copies to a voxel's place 8 channels of the first and then 8
+    // of the second, and pair_voxels, in the same thread, puts together what belongs together.
     template <int GROUPS, int PARTS, int THREADS_, int STEP = 1, int APART = 0>
     struct Fill {
-        static constexpr int LANES = THREADS_ / (2 * GROUPS), COUNT = (VOXELS + PARTS - 1) / PARTS;
-        // Where a pair's second numbers wait to be joined to the first, in float4: `stage`.
-        static constexpr int STAGE = PAIR == 2 ? 2 * GROUPS * COUNT : 0;
+        static constexpr bool VOXEL_PAIRS = PAIR == 2 && APART > 0;
+        static constexpr int SOURCES = VOXEL_PAIRS ? GROUPS / 2 : GROUPS;  // packed groups
+        static constexpr int LANES = THREADS_ / (2 * SOURCES), COUNT = (VOXELS + PARTS - 1) / PARTS;
 
-        // Start to fill part `part` of the tiles from x: the first `channels` channels, in groups
-        // of 8, from voxel (x0, y0, z0) on, every STEP-th along each axis; 0 where there is no
-        // voxel or no channel. A pair's second is APART planes on, or (APART = 0) 8 channels.
-        static __device__ __forceinline__ void fetch(int part, float4* tile, float4* stage,
-                                                     const float* __restrict__ x, int channels,
+        // Start to fill part `part` of the tiles from x, the first of `groups` packed groups, from
+        // voxel (x0, y0, z0) on, every STEP-th along each axis; 0 where there is no voxel or group.
+        static __device__ __forceinline__ void fetch(int part, float4* tile,
+                                                     const float4* __restrict__ x, int groups,
                                                      int x0, int y0, int z0, int depth, int height,
                                                      int width)
         {
             asm volatile("" : "+r"(depth));  // so that no address is kept in a register for long
             long long voxels = (long long)depth * height * width;
-            int half = threadIdx.x / LANES, c0 = half / 2 * CHANNELS + half % 2 * 4;
-            int v = part * COUNT + threadIdx.x % LANES, end = min((part + 1) * COUNT, VOXELS);
-            x += c0 * voxels;
-            tile += half / 2 * SIZE + half % 2 * PITCH;
-            stage += half * COUNT - part * COUNT;
+            int half = threadIdx.x % 2, group = threadIdx.x / (2 * LANES);
+            int v = part * COUNT + threadIdx.x / 2 % LANES, end = min((part + 1) * COUNT, VOXELS);
+            tile += VOXEL_PAIRS ? (2 * group + half) * SIZE : group * SIZE + half * PITCH;
             #pragma unroll 1
             for (; v < end; v += LANES)
                 #pragma unroll
-                for (int p = 0; p < PAIR; ++p) {
+                for (int p = 0; p < (VOXEL_PAIRS ? 2 : 1); ++p) {
                     int xx = x0 + v % X * STEP, yy = y0 + v / X % Y * STEP;
                     int zz = z0 + v / X / Y * STEP + p * APART;
                     bool inside = xx >= 0 && xx < width && yy >= 0 && yy < height && zz >= 0 &&
-                                  zz < depth;
-                    int first = APART ? 0 : p * CHANNELS, left = inside ? channels - c0 - first : 0;
-                    const float* from = x - c0 * voxels;  // anywhere, where nothing is read
-                    if (left > 0) from = x + first * voxels + (zz * height + yy) * width + xx;
-                    float* to = (float*)((p ? stage : tile) + v);
-                    #pragma unroll
-                    for (int c = 0; c < 4; ++c)
-                        copy_async(to + c, c < left ? from + c * voxels : from, c < left);
+                                  zz < depth && group < groups;
+                    const float4* from = x;  // anywhere, where nothing is read
+                    if (inside) from += (group * voxels + (zz * height + yy) * width + xx) * 2 + half;
+                    copy_async(tile + p * PITCH + v, from, inside);
                 }
         }
 
-        // Round what fetch(part, ...) has copied, in the thread that has, after wait_for_copies().
-        // Returns the sum over the voxels of this thread's 4 channels, unrounded.
-        static __device__ __forceinline__ float4 settle(int part, float4* tile, const float4* stage)
+        // After wait_for_copies(), in the threads that fetched the tiles.
+        static __device__ __forceinline__ void pair_voxels(float4* tile)
         {
-            int half = threadIdx.x / LANES;
-            int v = part * COUNT + threadIdx.x % LANES, end = min((part + 1) * COUNT, VOXELS);
-            tile += half / 2 * SIZE + half % 2 * PITCH;
-            stage += half * COUNT - part * COUNT;
-            float4 sum = make_float4(0, 0, 0, 0);
-            #pragma unroll 1
-            for (; v < end; v += LANES) {
-                float4 a = tile[v], b = make_float4(0, 0, 0, 0);
-                if (PAIR == 2) b = stage[v];
-                tile[v] = make_float4(to_factor(a.x, b.x), to_factor(a.y, b.y), to_factor(a.z, b.z),
-                                      to_factor(a.w, b.w));
-                sum.x += a.x + b.x, sum.y += a.y + b.y, sum.z += a.z + b.z, sum.w += a.w + b.w;
+            if (!VOXEL_PAIRS) return;
+            int half = threadIdx.x % 2, group = threadIdx.x / (2 * LANES);
+            tile += (2 * group + half) * SIZE;
+            for (int part = 0; part < PARTS; ++part) {
+                int v = part * COUNT + threadIdx.x / 2 % LANES;
+                #pragma unroll 1
+                for (; v < min((part + 1) * COUNT, VOXELS); v += LANES) {
+                    float4 a = tile[v], b = tile[PITCH + v];
+                    tile[v] = make_float4(lower_halves(a.x, b.x), upper_halves(a.x, b.x),
+                                          lower_halves(a.y, b.y), upper_halves(a.y, b.y));
+                    tile[PITCH + v] = make_float4(lower_halves(a.z, b.z), upper_halves(a.z, b.z),
+                                                  lower_halves(a.w, b.w), upper_halves(a.w, b.w));
+                }
             }
-            return sum;
         }
     };
 

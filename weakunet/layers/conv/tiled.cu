@@ -165,8 +165,8 @@ conv3d_backward_input_tiled(const real* __restrict__ dy, const real* __restrict_
 // ---- the gradients of the weights and the bias -------------------------------------------------
 //
 // Each is one long sum over all voxels of all scans. It is split across many blocks; each writes
-// its part, and conv3d_sum_parts adds the parts in their order. No atomics, hence the same bits
-// every time.
+// its part, and conv3d_sum_parts (parts.cu) adds them in their order. No atomics, hence the same
+// bits every time.
 
 #define DW_X 16  // a tile has DW_X x DW_Y voxels of one plane
 #define DW_Y 4
@@ -324,21 +324,4 @@ conv3d_backward_bias_tiled(const real* __restrict__ dy, real* __restrict__ parts
     }
     if (t == 0)
         parts[((long long)blockIdx.z * gridDim.x + blockIdx.x) * c_out + o] = shared_sum[0];
-}
-
-// computes  result[t] = sum_s parts[s, t]
-// threads   thread t owns result[t], t < size
-// memory    reads `count` elements, writes 1 per output
-// work      `count` additions per output, in the order of the parts: the same bits every time
-// no race   every result[t] has one owner, and nothing that is read is written
-extern "C" __global__ void conv3d_sum_parts(const real* __restrict__ parts,
-                                            real* __restrict__ result, int count, int size)
-{
-    int t = blockIdx.x * blockDim.x + threadIdx.x;
-    if (t >= size) return;
-    real sum = 0;
-    #pragma unroll 16  // so many reads under way at a time
-    for (int s = 0; s < count; ++s)
-        sum += parts[(long long)s * size + t];
-    result[t] = sum;
 }
