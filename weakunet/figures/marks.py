@@ -74,8 +74,11 @@ def draw_marks(panel, marks, z, dy, dx, size=9):
         panel.plot(points[:, 2] * dx, points[:, 1] * dy, **mark_style(name, size))
 
 
-def mark_handles(labels):
-    """The legend's entries; labels: name of a mark -> text."""
+def mark_handles(marks, numbers=True):
+    """The legend's entries: every kind of mark, what it means, and how many the scan has."""
+    labels = {name: MEANING[name] for name in marks}
+    if numbers:
+        labels = {name: f"{text} ({len(marks[name])} in the scan)" for name, text in labels.items()}
     return [Line2D([], [], label=label, **mark_style(name)) for name, label in labels.items()]
 
 

@@ -21,7 +21,6 @@ from weakunet.figures.drawing import (
     show_slice,
 )
 from weakunet.figures.marks import (
-    MEANING,
     draw_marks,
     draw_rings,
     judge_detections,
@@ -75,7 +74,7 @@ def method_maps(path, image, maps, thresholds, centres_zyx, spacing_mm):
         panel.axis("off")
     style = {"color": ABOVE, "linewidth": 1.6, "path_effects": OUTLINE}
     handles = [ring_handle(), Line2D([], [], label="above the method's threshold", **style)]
-    handles += mark_handles({name: MEANING[name] for name in marks})
+    handles += mark_handles(marks, numbers=False)
     style = {"ncols": 2, "frameon": False, "fontsize": 9, "labelspacing": 0.7}
     figure.legend(handles=handles, loc="outside lower center", **style)
     save_figure(figure, path)

@@ -5,7 +5,6 @@ import numpy as np
 from weakunet.evaluation.metrics import PAPER_TOLERANCE
 from weakunet.figures.drawing import busiest_slices, new_figure, save_figure, show_slice
 from weakunet.figures.marks import (
-    MEANING,
     draw_marks,
     draw_rings,
     judge_detections,
@@ -51,8 +50,7 @@ def overlay(path, image, heatmap, labels, lesions_zyx, spacing_mm, tolerance=PAP
         panel.set_title(title, fontsize=10)
     for panel in axes[-1]:
         panel.set_xlabel("x, towards the patient's right (mm)")
-    handles = mark_handles({n: f"{MEANING[n]} ({len(marks[n])} in the scan)" for n in marks})
-    handles += [] if lesions_zyx is None else [ring_handle(tolerance)]
+    handles = mark_handles(marks) + ([] if lesions_zyx is None else [ring_handle(tolerance)])
     style = {"ncols": 2, "frameon": False, "fontsize": 9, "labelspacing": 0.7}
     figure.legend(handles=handles, loc="lower center", **style)
     save_figure(figure, path)
