@@ -18,7 +18,7 @@ from weakunet.training.checkpoint import load_checkpoint, load_model, save_check
 from weakunet.util.cli import InputError, one_line, write_csv
 
 WEIGHTS, ORDER, TRANSFORM = range(3)  # purposes of random numbers
-LEVEL_ON = 64  # training scans on which the level of the count is measured
+FIT_ON = 64  # training scans on which the last layer is fitted
 
 COLUMNS = ("epoch", "lr", "train_mse", "val_mse", "val_r", "train_worst", "seconds")
 
@@ -132,9 +132,9 @@ class Run:
         What is measured without learning is predicted as `predict` would, one scan at a time: where
         a scan lies on the network's grids changes its count a little.
         """
-        self.level_on, self.val = (
+        self.fit_on, self.val = (
             [to_network(self.model, scan.volume, scan.slice_index) for scan in chosen]
-            for chosen in (scans["train"][:LEVEL_ON], scans["val"])
+            for chosen in (scans["train"][:FIT_ON], scans["val"])
         )
 
     def learn(self, scans, targets, places, matrices):
@@ -163,7 +163,7 @@ class Run:
         """
         if self.settings.gaussian_head:
             return  # the paper's: drawn once, then left to the optimizer
-        (scans, slabs), first = zip(*self.level_on, strict=True), counts[:LEVEL_ON]
+        (scans, slabs), first = zip(*self.fit_on, strict=True), counts[:FIT_ON]
         self.learned = {name: value.copy() for name, value in self.model.linear.params.items()}
         if all_of_it:
             self.model.start(scans, float(first.mean()), slabs)
