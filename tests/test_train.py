@@ -307,6 +307,14 @@ def test_every_epoch_ends_with_the_scale_right_on_the_training_scans(cohort, tmp
     assert (abs(scale - 1) < 1e-5) == (b == 0) == (not head)
 
 
+def test_the_scale_is_fitted_for_best_npz_and_training_goes_on_without_it(cohort, tmp_path):
+    learned = run(cohort, tmp_path / "run", "--lr", "1e-30")["linear.w"]
+    with np.load(tmp_path / "run" / "best.npz") as best:
+        scale = best["linear.w"] / learned
+    assert abs(scale[0] - 1) > 0.01
+    np.testing.assert_allclose(scale, scale[0], rtol=1e-6)
+
+
 def test_gaussian_head_leaves_the_last_layer_as_drawn(cohort, tmp_path):
     drawn = WeakUNet([2, 3], 1, "lmax", 2, rng=np.random.default_rng([0, 0])).params["linear.w"]
     kept = run(cohort, tmp_path / "gaussian", "--gaussian-head", "--lr", "1e-30")["linear.w"]
@@ -317,9 +325,15 @@ def test_gaussian_head_leaves_the_last_layer_as_drawn(cohort, tmp_path):
 
 def test_start_from_takes_the_weights_of_the_same_network_only(cohort, finished, tmp_path, capsys):
     best = finished[0] / "best.npz"
-    kept = run(cohort, tmp_path / "run", "--start-from", str(best), "--lr", "1e-30")
-    with np.load(best) as trained:
-        np.testing.assert_array_equal(kept["encoder0.conv0.w"], trained["encoder0.conv0.w"])
+    with np.load(best) as file:
+        trained = dict(file)
+    trained["linear.b"] += 5  # of a network that learned its b
+    np.savez(tmp_path / "earlier.npz", **trained)
+    kept = run(
+        cohort, tmp_path / "run", "--start-from", str(tmp_path / "earlier.npz"), "--lr", "1e-30"
+    )
+    np.testing.assert_array_equal(kept["encoder0.conv0.w"], trained["encoder0.conv0.w"])
+    assert kept["linear.b"] == 0
     options = ("--data", cohort, "--out", tmp_path / "other", "--start-from")
     assert "another network" in refusal(capsys, train.main, *options, best)
     assert "no such checkpoint" in refusal(capsys, train.main, *options, tmp_path / "none.npz")

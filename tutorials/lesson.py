@@ -12,17 +12,15 @@ from matplotlib.patches import Circle
 from scipy import ndimage
 
 from weakunet.figures.drawing import BLUE, save_figure
-from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
 from weakunet.training.loop import train
-from weakunet.training.run import WEIGHTS, Run
+from weakunet.training.run import Run
+from weakunet.training.start import new_network
 
 
 def trained(scans, settings, upsampling=True):
     """A network trained on the counts of `scans` (split -> list), as `weakunet.train` does."""
-    rng = np.random.default_rng([settings.seed, WEIGHTS])
-    shape = {"pooling": settings.pool, "block": settings.block, "upsampling": upsampling}
-    model = WeakUNet(settings.channels, **shape, rng=rng)
+    model = new_network(settings, upsampling=upsampling)
     with tempfile.TemporaryDirectory() as folder:
         train(Run(model, settings, Path(folder)), scans)
         return load_model(Path(folder) / "best.npz")  # of the epoch with the best validation

@@ -168,6 +168,7 @@ class WeakUNet:
 
         Each block brings its part of the bias (ours), or the counts of two regions would not add
         up: y = w . x + b size, where size is the region's blocks over their mean in training.
+        Today's training leaves b at 0; networks trained before have one.
         """
         known = self.settings["region"] and self.global_pool.blocks is not None
         return b * (self.global_pool.size - 1 if known else 0)

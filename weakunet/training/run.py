@@ -132,10 +132,7 @@ class Run:
         What is measured without learning is predicted as `predict` would, one scan at a time: where
         a scan lies on the network's grids changes its count a little.
         """
-        self.fit_on, self.val = (
-            [to_network(self.model, scan.volume, scan.slice_index) for scan in chosen]
-            for chosen in (scans["train"][:FIT_ON], scans["val"])
-        )
+        self.fit_on, self.val = scans["train"][:FIT_ON], scans["val"]
 
     def learn(self, scans, targets, places, matrices):
         """The gradients of one batch; returns what is predicted for each scan (N,).
@@ -163,7 +160,7 @@ class Run:
         """
         if self.settings.gaussian_head:
             return  # the paper's: drawn once, then left to the optimizer
-        (scans, slabs), first = zip(*self.fit_on, strict=True), counts[:FIT_ON]
+        (scans, slabs), first = zip(*self._placed(self.fit_on), strict=True), counts[:FIT_ON]
         self.learned = {name: value.copy() for name, value in self.model.linear.params.items()}
         if all_of_it:
             self.model.start(scans, float(first.mean()), slabs)
@@ -172,8 +169,12 @@ class Run:
 
     def validate(self):
         """Predicted counts (n,), on the host, of the validation scans."""
-        counts = [self.model.predict(scan, counted)[0] for scan, counted in self.val]
+        counts = [self.model.predict(scan, slab)[0] for scan, slab in self._placed(self.val)]
         return np.concatenate([backend.to_host(count) for count in counts])
+
+    def _placed(self, scans):
+        """Each scan as the network takes it, with its slab: moved there when its turn comes."""
+        return (to_network(self.model, scan.volume, scan.slice_index) for scan in scans)
 
     def finish_epoch(self, counts, val_predicted, seconds):
         """Log the epoch just trained; keep its weights if they are the best; save."""
