@@ -102,6 +102,17 @@ def test_negative_intensities_are_shifted():
     np.testing.assert_allclose(prepare(shifted, roi).array, expected.array, atol=1e-6)
 
 
+@pytest.mark.parametrize("invert", [False, True])
+def test_only_what_is_outside_the_roi_becomes_0(invert):
+    """The inverted brightest 1 % and dark voxels, too: to the network a 0 is outside."""
+    volume, roi = raw_scan()
+    volume.array[8:10, 9:12, 10:13] = 0
+    roi.array[7, 8, 23] = 1  # so that the box holds voxels outside
+    weight = smooth_border(dilate_mask(roi.array > 0))[crop_box(roi.array)]
+    assert 0 < (weight == 0).sum() < weight.size / 2
+    assert np.array_equal(prepare(volume, roi, invert).array > 0, weight > 0)
+
+
 def test_empty_roi_other_grid_and_constant_scan_are_refused():
     volume, roi = raw_scan()
     with pytest.raises(InputError, match="^r.nii: empty ROI"):

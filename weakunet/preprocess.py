@@ -84,6 +84,7 @@ def main(argv=None):
         "dilation_vox": prepare.DILATION_VOX,
         "sigma_vox": prepare.SIGMA_VOX,
         "trim": prepare.TRIM,
+        "lowest": prepare.LOWEST,
     }
     for name in ("slab_mm", "spacing_mm"):
         if getattr(args, name) is not None:

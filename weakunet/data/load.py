@@ -77,6 +77,12 @@ def read_prepared(scan):
             "prepare it with python -m weakunet.preprocess"
         )
     np.clip(volume.array, 0, 1, out=volume.array)
+    outside = np.pad(volume.array == 0, 1, constant_values=True)
+    if n_holes := int((outside & ~without_strays(outside)).sum()):
+        note(
+            f"{scan.image}: 0, so outside to the network, at {n_holes} voxels amid the ROI; "
+            "prepare it again with python -m weakunet.preprocess"
+        )
     return volume
 
 

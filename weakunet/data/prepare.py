@@ -7,9 +7,10 @@ The scan is multiplied by this mask, cropped to it, trimmed at its highest 1 % a
 
 [paper] the steps, sigma and the 1 %. [ours] the dilation by 3 voxels (1.5 sigma, so the ROI's own
 border keeps 93 % of its intensity), the crop to the dilated ROI's box, m = 0 where it is below 1 %,
-and q, the 99th percentile of s over the dilated ROI. While fluid or other bright tissue fills more
-than 2 % of the dilated ROI, q does not depend on the number of lesions; with less, the gain of the
-image would reveal the count.
+S at least 0.0001 where m > 0, because a voxel of 0 is outside the ROI to the network, and q, the
+99th percentile of s over the dilated ROI. While fluid or other bright tissue fills more than 2 % of
+the dilated ROI, q does not depend on the number of lesions; with less, the gain of the image would
+reveal the count.
 """
 
 import numpy as np
@@ -23,6 +24,7 @@ DILATION_VOX = 3
 SIGMA_VOX = 2.0
 TRIM = 0.01
 SMALLEST_WEIGHT = 0.01
+LOWEST = 1e-4  # of a prepared voxel in the ROI
 STRAY_VOX = 8  # a part of the ROI as small as this is a mistake
 SAME_SPACING = 1e-3  # relative: smaller differences are rounding
 
@@ -83,7 +85,8 @@ def preparation_steps(image, roi, invert=False):
     steps["border smoothed"] = smooth_border(dilated)
     steps["masked"] = image * steps["border smoothed"]
     steps["trimmed"] = trim_highest(steps["masked"], dilated)
-    steps["rescaled"] = np.clip(steps["trimmed"] / steps["trimmed"].max(), 0, 1)
+    rescaled = np.clip(steps["trimmed"] / steps["trimmed"].max(), LOWEST, 1)
+    steps["rescaled"] = rescaled * (steps["border smoothed"] > 0)
     return steps
 
 
