@@ -42,14 +42,14 @@ def test_warp_is_zero_when_everything_is_shifted_outside():
 
 def test_rotation_and_scaling_keep_the_middle_and_stay_in_their_limits():
     rng = np.random.default_rng(1)
-    shape = (9, 11, 13)
+    shape, mm = (9, 11, 13), np.diag([3, 0.5, 0.7])  # a rotation in millimetres
     middle = (np.array(shape) - 1) / 2
     for _ in range(50):
-        matrix = draw_transform(rng, shape, flips="", shift_vox=0, rotate_deg=10, scale=0.1)
+        matrix = draw_transform(rng, shape, "", 0, 10, 0.1, spacing_mm=np.diag(mm))
         np.testing.assert_allclose(matrix[:, :3] @ middle + matrix[:, 3], middle)
         zoom = np.cbrt(np.linalg.det(matrix[:, :3]))
         assert 0.9 <= zoom <= 1.1
-        rotation = matrix[:, :3] / zoom
+        rotation = mm @ matrix[:, :3] @ np.linalg.inv(mm) / zoom
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
         angle = np.degrees(np.arccos((np.trace(rotation) - 1) / 2))
         assert angle <= 10 * np.sqrt(3) + 1e-6

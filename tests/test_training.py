@@ -58,6 +58,18 @@ def test_scans_of_one_slice_are_moved_within_it_only(monkeypatch, tmp_path):
     assert any(not np.array_equal(volume[2], seen[0][2]) for volume in seen)
 
 
+def test_scans_turn_in_millimetres_until_the_learning_rate_falls(monkeypatch, tmp_path):
+    scans, seen = [scan(i, (4, 8, 8), (2, 1, 1)) for i in range(4)], []
+    monkeypatch.setattr(loop, "warp", lambda volumes, each: seen.extend(each) or volumes)
+    settings = Settings(epochs=4, batch=2, channels=(2, 3), block=2)
+    run = Run(start.new_network(settings), settings, tmp_path)
+    loop.train(run, {"train": scans, "val": scans})
+    mm = np.diag([2, 1, 1])
+    for i, turn in enumerate(mm @ matrix[:, :3] @ np.linalg.inv(mm) for matrix in seen):
+        np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
+        assert np.array_equal(abs(turn), np.eye(3)) == (i >= 12)
+
+
 # -- the first weights -----------------------------------------------------------------------------
 
 

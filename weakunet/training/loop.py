@@ -92,9 +92,12 @@ def train_step(run, scans, targets, places, matrices):
 def _transforms(run, order, shape):
     """(n, 3, 4): this epoch's random transform of each scan, in the order of training."""
     settings = run.settings
-    amounts = (settings.flips, settings.shift_vox, settings.rotate_deg, settings.scale)
+    # the last epochs, of a lower learning rate, see scans as sharp as those to be predicted on
+    rotate_deg = settings.rotate_deg if run.optimizer.lr == settings.lr else 0
+    amounts = (settings.flips, settings.shift_vox, rotate_deg, settings.scale)
+    how = *amounts, run.in_plane, run.model.spacing_mm
     rngs = (np.random.default_rng([settings.seed, TRANSFORM, run.epoch, i]) for i in order)
-    return np.stack([draw_transform(rng, shape, *amounts, run.in_plane) for rng in rngs])
+    return np.stack([draw_transform(rng, shape, *how) for rng in rngs])
 
 
 def train(run, scans, stop=lambda: False):

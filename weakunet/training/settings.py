@@ -40,7 +40,8 @@ class Settings:
     eps: float = option(1e-7, "Adadelta's epsilon; it sets the size of the first steps", 1e-30)
     flips: str = option("zyx", "axes along which scans are flipped at random", choices=FLIPS)
     shift_vox: int = option(2, "maximum random shift along each axis, in voxels", 0)
-    rotate_deg: float = option(0.0, "maximum random rotation about each axis, in degrees", 0, 180)
+    rotate_deg: float = option(6.0, "maximum random rotation about each axis, in degrees; "
+                               "none once the learning rate falls", 0, 180)
     scale: float = option(0.0, "maximum random scaling, as a fraction", 0, 0.9)
     precision: str = option("auto", "of the convolutions; auto: tf32 on a GPU, fp32 on a CPU",
                             choices=PRECISIONS)
