@@ -22,14 +22,14 @@ from weakunet.gpu import backend
 
 
 def draw_transform(
-    rng, shape, flips="zyx", shift_vox=2, rotate_deg=0, scale=0, in_plane=False, spacing_mm=(1,) * 3
+    rng, shape, flips="zyx", shift_vox=2, rotate_deg=0, scale=0, in_plane=False, spacing_mm=None
 ):
     """Draw the matrix (3, 4) of a random transform about the middle of a volume of `shape`.
 
     flips: the axes that may be mirrored. shift_vox: whole voxels, at most, along each axis.
     rotate_deg: at most, about each axis. scale: at most, as a fraction (0.1: 90 to 110 %).
     in_plane: nothing moves along z, so that a slice of which the lesions were counted stays there.
-    spacing_mm: (z, y, x), so that a rotation of long voxels shears nothing.
+    spacing_mm: (z, y, x), so that a rotation of long voxels shears nothing; None: cubes.
     Always draws the same number of random numbers, so that one setting does not change the others.
     """
     uniform = rng.random(10)
@@ -48,7 +48,8 @@ def draw_transform(
             cos, sin = np.cos(angle), np.sin(angle)
             rotation[[a, a, b, b], [a, b, a, b]] = cos, -sin, sin, cos
             linear = linear @ rotation
-        linear *= np.array(spacing_mm) / np.reshape(spacing_mm, (3, 1))  # mm -> voxels
+        mm = np.ones(3) if spacing_mm is None else np.array(spacing_mm)
+        linear *= mm / mm[:, None]  # millimetres -> voxels
     middle = (np.array(shape) - 1) / 2
     linear = linear * zoom
     return np.concatenate((linear, (middle - linear @ middle + shift)[:, None]), axis=1)
