@@ -1,7 +1,7 @@
 """Load scans: from the rows of a cohort table, from files, or from a phantom.
 
 A row with an ROI is a raw scan, prepared in memory exactly as `weakunet.preprocess` does. A row
-without one is a prepared scan, with intensities in [0, 1].
+without one is a prepared scan, with intensities in [0, 1], and 0 outside its ROI only.
 """
 
 import re
