@@ -151,7 +151,7 @@ def test_start_survives_maps_that_are_zero_everywhere():
     assert np.isfinite(model.params["linear.w"]).all()
 
 
-def test_fit_scale_scales_the_last_layer_to_the_least_error_and_at_most_twofold():
+def test_fit_scales_the_last_layer_to_the_least_error_and_at_most_twofold():
     model, rng = network("lmax")
     batches = [rng.random((3, 1, 8, 8, 8)), rng.random((3, 1, 8, 8, 8))]
     before = {name: value.copy() for name, value in model.params.items()}
@@ -162,9 +162,27 @@ def test_fit_scale_scales_the_last_layer_to_the_least_error_and_at_most_twofold(
         (9 * y, 2),
     ):
         model.load(before)
-        model.fit_scale(batches, counts)
+        model.fit(batches, counts, level=False)
         for name, value in model.params.items():
             assert value == pytest.approx(before[name] * (scale if "linear" in name else 1))
+
+
+def test_fit_gives_a_larger_region_more_of_the_level():
+    model, rng = network("lmax")
+    batches = [rng.random((1, 1, 8, 8, n)) for n in (8, 16, 24, 8)]
+    model.measure_blocks(batches)
+    w, b = model.linear.params["w"].copy(), model.linear.params["b"]
+    model.linear.params["w"][:], b[:] = 0, 1
+    size = np.concatenate([model.predict(scans)[0] for scans in batches])
+    assert size[0] == size[3] < size[1] < size[2] and size.mean() == pytest.approx(1)
+    model.linear.params["w"][:], b[:] = w, 0
+    y = np.concatenate([model.predict(scans)[0] for scans in batches])
+    model.fit(batches, 0.7 * y - 3 * size)
+    fitted = np.concatenate([model.predict(scans)[0] for scans in batches])
+    np.testing.assert_allclose(fitted, 0.7 * y - 3 * size)
+    model.fit(batches, 9 * fitted)  # too far: twofold, and the level that is left
+    again = np.concatenate([model.predict(scans)[0] for scans in batches])
+    np.testing.assert_allclose(again - 2 * fitted, 7 * (fitted @ size) / (size @ size) * size)
 
 
 # -- the gradient with respect to the image --------------------------------------------------------

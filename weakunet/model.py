@@ -168,7 +168,7 @@ class WeakUNet:
 
         Each block brings its part of the bias (ours), or the counts of two regions would not add
         up: y = w . x + b size, where size is the region's blocks over their mean in training.
-        Today's training leaves b at 0; networks trained before have one.
+        Today's training leaves b at 0 until `fit` sets it; networks trained before learned one.
         """
         known = self.settings["region"] and self.global_pool.blocks is not None
         return b * (self.global_pool.size - 1 if known else 0)
@@ -190,20 +190,23 @@ class WeakUNet:
         w *= count / (w @ level) if level.any() else 1 / len(w)
         self.load(self.params | {"linear.w": w, "linear.b": np.zeros(1)})
 
-    def fit_scale(self, batches, counts, slabs=None):
-        """Scale w and b, at most twofold, so that the predictions are nearest to `counts`.
+    def fit(self, batches, counts, slabs=None, level=True):
+        """Scale w and b, at most twofold, and with `level` add to b, for the least squared error.
 
-        Parameters as for `start`, but counts (number of scans,) in the place of their mean. The
-        factor of the least squared error, sum y t / sum y^2.
+        Parameters as for `start`, but counts t (number of scans,) in the place of their mean. The
+        scale is sum y t / sum y^2 of predictions y; with a level, of the parts that no level gives.
         """
-        predicted = [
-            to_host(self.predict(scans, counted=counted)[0])
-            for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False)
-        ]
-        y = np.concatenate(predicted).astype(float)
-        scale = np.clip(y @ counts / max(y @ y, 1e-30), 0.5, 2)
+        predicted, sizes = [], []
+        for scans, counted in zip(batches, slabs or itertools.repeat(None), strict=False):
+            predicted.append(to_host(self.predict(scans, counted=counted)[0]))
+            sizes.append(np.ones(len(scans)) * to_host(1 + self._bias_of_more(1)))
+        y, size = np.concatenate(predicted).astype(float), np.concatenate(sizes)
+        own_y, own_t = (v - level * (v @ size) / (size @ size) * size for v in (y, counts))
+        scale = np.clip(own_y @ own_t / max(own_y @ own_y, 1e-30), 0.5, 2)
         for value in self.linear.params.values():
             value *= value.dtype.type(scale)
+        if level:
+            self.linear.params["b"] += float((counts - scale * y) @ size / (size @ size))
 
     def backward(self, dcount, to_image=False, guided=False):
         """Set all gradients, from the loss's gradient dcount (N,) with respect to the counts.

@@ -154,9 +154,10 @@ class Run:
 
         Before the first epoch `all_of_it` gets its first weights (model.start), unless weights that
         can tell lesions are there already: then only their scale is fitted. To validate, and in
-        best.npz, it is fitted anew: with the common error weighed down (see loop.py) the level
+        best.npz, scale and b are: with the common error weighed down (see loop.py) the level
         wanders by about one count, and validation would judge where it happens to be instead of
-        what was learned. Training goes on without that, for its error says what else to unlearn.
+        what was learned; and a map that is nowhere quite 0 adds up to half a lesion in a scan
+        without one. Training goes on without that, for its error says what else to unlearn.
         """
         if self.settings.gaussian_head:
             return  # the paper's: drawn once, then left to the optimizer
@@ -165,7 +166,7 @@ class Run:
         if all_of_it:
             self.model.start(scans, float(first.mean()), slabs)
         else:
-            self.model.fit_scale(scans, first, slabs)
+            self.model.fit(scans, first, slabs, level=self.epoch + self.batch > 0)
 
     def validate(self):
         """Predicted counts (n,), on the host, of the validation scans."""
