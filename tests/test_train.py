@@ -364,16 +364,8 @@ def test_setting_out_of_range_is_refused(tmp_path, monkeypatch, capsys, setting)
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_training_that_diverges_ends_in_one_line(cohort, tmp_path, capsys):
-    options = (
-        "--data",
-        cohort,
-        "--out",
-        tmp_path / "run",
-        *OPTIONS,
-        "--lr",
-        "1e30",
-        "--rotate-deg=0",
-    )
+    rates = "--lr=1e30", "--rotate-deg=0"
+    options = ("--data", cohort, "--out", tmp_path / "run", *OPTIONS, *rates)
     line = refusal(capsys, train.main, *options)
     assert "diverged in epoch 1" in line and "lower --lr" in line
     assert not (tmp_path / "run" / "best.npz").exists()
