@@ -83,7 +83,7 @@ def variants(study, seeds, out):
     }
 
     def variant(seed, series, x, n_train=all_scans, noise=0.0, **how):
-        settings = Settings(seed=seed, epochs=16 * all_scans // n_train, **how)
+        settings = Settings(seed=seed, epochs=Settings.epochs * all_scans // n_train, **how)
         return Variant(study, series, x, settings, n_train, noise, out)
 
     each_seed = range(FIRST_SEED, FIRST_SEED + seeds)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-FIRST_SEED = 50  # fresh test scans: the seeds below were looked at while the recipe was chosen
+FIRST_SEED = 70  # fresh test scans: the seeds below were looked at while the recipe was chosen
 POOLS = ("lmax", "max")
 
 

@@ -29,7 +29,8 @@ from weakunet.util.cli import progress
 SMALL = 2**19  # voxels: a GPU computes smaller batches faster than the host queues their kernels
 # Weight of the error that a batch's scans have in common (see loss.py). The level of the count is
 # what all weights change, so its error drowns the differences between scans, which say where the
-# lesions are: weighed down, learning starts some epochs earlier.
+# lesions are: weighed down, learning starts some epochs earlier. Not with the maximum: one voxel in
+# the middle then learns to add up all lesions in its reach, which counts well and marks none.
 COMMON = 0.1
 # An error counts as at most so many standard deviations of the training counts. A jump comes from
 # one scan whose count is far off, say because a map that was 0 everywhere has come alive: its
@@ -64,7 +65,8 @@ def train_epoch(run, volumes, counts, stop):
     run.predicted[: len(before)] = backend.to_device(before, model.device)
     starts = range(done, len(counts), settings.batch)
     if not settings.gaussian_head:
-        run.common, run.bound = COMMON, BOUND_SD * float(counts.std())
+        run.common = 1.0 if settings.pool == "max" else COMMON
+        run.bound = BOUND_SD * float(counts.std())
     step = functools.partial(train_step, run)
     if run.one_graph and backend.is_cuda(volumes) and volumes[0].size * settings.batch < SMALL:
         step = backend.as_graph(step)  # a new one per epoch: it holds the learning rate

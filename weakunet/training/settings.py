@@ -25,7 +25,7 @@ class Settings:
     data: str | None = option(None, "cohort table (CSV); without one a phantom is simulated")
     phantom: str = option("tiny", "the phantom to simulate", choices=tuple(PRESETS))
     seed: int = option(0, "random seed for data, split, initial weights and order", 0)
-    epochs: int = option(16, "passes over the training scans", 1)
+    epochs: int = option(24, "passes over the training scans", 1)
     batch: int = option(4, "scans per step", 1)
     channels: tuple = option((8, 16, 32), "feature maps per level (the paper: 32 64 128)", 1)
     convs_per_level: int = option(1, "3x3x3 convolutions per level (the paper: 2)", 1)
