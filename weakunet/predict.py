@@ -15,7 +15,7 @@ import numpy as np
 
 from weakunet.data.cohort import read_cohort
 from weakunet.data.load import read_scan, scans_from_files
-from weakunet.data.prepare import LOWEST, places_in, put_back
+from weakunet.data.prepare import places_in, put_back
 from weakunet.data.slices import half_thickness, in_slice
 from weakunet.data.volumes import index_to_file, index_to_world, require_spacing, write_volume
 from weakunet.detection import output_files
@@ -143,7 +143,6 @@ def main(argv=None):
     precision = pick_precision(args.precision, device)
     how = {name: getattr(args, name) for name in ("invert", "bids", "slab_mm", "spacing_mm")}
     settings = {"model": digest, **how, "device": device, "precision": precision}
-    settings["lowest"] = LOWEST  # of a raw scan's voxels in the ROI
     how["model"] = args.model, digest, device, precision
     write = functools.partial(write_tables, args)
     if device == "cuda":

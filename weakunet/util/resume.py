@@ -14,7 +14,7 @@ import os
 
 from weakunet.util.cli import WRITING, InputError, clear_leftovers, one_line, write_json
 
-VERSION = 1  # of what the program writes; raise it where the same inputs give other results
+VERSION = 2  # of what the program writes; raise it where the same inputs give other results
 FOLDER = ".done"
 SETTINGS = "settings.json"
 
