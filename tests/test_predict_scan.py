@@ -18,15 +18,16 @@ def prepared_volume(seed=0, shape=(9, 10, 13)):
     return Volume(array, AFFINE)
 
 
-def test_odd_size_is_padded_and_cropped_back():
+@pytest.mark.parametrize("shift", [0, (2, 1, 7)])
+def test_odd_size_is_padded_and_cropped_back(shift):
     volume = prepared_volume()
     model = WeakUNet(channels=(2, 3, 4), rng=np.random.default_rng(0))
     model.global_pool.blocks = 5.0
-    count, heatmap = predict_scan(model, volume)
-    front = front_padding(volume.array[1:], 4)  # the first slice is outside the ROI
+    count, heatmap = predict_scan(model, volume, shift=shift)
+    front = (front_padding(volume.array[1:], 4) + shift) % 4  # the first slice is outside the ROI
     z, y, x = front - (1, 0, 0)
     assert (0 <= front).all() and (front < 4).all()
-    padded = np.zeros((1, 1, 16, 16, 20), np.float32)
+    padded = np.zeros((1, 1, *(-(-(front + (8, 10, 13)) // 4) * 4)), np.float32)
     padded[0, 0, z + 1 : z + 9, y : y + 10, x : x + 13] = volume.array[1:]
     expected_count, expected = model.predict(padded)
     assert isinstance(count, float) and count == pytest.approx(float(expected_count[0]), rel=1e-5)

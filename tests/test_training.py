@@ -113,9 +113,9 @@ EQUAL, SPREAD = (4.0, 4.0, 4.1), (0.5, 3.5, 9.5)
     "predicted, train, settings, remedy",
     [
         (SPREAD, (1, 2), {}, None),
-        (EQUAL, (1, 2), {}, "--epochs 32"),
-        ((90.0, 30.0, 0.0), (1, 2), {}, "--epochs 32"),  # spread, but wrong
-        (EQUAL, (1, 2), {"pool": "max"}, "--pool lmax"),
+        (EQUAL, (1, 2), {}, "--epochs 48"),
+        ((90.0, 30.0, 0.0), (1, 2), {}, "--epochs 48"),  # spread, but wrong
+        (EQUAL, (1, 2), {"pool": "max"}, "--pool lmax or --rotate-deg 0"),
         (EQUAL, (1, 2), {"start_from": "none"}, "--start-from auto"),
         ((4.0,), (1, 2), {}, None),  # one validation scan tells nothing
         ((4.0,), (2, 2), {}, "every training scan has the count 2"),

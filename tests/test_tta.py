@@ -17,20 +17,23 @@ def test_flips_are_undone_and_the_median_leaves_out_what_few_of_them_show(monkey
     monkeypatch.setattr(tta, "SMOOTHING_VOX", 0)
     array = np.arange(1.0, 2 * 3 * 4 + 1).reshape(2, 3, 4)
 
-    def mark(volume):  # the low-x edge of what it is given, and one voxel of the scan
+    def mark(volume, shift):  # the low-x edge of what it is given, and one voxel of the scan
+        shifts.append(shift.tolist())
         marked = np.zeros_like(volume.array)
         marked[..., 0] = 1
         marked[volume.array == array[1, 1, 2]] = 8
         return float(volume.array[0, 0, 0]), marked
 
+    shifts = []
     count, middle = average_over_flips(mark, Volume(array, np.eye(4)), "x")
+    assert shifts == [[0, 0, 0], [0, 0, 1]]  # each at another place, but only along x
     expected = np.zeros_like(array)
     expected[..., [0, 3]] = 0.5  # seen in one flip of two
     expected[1, 1, 2] = 8  # in both
     assert count == (array[0, 0, 0] + array[0, 0, 3]) / 2
     np.testing.assert_array_equal(middle, expected)
 
-    def mark_corner(volume):
+    def mark_corner(volume, shift):
         marked = np.zeros_like(volume.array)
         marked[0, 0, 0] = 1
         return marked
@@ -42,7 +45,7 @@ def test_flips_are_undone_and_the_median_leaves_out_what_few_of_them_show(monkey
 def test_without_axes_the_scan_alone_is_taken():
     array = np.ones((3, 4, 5))
     array[1, 2, 2] = 5
-    count, alone = average_over_flips(lambda volume: volume.array, Volume(array, np.eye(4)), "")
+    count, alone = average_over_flips(lambda volume, shift: volume.array, Volume(array, None), "")
     assert count == 0
     np.testing.assert_array_equal(alone, smooth(array, array > 0))
 

@@ -26,25 +26,25 @@ from weakunet.layers.enlarge3d import enlarge3d
 WEIGHTS = np.arange(21) / 20  # of the heatmap in (f), to choose from
 
 
-def saliency(model, volume, slice_index=None, guided=False):
+def saliency(model, volume, slice_index=None, shift=0, guided=False):
     """|d count / d S|: which voxels the count depends on (Simonyan, Vedaldi, Zisserman 2014)."""
-    count = model.forward(*to_network(model, volume, slice_index))
+    count = model.forward(*to_network(model, volume, slice_index, shift))
     gradient = model.backward(count * 0 + 1, to_image=True, guided=guided)
-    return from_network(model, abs(gradient), volume, slice_index)
+    return from_network(model, abs(gradient), volume, slice_index, shift)
 
 
 # as saliency, with what is negative dropped at every ReLU (Springenberg et al. 2015)
 guided_backprop = functools.partial(saliency, guided=True)
 
 
-def grad_cam(model, volume, slice_index=None):
+def grad_cam(model, volume, slice_index=None, shift=0):
     """ReLU(sum_i alpha_i A_i), alpha_i = mean of d count / d A_i (Selvaraju et al. 2017).
 
     A are the maps at the bottom of the encoder; the sum is upsampled trilinearly. Without the
     upsampling path alpha_i is proportional to w_i, so the result is proportional to
     the ReLU of eq. 3's map.
     """
-    count = model.forward(*to_network(model, volume, slice_index))
+    count = model.forward(*to_network(model, volume, slice_index, shift))
     channels = model.settings["channels"][-1]
     bottom = to_host(unpack(model.encoder[-1].y, channels))
     y = model.last.y if model.decoder else None  # of the ReLU that the decoder ends with
@@ -52,7 +52,7 @@ def grad_cam(model, volume, slice_index=None):
     dbottom = unpack(model.backward_decoder(dh)[0], channels)
     alpha = to_host(dbottom).mean(axis=(2, 3, 4), keepdims=True)
     cam = np.maximum((alpha * bottom).sum(axis=1, keepdims=True), 0)
-    return from_network(model, enlarge3d(cam, model.multiple), volume, slice_index)
+    return from_network(model, enlarge3d(cam, model.multiple), volume, slice_index, shift)
 
 
 def combine(heatmap, image, weight, scale):

@@ -1,10 +1,11 @@
-"""Test-time augmentation by flips (ours): one peak per lesion, near its middle.
+"""Test-time augmentation by flips and shifts (ours): one peak per lesion, near its middle.
 
 Nothing in the training asks for one peak per lesion, or for a peak in its middle: a lesion often
 leaves two, and the second takes the place of a fainter lesion. So a scan is also predicted flipped
-along the axes along which training flips. The count is the mean over all flips. The map is their
-MEDIAN, which leaves out what only some of them show (the mean does not), smoothed a little. Both
-were chosen on validation scans of simulated cohorts.
+along the axes along which training flips, each flip at another place on the network's grids: what
+its poolings leave of a voxel depends on where in its cell it lies. The count is the mean over all
+flips. The map is their MEDIAN, which leaves out what only some of them show (the mean does not),
+smoothed a little. All this was chosen on validation scans of simulated cohorts.
 """
 
 import functools
@@ -22,18 +23,18 @@ SMOOTHING_VOX = 0.6  # standard deviation
 def average_over_flips(function, volume, axes, slice_index=None):
     """Mean count and smoothed median map of `function` over the flips of a scan.
 
-    function: Volume -> (count, map (D, H, W)), or -> map, then the count is 0. volume: 0 outside
-    the ROI. axes: those to flip along, of 'zyx'; n axes give 2^n flips, '' the scan alone.
-    slice_index: the slice that was counted; `function` gets it too, and it stays in place.
-    The map has outside the ROI the lowest value inside.
+    function: (Volume, shift) -> (count, map (D, H, W)), or -> map, then the count is 0; shift (3,)
+    as `placement` takes it. volume: 0 outside the ROI. axes: those to flip and shift along, of
+    'zyx'; n axes give 2^n flips, '' the scan alone. slice_index: the slice that was counted;
+    `function` gets it too, and it stays in place. The map has outside the ROI the lowest value in.
     """
     if slice_index is not None:
         axes, function = axes.replace("z", ""), functools.partial(function, slice_index=slice_index)
-    counts, maps = [], []
-    for chosen in itertools.product((False, True), repeat=len(axes)):
+    counts, maps, moved = [], [], np.array([axis in axes for axis in "zyx"], int)
+    for i, chosen in enumerate(itertools.product((False, True), repeat=len(axes))):
         flipped = ["zyx".index(axis) for axis, on in zip(axes, chosen, strict=True) if on]
         scan = np.ascontiguousarray(np.flip(volume.array, flipped))
-        result = function(Volume(scan, volume.affine))
+        result = function(Volume(scan, volume.affine), shift=i * moved)
         count, array = result if isinstance(result, tuple) else (0.0, result)
         counts.append(count)
         maps.append(np.flip(array, flipped))  # flipped back
