@@ -20,7 +20,7 @@ def test_disturbed_counts_are_off_by_one_in_the_fraction_asked_for_and_never_neg
 
 def test_fewer_scans_are_trained_for_the_same_number_of_steps():
     steps = {v.n_train * v.settings.epochs for v in study.variants("scans", 1, Path("out"))}
-    assert steps == {800 * 16}
+    assert steps == {800 * 24}
 
 
 def test_studies_share_their_common_network():
