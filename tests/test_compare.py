@@ -28,6 +28,12 @@ def few(monkeypatch):
     monkeypatch.setitem(COHORTS, "quick", Cohort("tiny", FEW, {}, 1))
 
 
+def test_only_our_pooling_learns_with_rotations():
+    planned = jobs.flat(jobs.plan(compare.parse_arguments([]), "cpu"))
+    turned = {job.name.partition("-seed")[0] for job in planned if job.settings.rotate_deg}
+    assert turned == {"lmax-fcn", "lmax-coarse"}
+
+
 def test_compare_writes_what_it_names_and_repeats_its_bits(tmp_path, few, capsys):
     run(tmp_path / "a")
     printed = capsys.readouterr().out

@@ -20,8 +20,10 @@ from weakunet import train
 from weakunet.data import load
 from weakunet.detection.predict_scan import predict_scan
 from weakunet.gpu import backend
+from weakunet.layers.loss import mse_backward
 from weakunet.model import WeakUNet
 from weakunet.training.checkpoint import load_model
+from weakunet.training.loop import COMMON
 from weakunet.training.settings import Settings
 from weakunet.util import cli
 from weakunet.util.cli import InputError
@@ -305,6 +307,23 @@ def test_the_best_network_is_right_on_average_and_b_stays_0_while_it_learns(coho
     y = np.array([predict_scan(model, scan.volume)[0] for scan in scans])
     error = y.mean() - np.mean([scan.count for scan in scans])
     assert (abs(error) < 1e-5) == (b == 0) == (not head)
+
+
+@pytest.mark.parametrize(
+    "options, weight", [([], COMMON), (["--pool", "max"], 1), (["--gaussian-head"], 1)]
+)
+def test_loss_is_the_papers_with_its_pooling_or_its_last_layer(
+    cohort, tmp_path, monkeypatch, options, weight
+):
+    seen = []
+
+    def gradient(y, t, common, bound):
+        seen.append(common)
+        return mse_backward(y, t, common, bound)
+
+    monkeypatch.setattr("weakunet.training.run.mse_backward", gradient)
+    run(cohort, tmp_path / "run", *options)
+    assert set(seen) == {weight}
 
 
 def test_the_scale_is_fitted_for_best_npz_and_training_goes_on_without_it(cohort, tmp_path):
