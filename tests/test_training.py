@@ -11,6 +11,7 @@ from weakunet.training.batches import common_shape, common_spacing, pad_together
 from weakunet.training.checkpoint import load_model
 from weakunet.training.run import Run, warn_if_nothing_learned
 from weakunet.training.settings import Settings
+from weakunet.util import resume
 from weakunet.util.cli import InputError
 
 
@@ -101,6 +102,8 @@ def test_other_networks_learn_on_small_scans_first_and_once(tmp_path, monkeypatc
     assert path == tmp_path / "start-2-3-x1-lmax8" / "best.npz" and len(loaded) == 2
     assert load_model(path).settings["channels"] == [2, 3]
     assert start.starting_weights(*wanted, lambda: False) == path and len(loaded) == 2
+    monkeypatch.setattr(resume, "VERSION", 0)  # what another program learned is not learned further
+    assert start.starting_weights(*wanted, lambda: True) is None and not path.exists()
 
 
 # -- counts that are not learned ------------------------------------------------------------------
@@ -115,7 +118,7 @@ EQUAL, SPREAD = (4.0, 4.0, 4.1), (0.5, 3.5, 9.5)
         (SPREAD, (1, 2), {}, None),
         (EQUAL, (1, 2), {}, "--epochs 48"),
         ((90.0, 30.0, 0.0), (1, 2), {}, "--epochs 48"),  # spread, but wrong
-        (EQUAL, (1, 2), {"pool": "max"}, "--pool lmax or --rotate-deg 0"),
+        (EQUAL, (1, 2), {"pool": "max"}, "--pool lmax"),
         (EQUAL, (1, 2), {"start_from": "none"}, "--start-from auto"),
         ((4.0,), (1, 2), {}, None),  # one validation scan tells nothing
         ((4.0,), (2, 2), {}, "every training scan has the count 2"),

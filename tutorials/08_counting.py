@@ -129,7 +129,7 @@ assert np.allclose(by_hand, library)
 #     dL/dy_n = 2 (e_n - m + 0.1 m) / N,       e_n = y_n - t_n,   m = mean of e
 #
 # What is left is about telling one scan from another. (The package also bounds e_n, so that one
-# scan cannot undo what the others have taught.)
+# scan cannot undo what the others have taught, and with the maximum gives m its full weight.)
 
 # %%
 NETWORKS = {  # the pooling; how the last layer starts; how much the common error counts

@@ -40,7 +40,7 @@ from weakunet.training.settings import Settings
 #
 # To be quick we take 8 maps on every level and 300 training scans, and train each network once.
 # `python -m weakunet.compare` takes up to 32 maps and 800 scans, trains on five cohorts, and
-# averages over the flips of each scan. The price of being quick: the maps are rougher, and the
+# averages over flips of each scan. The price of being quick: the maps are rougher, and the
 # intervals below say how other TEST scans would change the rates, not how another training would.
 
 # %%

@@ -8,7 +8,7 @@ it to: whoever needs more raises the number on purpose, in the same change.
     model.py        330  the network: forward, backward and heatmap written out
     gpu/            440  which device holds an array, and how a kernel is started there
     data/          1500  scans and counts: volumes, cohort tables, section 2.1, simulated scans
-    training/      1040  settings, random transforms, the training step and loop, checkpoints
+    training/      1048  settings, random transforms, the training step and loop, checkpoints
     detection/      430  from heatmap and count to detections; test-time augmentation
     evaluation/     620  sensitivity, false positives, FROC, confidence intervals: one evaluator
     compare/       1040  the paper's six methods and the fully supervised upper bound; statistics

@@ -35,8 +35,8 @@ OURS = {"fp32": [1e-5] * 4, "tf32": [2e-3] * 4, "bf16": [1.6e-2] * 4}
 OTHERS = {"fp32": [1e-3] * 4, "tf32": [5e-3] * 4, "bf16": [3e-2] * 4}
 PREDICT = {"fp32": [1e-3, 1e-3], "tf32": [2e-2, 2e-2], "bf16": [1e-1, 1e-1]}
 # Of a step the counts, then every gradient. Rounding decides which of two nearly equal voxels is a
-# block's maximum: one such tie moves a gradient by 1.5e-2 (seen on an H200). tf32 and bf16 decide
-# many; their gradients are left to the --check.
+# block's maximum: one such tie moves a gradient by 1.5e-2 (seen on an H200). In tf32 and bf16 there
+# are many: their gradients are left to the --check.
 STEP = {"fp32": [1e-3] + [5e-2] * 99, "tf32": [2e-2], "bf16": [1e-1]}
 
 

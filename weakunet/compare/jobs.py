@@ -81,9 +81,8 @@ def plan(args, device):
 
     def job(kind, pool, seed):
         settings, first = Settings(seed=seed, pool=pool, **own), None
-        if kind == "voxelwise" or pool == "max":
-            # small labels fade where a rotation interpolates, and the maximum does not take off
-            settings.rotate_deg = 0.0
+        if kind == "voxelwise":  # its small labels would fade where a rotation interpolates them
+            settings = dataclasses.replace(settings, pool="lmax", rotate_deg=0.0)
         if simulated and cohort.small_first and kind != "voxelwise":
             small = dataclasses.replace(settings, phantom="tiny", epochs=Settings.epochs)
             first = Job(kind, small, QUICK, args.out / "small", device)

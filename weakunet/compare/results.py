@@ -65,7 +65,8 @@ def write_all(out, cohort, settings, results, tables, cost):
         ("number of runs", len(runs)),
         ("their random seeds", ", ".join(str(r.seed) for r in runs)),
         ("test scans per run", len(runs[0].scores[MAIN])),
-        ("heatmaps", f"median over the flips, smoothed by sd {SMOOTHING_VOX} voxels"),
+        ("heatmaps", f"median over flips and shifts, smoothed by sd {SMOOTHING_VOX} voxels"),
+        ("not rotated", "scans of the networks with the maximum and with voxel labels"),
         *[(name, value) for name, value in vars(settings).items() if name not in ("seed", "pool")],
         *cost.items(),
     ]

@@ -55,8 +55,8 @@ def placement(model, volume, slice_index=None, shift=0):
     """The part of a scan that the network sees, and how many zeros come before and after it.
 
     It is the ROI's box, placed by `front_padding`, and `shift` (int, or one per axis) voxels
-    further. Older networks, whose count is that of the box, see the whole scan, padded to the size
-    that they were trained on, and do not shift it.
+    further. Networks without a region, whose count is that of the box (the maximum, the mean, and
+    older ones), see the whole scan, padded to the size that they were trained on, and not shifted.
     """
     if model.settings["region"]:
         box = ndimage.find_objects((volume.array > 0).view(np.uint8))[0]

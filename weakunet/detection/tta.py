@@ -2,10 +2,10 @@
 
 Nothing in the training asks for one peak per lesion, or for a peak in its middle: a lesion often
 leaves two, and the second takes the place of a fainter lesion. So a scan is also predicted flipped
-along the axes along which training flips, each flip at another place on the network's grids: what
-its poolings leave of a voxel depends on where in its cell it lies. The count is the mean over all
-flips. The map is their MEDIAN, which leaves out what only some of them show (the mean does not),
-smoothed a little. All this was chosen on validation scans of simulated cohorts.
+along the axes along which training flips, and the flips lie at different places on the network's
+grids: what its poolings leave of a voxel depends on where in its cell it lies. The count is the
+mean over them. The map is their MEDIAN, which leaves out what only some of them show (the mean does
+not), smoothed a little. All this was chosen on validation scans of simulated cohorts.
 """
 
 import functools
@@ -25,8 +25,8 @@ def average_over_flips(function, volume, axes, slice_index=None):
 
     function: (Volume, shift) -> (count, map (D, H, W)), or -> map, then the count is 0; shift (3,)
     as `placement` takes it. volume: 0 outside the ROI. axes: those to flip and shift along, of
-    'zyx'; n axes give 2^n flips, '' the scan alone. slice_index: the slice that was counted;
-    `function` gets it too, and it stays in place. The map has outside the ROI the lowest value in.
+    'zyx'; n axes give 2^n flips, '' the scan alone. slice_index: the slice that was counted, which
+    `function` gets too; it stays in place. Outside the ROI the map has its lowest value inside.
     """
     if slice_index is not None:
         axes, function = axes.replace("z", ""), functools.partial(function, slice_index=slice_index)

@@ -28,8 +28,8 @@ from weakunet.util.cli import progress
 
 SMALL = 2**19  # voxels: a GPU computes smaller batches faster than the host queues their kernels
 # Weight of the error that a batch's scans have in common (see loss.py): all weights change it, and
-# it drowns what tells scans apart. Not with the maximum: there, one voxel in the middle would learn
-# to add up all lesions in its reach, which counts well and marks none.
+# it drowns what tells scans apart. Not with the maximum: a voxel in the middle of the scan would
+# add up all lesions in its reach, so that the map counts well and its maximum marks none.
 COMMON = 0.1
 # An error counts as at most so many standard deviations of the training counts. A jump comes from
 # one scan whose count is far off, say because a map that was 0 everywhere has come alive: its

@@ -249,7 +249,7 @@ def _remedy(settings):
     if settings.gaussian_head:
         return "to leave out --gaussian-head"
     if settings.pool != "lmax":
-        return "--pool lmax" + " or --rotate-deg 0" * (settings.rotate_deg > 0)
+        return "--pool lmax"
     if settings.start_from == "none":
         return "--start-from auto"
     return f"--epochs {2 * settings.epochs}, or more scans"

@@ -41,7 +41,7 @@ class Settings:
     flips: str = option("zyx", "axes along which scans are flipped at random", choices=FLIPS)
     shift_vox: int = option(2, "maximum random shift along each axis, in voxels", 0)
     rotate_deg: float = option(6.0, "maximum random rotation about each axis, in degrees; "
-                               "none once the learning rate falls", 0, 180)
+                               "none once the learning rate falls, or with --pool max", 0, 180)
     scale: float = option(0.0, "maximum random scaling, as a fraction", 0, 0.9)
     precision: str = option("auto", "of the convolutions; auto: tf32 on a GPU, fp32 on a CPU",
                             choices=PRECISIONS)
@@ -50,6 +50,8 @@ class Settings:
 
     def __post_init__(self):
         self.channels = list(self.channels)
+        if self.pool == "max":
+            self.rotate_deg = 0.0  # with rotations the maximum does not take off
         for field in dataclasses.fields(self):
             value, rule = getattr(self, field.name), field.metadata
             name = "--" + field.name.replace("_", "-")

@@ -11,6 +11,7 @@ The weights beside this file are those of the default network. This command made
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,14 +55,18 @@ def starting_weights(settings, scans, runs, device, precision, stop):
         maps = "-".join(map(str, small.channels))
         folder = runs / f"start-{maps}-x{small.convs_per_level}-{small.pool}{small.block}"
         path = folder / "best.npz"
-        if resume.noted(folder, "start", dataclasses.asdict(small), (), [path]) is None:
+        wanted = dataclasses.asdict(small), ()
+        if resume.noted(folder, "start", *wanted, [path]) is None:
             print(f"large volumes: the network first learns on small simulated scans, {folder}")
+            if not resume.noted(folder, "begun", *wanted, [folder / "last.npz"]):
+                shutil.rmtree(folder, ignore_errors=True)  # of an older program
+                resume.note(folder, "begun", resume.inputs(*wanted))
             run = Run(new_network(small).to(device, precision), small, folder)
             if run.started():
                 run.load()
             if train(run, load_scans(small, ("train", "val")), stop):
                 return None
-            resume.note(folder, "start", resume.inputs(dataclasses.asdict(small), ()))
+            resume.note(folder, "start", resume.inputs(*wanted))
     print(
         f"large volumes: starting from weights learned on small simulated scans, {path} "
         "(--start-from none: from random ones)",
